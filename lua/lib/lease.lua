@@ -1,0 +1,119 @@
+-- include: nonce
+-- The lock and its queue.
+--
+-- State hash fields, next to `nonce`:
+--   lock      who has the lock: '<lease> <since> <term> <member>', absent when it is free.
+--             lease   first nonce of the lease, or '-' while the member is only called to take the lock
+--             since   begin of the lease or call, server time in microseconds
+--             term    its length in microseconds
+--             member  '<process>:<number or token>'
+--   ticket    places in the queue given out so far
+--   overtaken how often in a row a high-priority waiter went before a waiting normal one
+--   lost      the last member whose lease ended without its release
+--
+-- Queue, a sorted set, exists only while somebody waits:
+--   waiters   member -> ticket (normal priority) or ticket - 4e15 (high)
+--   processes process -> 4e15 + the time in microseconds when it joined
+-- The entry of a process goes when one of its members lets a call pass, so that a process which died with many
+-- waiters costs the others one call and not one each.
+
+local PROCESSES = 4e15      -- scores from here on are processes
+local WAITERS = '(4000000000000000'
+local CALL = '750000'       -- microseconds that a called waiter has to take the lock
+local QUEUE_LIFE = '10000'  -- milliseconds after the last sign of life of any waiter
+local MOST_OVERTAKINGS = 10
+
+-- load(key): the state, or nil and the value when the stored nonce is not ours.
+local function load(key)
+  local fields = redis.call('HMGET', key, 'nonce', 'lock')
+  local state = { key = key, nonce = fields[1] or nil }
+  if foreign(state.nonce) then return nil, state.nonce end
+  if fields[2] then
+    state.lease, state.since, state.term, state.member = fields[2]:match('^(%S+) (%d+) (%d+) (.+)$')
+    if state.lease == '-' then state.lease = nil end
+  end
+  return state
+end
+
+-- lock(state, lease, since, term, member): the value of the field `lock`; the state follows.
+local function lock(state, lease, since, term, member)
+  state.lease, state.since, state.term, state.member = lease, since, term, member
+  return (lease or '-') .. ' ' .. since .. ' ' .. term .. ' ' .. member
+end
+
+-- left(state, now): microseconds until the lease or call ends, as a string.
+local function left(state, now)
+  if not state.member then return '0' end
+  return whole(math.max(math.min(state.since - now, 0) + state.term, 0))
+end
+
+local function process_of(member)
+  return member:match('^[^:]+')
+end
+
+local function anyone_waits(queue)
+  return redis.call('ZRANGEBYSCORE', queue, '-inf', WAITERS, 'LIMIT', 0, 1)[1] ~= nil
+end
+
+-- ended(state, queue, now): whether nobody has the lock or a running call for it; settles what ran out.
+local function ended(state, queue, now)
+  if not state.member then return true end
+  if greater(state.since, now) then -- the server's clock went back: the lease must not last longer for it
+    redis.call('HSET', state.key, 'lock', lock(state, state.lease, now, state.term, state.member))
+  end
+  if now - state.since < tonumber(state.term) then return false end
+  if state.lease then
+    redis.call('HSET', state.key, 'lost', state.member)
+  else
+    redis.call('ZREM', queue, process_of(state.member))
+  end
+  return true
+end
+
+-- first_waiter(state, queue): who is next, and whether anybody else waits.
+local function first_waiter(state, queue)
+  local two = redis.call('ZRANGEBYSCORE', queue, '-inf', WAITERS, 'WITHSCORES', 'LIMIT', 0, 2)
+  local member, more = two[1], two[3] ~= nil
+  if not member then return nil end
+  if tonumber(two[2]) < 0 then
+    local normal = redis.call('ZRANGEBYSCORE', queue, '0', WAITERS, 'LIMIT', 0, 1)[1]
+    if not normal then return member, more end
+    if redis.call('HINCRBY', state.key, 'overtaken', 1) <= MOST_OVERTAKINGS then return member, more end
+    member = normal
+  end
+  redis.call('HDEL', state.key, 'overtaken')
+  return member, more
+end
+
+-- dequeue(state, queue): takes the next living waiter out of the queue, or returns nil.
+local function dequeue(state, queue)
+  if redis.call('EXISTS', queue) == 0 then return nil end
+  while true do -- each round removes a waiter, so its cost was paid when that one joined
+    local member, more = first_waiter(state, queue)
+    if not member then return nil end
+    local alive = redis.call('ZSCORE', queue, process_of(member))
+    if more then
+      redis.call('ZREM', queue, member)
+    else
+      redis.call('DEL', queue)
+    end
+    if alive then return member end
+  end
+end
+
+-- call(state, member, now): reserves the lock for a waiter and wakes its process.
+local function call(state, member, now)
+  redis.call('HSET', state.key, 'lock', lock(state, nil, now, CALL, member))
+  redis.call('PUBLISH', 'kraken-nonce:wake:' .. process_of(member), member)
+end
+
+-- hand_over(state, queue): the lock goes to the next waiter or becomes free.
+local function hand_over(state, queue)
+  local member = dequeue(state, queue)
+  if member then
+    call(state, member, clock())
+  else
+    redis.call('HDEL', state.key, 'lock')
+    state.member, state.lease = nil, nil
+  end
+end
