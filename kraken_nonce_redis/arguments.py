@@ -1,0 +1,97 @@
+"""Checks of what callers pass in; each raises `InvalidArgument` with the parameter's name."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from kraken_nonce_redis.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from kraken_nonce_redis.commands import Priority
+
+HIGHEST_NONCE: Final = 2**63 - 1
+MOST_RESERVED: Final = 1_000_000
+SHORTEST_TTL: Final = 1.0
+LONGEST_TTL: Final = 3600.0
+LONGEST_LEAD: Final = 90 * 86_400 * 10**9
+LONGEST_TOKEN: Final = 200
+URL_SCHEMES: Final = ("redis", "rediss", "unix")
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InvalidArgument(name, f"must be a finite number, not {value!r}")
+    return value
+
+
+def seconds(name: str, value: object, lowest: float, highest: float) -> float:
+    """Return a length of time in seconds."""
+    number = _number(name, value)
+    if not lowest <= number <= highest:
+        raise InvalidArgument(name, f"must be {lowest:g} to {highest:g} seconds, not {value!r}")
+    return number
+
+
+def ttl(value: object, name: str = "ttl") -> float:
+    """Return the length of a lease in seconds."""
+    return seconds(name, value, SHORTEST_TTL, LONGEST_TTL)
+
+
+def timeout(value: object, name: str = "timeout") -> float | None:
+    """Return how long to wait, in seconds; None is for ever."""
+    if value is None:
+        return None
+    number = _number(name, value)
+    if number < 0:
+        raise InvalidArgument(name, f"must be None (no limit) or at least 0 seconds, not {value!r}")
+    return number
+
+
+def whole(name: str, value: object, lowest: int, highest: int) -> int:
+    """Return a whole number in a range."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidArgument(name, f"must be an int, not {value!r}")
+    if not lowest <= value <= highest:
+        raise InvalidArgument(name, f"must be {lowest} to {highest}, not {value}")
+    return value
+
+
+def cost(value: object) -> float:
+    """Return what a call costs of Kraken's REST counter."""
+    number = _number("cost", value)
+    if number < 0:
+        raise InvalidArgument("cost", f"must be at least 0, not {value!r}")
+    return number
+
+
+def priority(value: object) -> Priority:
+    """Return a priority."""
+    if value == "normal":
+        return "normal"
+    if value == "high":
+        return "high"
+    raise InvalidArgument("priority", f"must be 'normal' or 'high', not {value!r}")
+
+
+def token(value: object) -> str | None:
+    """Return a caller's own id for a lease."""
+    if value is None:
+        return None
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    if not isinstance(text, str) or not 1 <= len(text) <= LONGEST_TOKEN:
+        raise InvalidArgument("token", f"must be 1 to {LONGEST_TOKEN} characters")
+    return text
+
+
+def url(value: object) -> str:
+    """Return the URL of a Redis server. It may hold a password, so no error shows it."""
+    if not isinstance(value, str):
+        raise InvalidArgument("url", f"must be a str, not {type(value).__name__}")
+    scheme = urlsplit(value).scheme
+    if scheme not in URL_SCHEMES:
+        # A password can stand where the scheme should ("secret@host"), so only a known-harmless shape is shown.
+        shown = repr(scheme) if scheme.isalpha() and "://" in value else "none"
+        raise InvalidArgument("url", f"must begin with redis://, rediss:// or unix://; its scheme is {shown}")
+    return value

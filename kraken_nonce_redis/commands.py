@@ -1,0 +1,309 @@
+"""What is said to Redis and what it answers; no I/O.
+
+A `Command` is one run of one script: its keys, its arguments and how to read the reply. The functions below make
+them. Nonces are whole nanoseconds since 1970 as a rule; Redis gets and gives them as decimal strings, since a Lua
+number can't hold them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
+
+from kraken_nonce_redis import scripts
+from kraken_nonce_redis.errors import ForeignValue, InvalidArgument, NonceTooFarAhead
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+Scope: TypeAlias = Literal["key", "global"]
+Priority: TypeAlias = Literal["normal", "high"]
+Reply: TypeAlias = "Sequence[str]"
+T = TypeVar("T")
+
+DEFAULT_NAMESPACE = "kraken-nonce"
+BLOCK = 100_000
+"""Nonces that come with a lease: 0.1 ms worth of them, so that they never run ahead of the clock."""
+
+_NAMESPACE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_DIGEST_LENGTH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Keyspace:
+    """The Redis names of one API key, or of all API keys of a namespace.
+
+    They share a hash tag, so they live on one node of a Redis Cluster.
+
+    Attributes:
+        namespace: what all names begin with.
+        tag: SHA-256 of the API key, its first 16 hex digits; ``global`` for all API keys.
+    """
+
+    namespace: str
+    tag: str
+
+    @classmethod
+    def of(cls, namespace: str, api_key: str, scope: Scope = "key") -> Keyspace:
+        """Return the names for an API key. Raises `InvalidArgument`."""
+        if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):
+            raise InvalidArgument("namespace", "must be 1 to 64 of the characters A-Z a-z 0-9 _ . : -")
+        if scope not in ("key", "global"):
+            raise InvalidArgument("scope", f"must be 'key' or 'global', not {scope!r}")
+        if not isinstance(api_key, str) or not api_key.strip():
+            # Never the value: it may be a key with a slip in it.
+            raise InvalidArgument("api_key", f"must be a non-empty str, got {_kind(api_key)}")
+        if scope == "global":
+            return cls(namespace, "global")
+        digest = hashlib.sha256(api_key.encode()).hexdigest()
+        return cls(namespace, digest[:_DIGEST_LENGTH])
+
+    @property
+    def state(self) -> str:
+        """The hash with the last nonce and the lock."""
+        return f"{self.namespace}:{{{self.tag}}}"
+
+    @property
+    def queue(self) -> str:
+        """The sorted set of those who wait for the lock."""
+        return f"{self.state}:queue"
+
+
+def _kind(value: object) -> str:
+    return "an empty str" if isinstance(value, str) else type(value).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class Command(Generic[T]):
+    """One run of a script.
+
+    Attributes:
+        name: the script.
+        keys: the keys it touches, the state first.
+        args: its arguments, without the floor.
+        read: makes the result from the reply; raises errors of our tree.
+        highest: for a script that takes the caller's floor as its first argument, the highest nonce in a result.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    args: tuple[str | int, ...]
+    read: Callable[[Reply], T]
+    highest: Callable[[T], int] | None = None
+
+    @property
+    def script(self) -> scripts.Script:
+        """The script's source and hash."""
+        return scripts.load(self.name)
+
+    def result(self, raw: Sequence[Any]) -> T:
+        """Read what redis-py returned."""
+        reply = [text(part) for part in raw]
+        if reply[0] == "foreign":
+            raise ForeignValue(self.name, self.keys[0], f"its nonce is {reply[1][:40]!r}, which is none of ours")
+        if reply[0] == "overflow":
+            raise NonceTooFarAhead(
+                f"{self.keys[0]}: no nonce is left below 2^63; the last one is {reply[1]}. "
+                "The API key is poisoned: replace it at Kraken",
+                last=int(reply[1]),
+                lead=0,
+                max_lead=0,
+            )
+        return self.read(reply)
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The lock is the caller's: the nonces of its lease, and the seconds to the lease's end."""
+
+    nonces: range
+    left: float
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The caller has a place in the queue.
+
+    Attributes:
+        ticket: the place; lower is earlier. It can be presented again when the queue was lost.
+        joined: identifies the process's stay in the queue.
+        left: seconds until the current lease or call ends, at most.
+    """
+
+    ticket: int
+    joined: str
+    left: float
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """The lock is not free and the caller does not wait; seconds until the current lease ends."""
+
+    left: float
+
+
+@dataclass(frozen=True, slots=True)
+class Attendance:
+    """Answer to a process's sign of life.
+
+    Attributes:
+        joined: as in `Waiting`; empty when all waiters of the process must ask again.
+        called: the waiter of this process whose turn it is, or ``""``.
+        left: as in `Waiting`.
+    """
+
+    joined: str
+    called: str
+    left: float
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is stored for an API key.
+
+    Attributes:
+        now: server time, ns since 1970.
+        last: the last nonce handed out, or None.
+        holder: id of the holder, or of the waiter called to take the lock; ``""`` when free.
+        leased: whether the holder has a lease that still runs.
+        left: seconds until the lease or call ends, 0.0 when it ran out.
+        waiting: number of waiters.
+    """
+
+    now: int
+    last: int | None
+    holder: str
+    leased: bool
+    left: float
+    waiting: int
+
+
+def channel(process: str) -> str:
+    """Return the channel on which a process hears whose turn it is, for all namespaces."""
+    return f"kraken-nonce:wake:{process}"
+
+
+def reserve(keys: Keyspace, count: int) -> Command[range]:
+    """Hand out the next nonces."""
+    return Command(
+        "reserve",
+        (keys.state,),
+        (count,),
+        lambda reply: range(int(reply[1]), int(reply[2]) + 1),
+        lambda block: block[-1],
+    )
+
+
+def advance(keys: Keyspace, target: int, max_lead: int) -> Command[int]:
+    """Raise the last nonce to at least a target; ns, both."""
+
+    def read(reply: Reply) -> int:
+        if reply[0] == "too far":
+            lead = target - int(reply[2])
+            raise NonceTooFarAhead(
+                f"{keys.state}: {target} is {lead / 1e9:.3f} s ahead of the server's clock, more than max_lead "
+                f"({max_lead / 1e9:.3f} s); nothing was changed. Nonces here are nanoseconds since 1970",
+                last=int(reply[1]),
+                lead=lead,
+                max_lead=max_lead,
+            )
+        return int(reply[1])
+
+    return Command("advance", (keys.state,), (target, max_lead), read, lambda last: last)
+
+
+def inspect(keys: Keyspace) -> Command[State]:
+    """Look, without changing anything."""
+
+    def read(reply: Reply) -> State:
+        _, now, nonce, holder, lease, left, waiting, _ = reply
+        return State(
+            now=int(now) * 1000,
+            last=int(nonce) if nonce else None,
+            holder=holder,
+            leased=bool(lease) and left != "0",
+            left=_seconds(left),
+            waiting=int(waiting),
+        )
+
+    return Command("inspect", (keys.state, keys.queue), (), read)
+
+
+def acquire(
+    keys: Keyspace, member: str, ttl: float, ticket: int | None, priority: Priority
+) -> Command[Granted | Waiting | Busy]:
+    """Take the lock and a block of nonces, or a place in the queue unless ``ticket`` is None."""
+    return Command(
+        "acquire",
+        (keys.state, keys.queue),
+        (member, microseconds(ttl), BLOCK, "" if ticket is None else ticket, priority),
+        _read_acquire,
+        _highest_acquired,
+    )
+
+
+def _read_acquire(reply: Reply) -> Granted | Waiting | Busy:
+    if reply[0] == "granted":
+        first = int(reply[1])
+        return Granted(range(first, first + BLOCK), _seconds(reply[2]))
+    if reply[0] == "waiting":
+        return Waiting(int(reply[1]), reply[2], _seconds(reply[3]))
+    return Busy(_seconds(reply[1]))
+
+
+def _highest_acquired(answer: Granted | Waiting | Busy) -> int:
+    return answer.nonces[-1] if isinstance(answer, Granted) else 0
+
+
+def release(keys: Keyspace, member: str, lease: int = 0) -> Command[bool]:
+    """Give up a lease, a call or a place. False: the lease had ended before."""
+    return Command("release", (keys.state, keys.queue), (member, lease), lambda reply: reply[0] == "released")
+
+
+def wait(keys: Keyspace, process: str, oldest: str) -> Command[Attendance]:
+    """Give a waiting process's sign of life."""
+    return Command(
+        "wait",
+        (keys.state, keys.queue),
+        (process, oldest),
+        lambda reply: Attendance(reply[1], reply[2], _seconds(reply[3])),
+    )
+
+
+def extend(keys: Keyspace, member: str, seconds: float) -> Command[range | None]:
+    """Let a lease end so many seconds from now, with fresh nonces. None: it is lost."""
+
+    def read(reply: Reply) -> range | None:
+        if reply[0] == "lost":
+            return None
+        first = int(reply[1])
+        return range(first, first + BLOCK)
+
+    return Command(
+        "extend",
+        (keys.state,),
+        (member, microseconds(seconds), BLOCK),
+        read,
+        lambda block: block[-1] if block else 0,
+    )
+
+
+def unlock(keys: Keyspace, member: str) -> Command[bool]:
+    """End a holder's lease by force. False: it was not the holder."""
+    return Command("unlock", (keys.state, keys.queue), (member,), lambda reply: reply[0] == "unlocked")
+
+
+def text(value: object) -> str:
+    """Return what redis-py read as text, whether or not the client decodes."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def microseconds(seconds: float) -> int:
+    """Return whole microseconds."""
+    return round(seconds * 1_000_000)
+
+
+def _seconds(microseconds: str) -> float:
+    return int(microseconds) / 1_000_000

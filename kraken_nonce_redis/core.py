@@ -1,0 +1,281 @@
+"""The allocator, the lock and the lease without I/O; the shells for threads and asyncio add only that."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from kraken_nonce_redis import arguments, clock, commands
+from kraken_nonce_redis.commands import Keyspace
+from kraken_nonce_redis.errors import (
+    CallLockError,
+    InvalidArgument,
+    KrakenNonceError,
+    LeaseLost,
+    NoncesUsedUp,
+    StoreError,
+)
+from kraken_nonce_redis.waiting import Acquired, Run, acquiring, running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from kraken_nonce_redis.commands import Command, Priority, Scope, State
+    from kraken_nonce_redis.waiting import Flow, Local
+
+L = TypeVar("L", bound="LeaseCore")
+
+DEFAULT_TTL: Final = 30.0
+DEFAULT_MAX_LEAD: Final = 3_600 * 10**9
+
+# The part of a lease that its holder does not use: so much faster may the server's clock run than ours.
+_CLOCK_DRIFT: Final = 0.001
+
+logger = logging.getLogger("kraken_nonce_redis")
+
+
+class AllocatorCore:
+    """What a `NonceAllocator` says to Redis."""
+
+    def __init__(self, keys: Keyspace, max_lead: int) -> None:
+        self._keys = keys
+        self._max_lead = arguments.whole("max_lead", max_lead, 0, arguments.LONGEST_LEAD)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._keys.state}>"
+
+    def _reserve(self, count: int) -> Command[range]:
+        arguments.whole("count", count, 1, arguments.MOST_RESERVED)
+        return commands.reserve(self._keys, count)
+
+    def _inspect(self) -> Command[State]:
+        return commands.inspect(self._keys)
+
+    def _advance(self, nonce: int) -> Command[int]:
+        arguments.whole("nonce", nonce, 1, arguments.HIGHEST_NONCE)
+        return commands.advance(self._keys, nonce, self._max_lead)
+
+    def _jumping(self, nanoseconds: int) -> Flow[int]:
+        arguments.whole("nanoseconds", nanoseconds, 1, arguments.HIGHEST_NONCE)
+        state: State = yield Run(self._inspect())
+        # A target instead of a distance: run twice after a lost reply, it jumps once.
+        target = max(state.last or 0, state.now) + nanoseconds
+        return (yield from running(commands.advance(self._keys, target, self._max_lead)))
+
+
+class LeaseCore:
+    """A lock held until its deadline, as its holder sees it.
+
+    Attributes:
+        nonce: the first nonce of the lease, for its first call; ns since 1970.
+    """
+
+    def __init__(self, lock: LockCore[Any], acquired: Acquired) -> None:
+        self.nonce: Final[int] = acquired.nonces[0]
+        self._lock = lock
+        self._member = acquired.member
+        self._pid = os.getpid()
+        self._depth = 1
+        self._over = False
+        self._nonces: Iterator[int]
+        self._deadline: float
+        self._renewed(acquired.nonces[1:], acquired.deadline)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._lock.keys.state} nonce={self.nonce} remaining={self.remaining():.3f}>"
+
+    def next_nonce(self) -> int:
+        """Return the next nonce of this lease, above `nonce` and all earlier ones, without a round trip.
+
+        Raises `LeaseLost` once the lease has ended, and `NoncesUsedUp` after 99,999 calls; ``extend()`` brings
+        fresh nonces.
+        """
+        if clock.now() >= self._deadline:
+            self.check()
+        for nonce in self._nonces:
+            return nonce
+        raise NoncesUsedUp(
+            f"the {commands.BLOCK} nonces of the lease on {self._lock.keys.state} are used up; "
+            "lease.extend() brings new ones"
+        )
+
+    def remaining(self) -> float:
+        """Return the seconds left, 0.0 when the lease has ended. Counted from before the lock was asked for."""
+        if self._over or self._pid != os.getpid():
+            return 0.0
+        return max(0.0, self._deadline - clock.now())
+
+    @property
+    def lost(self) -> bool:
+        """Whether the lease has ended, so that another caller may hold the lock."""
+        return self.remaining() <= 0.0
+
+    def check(self, seconds: float = 0.0) -> None:
+        """Raise `LeaseLost` unless more than ``seconds`` are left. To be called before signing and sending."""
+        left = self.remaining()
+        if left <= seconds:
+            raise LeaseLost(
+                f"{left:.3f} s are left of the lease on {self._lock.keys.state}, more than {seconds:g} s are needed; "
+                "sign and send nothing under it",
+                self._lock.keys.state,
+            )
+
+    def _renewed(self, nonces: range, deadline: float) -> None:
+        self._nonces = iter(nonces)
+        self._deadline = deadline - _CLOCK_DRIFT * max(0.0, deadline - clock.now())
+
+    def _end(self) -> bool:
+        """Take note that the lease ends here; False in a forked child, which does not own it."""
+        self._over = True
+        self._deadline = 0.0
+        return self._pid == os.getpid()
+
+    def _extending(self, seconds: float, *, replace: bool = False) -> Flow[None]:
+        """Let the lease end ``seconds`` later, or that long from now."""
+        term = seconds if replace else self.remaining() + seconds
+        if not 0 < seconds <= term <= arguments.LONGEST_TTL:
+            raise InvalidArgument(
+                "seconds",
+                f"must be above 0 and leave the lease at most {arguments.LONGEST_TTL:g} s, not {seconds!r}",
+            )
+        if self._over or self._pid != os.getpid():
+            self.check()
+        started = clock.now()
+        nonces = yield from running(commands.extend(self._lock.keys, self._member, term))
+        if nonces is None:
+            self._end()
+            self.check()
+        else:
+            self._renewed(nonces, started + term)
+
+
+class _Renewal:
+    """A chore: keeps a lease from ending until it is released."""
+
+    def __init__(self, lease: LeaseCore) -> None:
+        self._lease = lease
+        self._lock = lease._lock
+        self._asked = 0.0
+
+    def command(self, now: float) -> Command[range | None] | None:
+        """Return the renewal, or None when the lease is over."""
+        if self._lease.lost:
+            return None
+        self._asked = now
+        return commands.extend(self._lock.keys, self._lease._member, self._lock.ttl)
+
+    def succeeded(self, command: Command[range | None], result: range | None, now: float) -> float | None:
+        """Take the new deadline and nonces."""
+        del command
+        if self._lease._over:
+            return None
+        if result is None:
+            self._lease._end()
+            logger.warning("The lease on %s was lost before it was renewed", self._lock.keys.state)
+            return None
+        self._lease._renewed(result, self._asked + self._lock.ttl)
+        return now + self._lock.ttl / 3
+
+    def failed(self, error: KrakenNonceError, now: float) -> float:
+        """Try again; the lease may outlast the trouble."""
+        logger.warning("The lease on %s could not be renewed: %s", self._lock.keys.state, error)
+        return now + self._lock.ttl / 30
+
+
+class LockCore(Generic[L]):
+    """What a `CallLock` says to Redis, and which leases its callers have.
+
+    An owner is a thread or a task.
+    """
+
+    def __init__(self, local: Callable[[], Local], api_key: str, *, ttl: float, scope: Scope, namespace: str) -> None:
+        self.keys: Final = Keyspace.of(namespace, api_key, scope)
+        self.ttl: Final = arguments.ttl(ttl)
+        self._local = local
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.keys.state} ttl={self.ttl:g}>"
+
+    def _held(self, owner: object) -> L | None:
+        lease: L | None = self._local().held.get((owner, self.keys.state))
+        return lease
+
+    def _own(self, owner: object, doing: str) -> L:
+        lease = self._held(owner)
+        if lease is None:
+            raise CallLockError(
+                f"can't {doing} {self.keys.state}: this thread or task does not hold it",
+                self.keys.state,
+            )
+        return lease
+
+    def _holding(
+        self,
+        owner: object,
+        make_lease: Callable[[Acquired], L],
+        *,
+        timeout: float | None,
+        cost: float = 0,
+        priority: Priority = "normal",
+        auto_renew: bool = False,
+        token: str | None = None,
+    ) -> Flow[L]:
+        """Get a lease, or one more hold on the one that the owner has."""
+        timeout = arguments.timeout(timeout)
+        arguments.cost(cost)
+        priority = arguments.priority(priority)
+        held = self._held(owner)
+        if held is not None:
+            held._depth += 1
+            return held
+        local = self._local()
+        member = local.new_member(token)
+        try:
+            acquired = yield from acquiring(local, self.keys, member, ttl=self.ttl, timeout=timeout, priority=priority)
+        except BaseException:
+            local.members.pop(member, None)
+            raise
+        lease = make_lease(acquired)
+        local.held[owner, self.keys.state] = lease
+        if auto_renew:
+            local.agenda.add(clock.now() + self.ttl / 3, _Renewal(lease))
+        return lease
+
+    def _releasing(self, owner: object, lease: L) -> Flow[None]:
+        """End one hold, and with the last one the lease. Raises `LeaseLost` and `StoreError`."""
+        lease._depth -= 1
+        if lease._depth:
+            return
+        local = self._local()
+        local.held.pop((owner, self.keys.state), None)
+        local.members.pop(lease._member, None)
+        left = lease.remaining()
+        if not lease._end():
+            return
+        try:
+            released: bool = yield Run(commands.release(self.keys, lease._member, lease.nonce))
+        except BaseException:
+            local.give_back(self.keys, lease._member, left)
+            raise
+        if not released:
+            raise LeaseLost(
+                f"the lease on {self.keys.state} ended before it was released; another caller may have held the "
+                "lock meanwhile. Choose a longer ttl, or auto_renew=True",
+                self.keys.state,
+            )
+
+    def _leaving(self, owner: object, lease: L, *, failed: bool) -> Flow[None]:
+        """Release at the end of a ``with`` block.
+
+        A failure of Redis is no news about what was done in the block, so it must not hide that: the lock is given
+        back when Redis is there again, or ends with its lease.
+        """
+        try:
+            yield from self._releasing(owner, lease)
+        except StoreError as error:
+            logger.warning("%s stays locked until Redis is back or its lease ends: %s", self.keys.state, error)
+        except LeaseLost as error:
+            if not failed:
+                raise
+            logger.warning("%s", error)

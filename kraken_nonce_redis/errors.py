@@ -1,0 +1,180 @@
+"""Every error that this library raises.
+
+::
+
+    KrakenNonceError
+     ├─ InvalidArgument (ValueError)          a parameter, named in the text
+     ├─ IncompatibleClient                    an exchange client without the seam that an adapter needs
+     ├─ StoreError                            Redis can't be used as asked
+     │   ├─ StoreUnavailable                  down, unreachable, loading, too slow
+     │   ├─ StoreReadOnly                     a replica
+     │   ├─ StorePermissionDenied             wrong password, or rights missing
+     │   ├─ StoreOutOfMemory                  over maxmemory
+     │   ├─ StoreUnsupported                  no scripting or another missing ability
+     │   └─ ForeignValue                      our key holds somebody else's value
+     ├─ NonceTooFarAhead                      a raise past max_lead, or past int64
+     ├─ NoncesUsedUp                          the block of a lease is empty
+     └─ CallLockError (redis LockError)       the lock was not had, or not released
+         ├─ HoldTimeout (TimeoutError)        the lock was not free in time
+         └─ LeaseLost (redis LockNotOwnedError)  the lease ended before it was released
+
+No text and no field carries an API key, a secret or a password. A Redis key in a text holds a digest of the
+API key at most.
+"""
+
+from __future__ import annotations
+
+import redis.exceptions
+
+
+class KrakenNonceError(Exception):
+    """Base of all errors of this library."""
+
+
+class InvalidArgument(KrakenNonceError, ValueError):
+    """A parameter is out of its range or of the wrong kind.
+
+    Attributes:
+        parameter: the parameter's name.
+    """
+
+    def __init__(self, parameter: str, problem: str) -> None:
+        super().__init__(f"{parameter}: {problem}")
+        self.parameter = parameter
+
+
+class IncompatibleClient(KrakenNonceError):
+    """An exchange client object or version lacks the seam that an adapter needs.
+
+    Attributes:
+        client: what was given, such as ``"krakenex 3.0"``.
+    """
+
+    def __init__(self, client: str, problem: str) -> None:
+        super().__init__(f"{client}: {problem}")
+        self.client = client
+
+
+class StoreError(KrakenNonceError):
+    """Redis can't be used as asked; no nonce was made up in its place.
+
+    Attributes:
+        operation: what was being done, such as ``"acquire"``.
+        key: the Redis key concerned, or ``""``.
+    """
+
+    def __init__(self, operation: str, key: str, problem: str) -> None:
+        super().__init__(f"{operation} {key}: {problem}" if key else f"{operation}: {problem}")
+        self.operation = operation
+        self.key = key
+
+
+class StoreUnavailable(StoreError):
+    """Redis is down, unreachable, loading or too slow. Try again later; no restart is needed."""
+
+
+class StoreReadOnly(StoreError):
+    """The server is a read-only replica. Connect to the master."""
+
+
+class StorePermissionDenied(StoreError):
+    """The server refuses the password or the user's rights don't suffice."""
+
+
+class StoreOutOfMemory(StoreError):
+    """The server is over its maxmemory and refuses to write. Nothing was changed."""
+
+
+class StoreUnsupported(StoreError):
+    """The server lacks something that this library needs, such as Lua scripts."""
+
+
+class ForeignValue(StoreError):
+    """A key of ours holds a value that this library did not write. Nothing was changed."""
+
+
+class NonceTooFarAhead(KrakenNonceError):
+    """A nonce would be raised further ahead of the server's clock than allowed. Nothing was changed.
+
+    Attributes:
+        last: the last nonce handed out, ns since 1970; 0 when there is none.
+        lead: how far the refused nonce lies ahead of the server's clock, ns.
+        max_lead: how far it may, ns.
+    """
+
+    def __init__(self, problem: str, *, last: int, lead: int, max_lead: int) -> None:
+        super().__init__(problem)
+        self.last = last
+        self.lead = lead
+        self.max_lead = max_lead
+
+
+class NoncesUsedUp(KrakenNonceError):
+    """The block of nonces of a lease is used up. ``lease.extend()`` gives it a new one."""
+
+
+class CallLockError(KrakenNonceError, redis.exceptions.LockError):
+    """The lock was used wrongly, such as a release without a lease."""
+
+    def __init__(self, problem: str, key: str = "") -> None:
+        super().__init__(problem, key)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class HoldTimeout(CallLockError, TimeoutError):
+    """The lock was not free within the caller's timeout. Nothing of the caller is left in the queue."""
+
+
+class LeaseLost(CallLockError, redis.exceptions.LockNotOwnedError):
+    """The lease ended before it was released: another caller may hold the lock.
+
+    Sign and send nothing more under it.
+    """
+
+
+def keeps_connection(error: BaseException) -> bool:
+    """Return whether a connection is still good after an error: it was the server's answer, read to its end.
+
+    A master that has become a replica is left, so that the next connection may find the new one. After anything else,
+    an interruption too, an answer that was not read would be taken for the next command's.
+    """
+    return isinstance(error, redis.exceptions.ResponseError) and not isinstance(error, redis.exceptions.ReadOnlyError)
+
+
+# What the server says, wherever in the text: before 7.0 it wraps the errors of a script's commands.
+_SERVER_WORDS: tuple[tuple[str, type[StoreError], str], ...] = (
+    ("wrongtype", ForeignValue, "the key holds a value of another program; use another namespace"),
+    ("oom ", StoreOutOfMemory, "the server is over its maxmemory; nothing was changed"),
+    ("readonly", StoreReadOnly, "the server is a read-only replica; connect to the master"),
+    ("noperm", StorePermissionDenied, "the user lacks a right; the docs list those it needs"),
+    ("can't run this command", StorePermissionDenied, "the user lacks a right"),
+    ("unknown command", StoreUnsupported, "the server has no Lua scripts (EVAL, EVALSHA)"),
+    ("noauth", StorePermissionDenied, "the server wants a password"),
+    ("loading", StoreUnavailable, "the server is still loading"),
+    ("masterdown", StoreUnavailable, "the replica has lost its master"),
+    ("clusterdown", StoreUnavailable, "the cluster is down"),
+    ("tryagain", StoreUnavailable, "the cluster is moving the key"),
+    ("busy", StoreUnavailable, "the server is busy with a script"),
+    ("misconf", StoreUnavailable, "the server can't persist and refuses to write"),
+    ("noreplicas", StoreUnavailable, "the server has too few replicas and refuses to write"),
+)
+
+
+def from_redis(error: Exception, operation: str, key: str) -> StoreError:
+    """Return the error of our tree for what redis-py raised in an operation on a key."""
+    kind: type[StoreError] = StoreError
+    problem = "the server refused"
+    if isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.AuthorizationError):
+        kind, problem = StorePermissionDenied, "the server refuses the user name or password"
+    elif isinstance(error, redis.exceptions.TimeoutError):
+        kind, problem = StoreUnavailable, "Redis did not answer in time"
+    elif isinstance(error, redis.exceptions.ConnectionError):
+        kind, problem = StoreUnavailable, "Redis can't be reached"
+    else:
+        text = str(error).lower()
+        found = next((entry for entry in _SERVER_WORDS if entry[0] in text), None)
+        if found is not None:
+            _, kind, problem = found
+    return kind(operation, key, f"{problem} ({error})")

@@ -1,0 +1,208 @@
+"""The lock around private calls."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING, Literal, Self
+
+from kraken_nonce_redis import arguments, commands
+from kraken_nonce_redis.commands import DEFAULT_NAMESPACE
+from kraken_nonce_redis.core import DEFAULT_TTL, LeaseCore, LockCore
+from kraken_nonce_redis.errors import HoldTimeout
+from kraken_nonce_redis.store import client_from_url, store_for
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from types import TracebackType
+
+    from kraken_nonce_redis.commands import Priority, Scope
+    from kraken_nonce_redis.store import Client, Store
+    from kraken_nonce_redis.waiting import Acquired
+
+
+class Lease(LeaseCore):
+    """The lock, held until its deadline; `CallLock.hold` gives it.
+
+    Attributes:
+        nonce: the first nonce of the lease, for its first call; ns since 1970.
+    """
+
+    def __init__(self, store: Store, lock: CallLock, acquired: Acquired) -> None:
+        super().__init__(lock, acquired)
+        self._store = store
+
+    def extend(self, seconds: float) -> None:
+        """Let the lease end ``seconds`` later (at most an hour from now), and give it fresh nonces.
+
+        It also revives a lease that ran out, as long as nobody has taken the lock since. Raises `LeaseLost` and
+        `StoreError`.
+        """
+        self._store.drive(self._extending(seconds))
+
+
+class CallLock(LockCore[Lease]):
+    """A lock that lets one private call of an API key run at a time, over threads, processes and machines.
+
+    First come, first served. Waiting costs no polling: the server calls the next waiter. Re-entrant: a nested hold
+    in the same thread gets the same lease, through any `CallLock` on the same client and key. After a fork the child
+    holds nothing.
+
+    Besides `hold` it has the interface of `redis.lock.Lock`. It differs on purpose: it is re-entrant; waiting is not
+    polling, so there is no ``sleep``; a lease always ends, so there is no lock without a timeout; a lease that ran
+    out can be released and extended as long as nobody else has got the lock; and leases belong to threads, so they
+    can't be handed from one to another by token.
+
+    Args:
+        redis: a redis-py client: `redis.Redis`, also one from Sentinel, or `redis.RedisCluster`.
+        api_key: the Kraken API key. Only a digest of it leaves the process.
+        ttl: length of a lease in seconds, 1 to 3600. A holder that dies costs the others that much at most.
+        scope: ``"key"``: one call at a time for each API key. ``"global"``: one at a time, and one rising sequence of
+            nonces, for all API keys of the namespace. All who share an API key need the same scope.
+        namespace: what the Redis keys begin with; all who share the API key need the same.
+    """
+
+    def __init__(
+        self,
+        redis: Client,
+        api_key: str,
+        *,
+        ttl: float = DEFAULT_TTL,
+        scope: Scope = "key",
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> None:
+        self._store = store_for(redis)
+        super().__init__(lambda: self._store.local, api_key, ttl=ttl, scope=scope, namespace=namespace)
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        api_key: str,
+        *,
+        ttl: float = DEFAULT_TTL,
+        scope: Scope = "key",
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> Self:
+        """Return a lock for a URL: ``redis://``, ``rediss://`` or ``unix://``.
+
+        All objects of a process with the same URL share its connections, whose timeout is 3 s unless the URL says
+        otherwise (``?socket_timeout=1``).
+        """
+        return cls(client_from_url(url), api_key, ttl=ttl, scope=scope, namespace=namespace)
+
+    @contextlib.contextmanager
+    def hold(
+        self,
+        timeout: float | None = None,
+        cost: float = 0,
+        priority: Priority = "normal",
+        *,
+        auto_renew: bool = False,
+    ) -> Generator[Lease]:
+        """Hold the lock for the ``with`` block and give the block a `Lease`.
+
+        Lock and nonces come in one round trip when the lock is free.
+
+        Args:
+            timeout: seconds to wait at most; None waits for ever, 0 not at all.
+            cost: what the call costs of Kraken's REST counter; without a pace it has no effect.
+            priority: ``"high"`` goes before all waiting ``"normal"`` ones, but at most ten times in a row.
+            auto_renew: renew the lease in the background, three times a ``ttl``, until the block ends.
+
+        Raises `HoldTimeout` when the lock was not free in time, `StoreError` when Redis can't be used, and, at the end
+        of a block that did not fail by itself, `LeaseLost` when the lease had ended before. When Redis fails at the
+        end of the block, nothing is raised: the lock is given back in the background or ends with its lease.
+        """
+        owner = threading.get_ident()
+        lease = self._store.drive(
+            self._holding(
+                owner,
+                self._lease,
+                timeout=timeout,
+                cost=cost,
+                priority=priority,
+                auto_renew=auto_renew,
+            )
+        )
+        try:
+            yield lease
+        except BaseException:
+            self._store.drive(self._leaving(owner, lease, failed=True))
+            raise
+        self._store.drive(self._leaving(owner, lease, failed=False))
+
+    def _lease(self, acquired: Acquired) -> Lease:
+        return Lease(self._store, self, acquired)
+
+    # The interface of redis.lock.Lock
+
+    def acquire(
+        self,
+        blocking: bool = True,  # noqa: FBT001, FBT002 - as redis-py has it
+        blocking_timeout: float | None = None,
+        token: str | bytes | None = None,
+    ) -> bool:
+        """Take the lock for this thread; return whether it was had.
+
+        Args:
+            blocking: whether to wait.
+            blocking_timeout: seconds to wait at most; None waits for ever.
+            token: identifies the lease in Redis, instead of a generated id; 1 to 200 characters.
+        """
+        try:
+            self._store.drive(
+                self._holding(
+                    threading.get_ident(),
+                    self._lease,
+                    timeout=blocking_timeout if blocking else 0,
+                    token=arguments.token(token),
+                )
+            )
+        except HoldTimeout:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Give the lock back. Raises `CallLockError`, `LeaseLost` and `StoreError`."""
+        owner = threading.get_ident()
+        self._store.drive(self._releasing(owner, self._own(owner, "release")))
+
+    def extend(self, additional_time: float, replace_ttl: bool = False) -> Literal[True]:  # noqa: FBT001, FBT002
+        """Let this thread's lease end so many seconds later, or that many seconds from now.
+
+        Raises `CallLockError`, `LeaseLost` and `StoreError`.
+        """
+        lease = self._own(threading.get_ident(), "extend")
+        self._store.drive(lease._extending(additional_time, replace=replace_ttl))
+        return True
+
+    def reacquire(self) -> Literal[True]:
+        """Let this thread's lease end ``ttl`` from now. Raises `CallLockError`, `LeaseLost` and `StoreError`."""
+        return self.extend(self.ttl, replace_ttl=True)
+
+    def locked(self) -> bool:
+        """Return whether anybody holds the lock."""
+        return self._store.run(commands.inspect(self.keys)).leased
+
+    def owned(self) -> bool:
+        """Return whether this thread holds the lock, as Redis sees it."""
+        lease = self._held(threading.get_ident())
+        if lease is None:
+            return False
+        state = self._store.run(commands.inspect(self.keys))
+        return state.leased and state.holder == lease._member
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        owner = threading.get_ident()
+        lease = self._own(owner, "release")
+        self._store.drive(self._leaving(owner, lease, failed=kind is not None))

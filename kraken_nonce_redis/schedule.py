@@ -1,0 +1,65 @@
+"""What a process does beside its callers, and when; no I/O.
+
+A chore is a command that comes due now and again: a waiting process's sign of life, the renewal of a lease, the
+return of a lock that a caller could not give back. An `Agenda` knows when which is due. The shells sleep and run.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kraken_nonce_redis.commands import Command
+    from kraken_nonce_redis.errors import KrakenNonceError
+
+
+class Chore(Protocol):
+    """One recurring piece of work. Times are those of `clock.now`, in seconds."""
+
+    def command(self, now: float) -> Command[Any] | None:
+        """Return what to run now, or None when the chore is over."""
+        ...
+
+    def succeeded(self, command: Command[Any], result: Any, now: float) -> float | None:
+        """Take the result of the command; return when to run next, or None when the chore is over."""
+        ...
+
+    def failed(self, error: KrakenNonceError, now: float) -> float | None:
+        """Take the failure; return when to try again, or None when the chore is over."""
+        ...
+
+
+class Agenda:
+    """Chores by due time. Safe to use from several threads.
+
+    Whoever runs the chores gives ``changed``, to be called when there is a new one.
+    """
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._heap: list[tuple[float, int, Chore]] = []
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+
+    def add(self, due: float, chore: Chore) -> None:
+        """Put a chore down for a time."""
+        with self._lock:
+            heapq.heappush(self._heap, (due, next(self._numbers), chore))
+        self._changed()
+
+    def pop(self, now: float) -> Chore | None:
+        """Take out a chore that is due, if any."""
+        with self._lock:
+            if self._heap and self._heap[0][0] <= now:
+                return heapq.heappop(self._heap)[2]
+        return None
+
+    def next_due(self) -> float | None:
+        """Return when the next chore is due."""
+        with self._lock:
+            return self._heap[0][0] if self._heap else None

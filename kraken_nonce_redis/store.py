@@ -1,0 +1,281 @@
+"""The shell for threads: runs commands on a redis-py client, listens for calls, does the chores."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+
+import redis
+from redis.backoff import NoBackoff
+from redis.cluster import RedisCluster
+from redis.exceptions import NoScriptError, RedisError
+from redis.retry import Retry
+
+from kraken_nonce_redis import arguments, clock
+from kraken_nonce_redis.errors import InvalidArgument, StoreError, StoreUnavailable, from_redis, keeps_connection
+from kraken_nonce_redis.schedule import Agenda
+from kraken_nonce_redis.waiting import Listen, Local, Pause, Run, doing
+
+if TYPE_CHECKING:
+    from redis.client import PubSub
+    from redis.connection import AbstractConnection
+
+    from kraken_nonce_redis.commands import Command
+    from kraken_nonce_redis.waiting import Flow, Step
+
+T = TypeVar("T")
+Client: TypeAlias = redis.Redis | RedisCluster
+
+SOCKET_TIMEOUT = 3.0
+"""Seconds, for clients made from a URL; an option of the same name in the URL goes first."""
+IDLE = 30.0
+LISTEN_AGAIN = 0.2
+
+
+@functools.cache
+def client_from_url(url: str) -> redis.Redis:
+    """Return the process's client for a URL."""
+    return redis.Redis.from_url(
+        arguments.url(url),
+        socket_timeout=SOCKET_TIMEOUT,
+        socket_connect_timeout=SOCKET_TIMEOUT,
+        retry=Retry(NoBackoff(), 1),
+    )
+
+
+class _Connection:
+    """A connection of our own, made by the client's pool and kept: a command costs its round trip and no more."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._pool = client.connection_pool
+        self._connection: AbstractConnection | None = None
+        self._proven = False
+
+    def send(self, *words: Any) -> Any:
+        """Send a command and return its reply; once more over a new connection if one that worked before fails.
+
+        A command may so be run twice, which every script of ours allows.
+        """
+        if self._connection is None:
+            self._connection = cast("AbstractConnection", self._pool.make_connection())
+            # No retries but ours: redis-py's, ten by default, would outlast many a lease.
+            self._connection.retry = Retry(NoBackoff(), 0)
+        if self._proven:
+            try:
+                return self._exchange(self._connection, words)
+            except (redis.ConnectionError, redis.TimeoutError):
+                pass
+        return self._exchange(self._connection, words)
+
+    def _exchange(self, connection: AbstractConnection, words: tuple[Any, ...]) -> Any:
+        try:
+            connection.send_command(*words)
+            reply = connection.read_response()
+        except BaseException as error:
+            if keeps_connection(error):
+                self._proven = True
+            else:
+                self._proven = False
+                connection.disconnect()
+            raise
+        self._proven = True
+        return reply
+
+    def __del__(self) -> None:
+        if self._connection is not None:
+            self._connection.disconnect()
+
+
+class _ClusterConnections:
+    """The connections of a cluster client, which finds the node of a key itself."""
+
+    def __init__(self, client: RedisCluster) -> None:
+        self.send = client.execute_command
+
+
+class Store:
+    """One Redis, as the threads of this process share it.
+
+    Commands go one at a time over one connection of the client's pool, and calls come in over a second one, however
+    many threads there are.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.reset()
+        _stores.add(self)
+
+    def reset(self) -> None:
+        """Begin anew, as a forked child must: nothing that the parent holds or waits for is the child's."""
+        self.local = Local(Agenda(self._chores_changed))
+        self._connection = (
+            _ClusterConnections(self.client) if isinstance(self.client, RedisCluster) else _Connection(self.client)
+        )
+        self._turn = threading.Lock()
+        self._failures = 0
+        self._threads = threading.Condition()
+        self._listener: _Listener | None = None
+        self._chores: threading.Thread | None = None
+
+    # Commands
+
+    def run(self, command: Command[T]) -> T:
+        """Run a command and return its result. Raises `StoreError` and what the command's reply says."""
+        failures = self._failures
+        with self._turn:
+            if self._failures != failures:
+                # It failed for a caller ahead while this one stood in line: no need to wait for the timeout again.
+                raise StoreUnavailable(command.name, command.keys[0], "Redis failed the call before, too")
+            try:
+                try:
+                    raw = self._connection.send(*self.local.evalsha(command))
+                except NoScriptError:
+                    raw = self._connection.send(*self.local.eval(command))
+            except RedisError as error:
+                failure = from_redis(error, command.name, command.keys[0])
+                if isinstance(failure, StoreUnavailable):
+                    self._failures += 1
+                raise failure from error
+            result = command.result(raw)
+            self.local.learn(command, result)
+            return result
+
+    def drive(self, flow: Flow[T]) -> T:
+        """Carry out a flow's steps and return what it comes to."""
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    result = self._carry_out(step)
+                except BaseException as error:  # noqa: BLE001 - the flow cleans up and raises it again
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(result)
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+
+    def _carry_out(self, step: Step) -> Any:
+        match step:
+            case Run(command):
+                return self.run(command)
+            case Pause(waiter, until):
+                waiter.signal = signal = threading.Event()
+                if not waiter.woken:
+                    signal.wait(_timeout(until))
+                return None
+            case Listen():
+                return self._listen()
+
+    # Calls
+
+    def _listen(self) -> None:
+        with self._threads:
+            if self._listener is None or not self._listener.is_alive():
+                self._listener = _Listener(self)
+                self._listener.start()
+            listener = self._listener
+        listener.ready.wait()
+        if listener.failure is not None:
+            raise listener.failure
+
+    # Chores
+
+    def _chores_changed(self) -> None:
+        with self._threads:
+            if self._chores is None:
+                self._chores = threading.Thread(target=self._do_chores, name="kraken-nonce-chores", daemon=True)
+                self._chores.start()
+            self._threads.notify()
+
+    def _do_chores(self) -> None:
+        agenda = self.local.agenda
+        while True:
+            chore = agenda.pop(clock.now())
+            if chore is not None:
+                self.drive(doing(agenda, chore))
+                continue
+            with self._threads:
+                due = agenda.next_due()
+                woken = self._threads.wait(IDLE if due is None else max(0.0, due - clock.now()))
+                if due is None and not woken:
+                    self._chores = None
+                    return
+
+
+def _timeout(until: float | None) -> float | None:
+    return None if until is None else min(max(0.0, until - clock.now()), threading.TIMEOUT_MAX)
+
+
+class _Listener(threading.Thread):
+    """Takes calls from the server and wakes those who are called; ends when nobody has waited for a while."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(name="kraken-nonce-listener", daemon=True)
+        self.ready = threading.Event()
+        self.failure: StoreError | None = None
+        self._store = store
+        self._local = store.local
+
+    def run(self) -> None:
+        while True:
+            try:
+                calls: PubSub = self._store.client.pubsub()  # type: ignore[no-untyped-call] # redis-py's cluster
+                with contextlib.closing(calls):
+                    calls.subscribe(self._local.channel)
+                    self._take(calls)
+                    return
+            except (RedisError, OSError) as error:
+                if not self.ready.is_set():
+                    self.failure = from_redis(error, "subscribe", self._local.channel)
+                    self.ready.set()
+                    return
+                time.sleep(LISTEN_AGAIN)
+
+    def _take(self, calls: PubSub) -> None:
+        while True:
+            message = calls.get_message(timeout=IDLE)
+            if message is None:
+                if not self._local.anyone_waits:
+                    self._local.listening = False
+                    return
+            else:
+                self._local.hear(message)
+                self.ready.set()
+
+
+_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+_by_client: weakref.WeakValueDictionary[int, Store] = weakref.WeakValueDictionary()
+_by_client_lock = threading.Lock()
+
+
+def _reset_in_child() -> None:
+    global _by_client_lock  # noqa: PLW0603 - it may have been held by another thread of the parent
+    _by_client_lock = threading.Lock()
+    for store in _stores:
+        store.reset()
+
+
+os.register_at_fork(after_in_child=_reset_in_child)
+
+
+def store_for(client: Client) -> Store:
+    """Return the store of a client, one per connection pool. Raises `InvalidArgument`."""
+    if not isinstance(client, redis.Redis | RedisCluster):
+        raise InvalidArgument(
+            "redis",
+            f"must be a client of redis-py (redis.Redis, RedisCluster), not {type(client).__module__}."
+            f"{type(client).__qualname__}; kraken_nonce_redis.asyncio is for those of redis.asyncio",
+        )
+    shared: object = client if isinstance(client, RedisCluster) else client.connection_pool
+    with _by_client_lock:
+        # The store keeps its client alive, so an id is not used again while its entry is there.
+        store = _by_client.get(id(shared))
+        if store is None:
+            store = _by_client[id(shared)] = Store(client)
+        return store

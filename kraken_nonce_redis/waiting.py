@@ -1,0 +1,393 @@
+"""How a caller gets the lock and gives it back; no I/O.
+
+The functions that end in ``-ing`` are generators: they yield a `Step`, the shell carries it out and sends back what
+came of it, or throws in what went wrong. So waiting, giving up and cleaning up are written once for threads and
+for asyncio.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import secrets
+import threading
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+
+from kraken_nonce_redis import clock, commands
+from kraken_nonce_redis.commands import Attendance, Busy, Command, Granted, Keyspace, Waiting
+from kraken_nonce_redis.errors import (
+    HoldTimeout,
+    InvalidArgument,
+    KrakenNonceError,
+    StoreError,
+    StoreUnavailable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kraken_nonce_redis.commands import Priority
+    from kraken_nonce_redis.schedule import Agenda, Chore
+
+T = TypeVar("T")
+
+BEAT = 1.0
+"""Seconds between two signs of life of a process that waits for a key, at least."""
+_JUST_AFTER = 0.002
+_RETRY = 1.0
+
+
+class Signal(Protocol):
+    """What a waiting caller sleeps on: `threading.Event`, `asyncio.Event`."""
+
+    def set(self) -> None:
+        """Wake the sleeper."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class Waiter:
+    """One caller that wants the lock."""
+
+    keys: Keyspace
+    member: str
+    priority: Priority
+    ticket: int = 0
+    woken: bool = False
+    failure: KrakenNonceError | None = None
+    signal: Signal | None = None
+
+    def wake(self) -> None:
+        """Let the caller ask again, or for the first time look at its failure."""
+        self.woken = True
+        if self.signal is not None:
+            self.signal.set()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Run a command; its result is sent back."""
+
+    command: Command[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Make sure that this process hears when it is called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Sleep until the waiter is woken, or until a time of `clock.now`."""
+
+    waiter: Waiter
+    until: float | None
+
+
+Step: TypeAlias = Run | Listen | Pause
+Flow: TypeAlias = Generator[Step, Any, T]
+
+
+def running(command: Command[T]) -> Flow[T]:
+    """Run one command."""
+    result: T = yield Run(command)
+    return result
+
+
+def doing(agenda: Agenda, chore: Chore) -> Flow[None]:
+    """Do a chore once and put it down again."""
+    command = chore.command(clock.now())
+    if command is None:
+        return
+    try:
+        result = yield Run(command)
+    except KrakenNonceError as error:
+        due = chore.failed(error, clock.now())
+    else:
+        due = chore.succeeded(command, result, clock.now())
+    if due is not None:
+        agenda.add(due, chore)
+
+
+class Room:
+    """Those of this process who wait for one key."""
+
+    def __init__(self, keys: Keyspace, process: str) -> None:
+        self.keys = keys
+        self.waiters: dict[str, Waiter] = {}
+        self.beating = False
+        self._process = process
+        self._joined = ""
+        self._lock = threading.Lock()
+
+    def enter(self, waiter: Waiter) -> None:
+        """Add a waiter."""
+        with self._lock:
+            self.waiters[waiter.member] = waiter
+
+    def leave(self, waiter: Waiter) -> None:
+        """Remove a waiter."""
+        with self._lock:
+            self.waiters.pop(waiter.member, None)
+
+    def everyone(self) -> list[Waiter]:
+        """Return the waiters, the oldest first."""
+        with self._lock:
+            return list(self.waiters.values())
+
+    def heard(self, joined: str) -> None:
+        """Take note of the process's stay in the queue.
+
+        When it is not the one known so far, the server has dropped this process and with it the places of all who
+        waited: they ask again.
+        """
+        changed = self._joined not in ("", joined)
+        self._joined = joined
+        if changed or not joined:
+            for waiter in self.everyone():
+                waiter.wake()
+
+    # The room's chore: a sign of life while somebody waits.
+
+    def command(self, now: float) -> Command[Attendance] | None:
+        """Return the sign of life, or None when nobody waits."""
+        del now
+        with self._lock:
+            oldest = next(iter(self.waiters), None)
+            if oldest is None:
+                self.beating = False
+                return None
+        return commands.wait(self.keys, self._process, oldest)
+
+    def succeeded(self, command: Command[Attendance], result: Attendance, now: float) -> float:
+        """Wake whom the server says; return when the next sign of life is due."""
+        del command
+        called = self.waiters.get(result.called)
+        if called is not None:
+            called.wake()
+        self.heard(result.joined)
+        return now + until_beat(result.left)
+
+    def failed(self, error: KrakenNonceError, now: float) -> float:
+        """Tell everyone."""
+        for waiter in self.everyone():
+            waiter.failure = error
+            waiter.wake()
+        return now + BEAT
+
+
+def until_beat(left: float) -> float:
+    """Return the seconds to the next sign of life: at least a second, and so that one falls on a lease's end."""
+    if left < BEAT:
+        return BEAT
+    return left / math.floor(left / BEAT) + _JUST_AFTER
+
+
+class Returns:
+    """A chore: give up what callers had and could not give back themselves, until the lease has ended anyway."""
+
+    def __init__(self, keys: Keyspace) -> None:
+        self.keys = keys
+        self.running = False
+        self._members: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def add(self, member: str, give_up: float) -> bool:
+        """Add a member and the time when it is not worth trying any more; return whether the chore must be begun."""
+        with self._lock:
+            self._members[member] = give_up
+            begin, self.running = not self.running, True
+            return begin
+
+    def command(self, now: float) -> Command[bool] | None:
+        """Return the release of one member, or None when none is left."""
+        with self._lock:
+            self._members = {m: give_up for m, give_up in self._members.items() if give_up > now}
+            if not self._members:
+                self.running = False
+                return None
+            return commands.release(self.keys, next(iter(self._members)))
+
+    def succeeded(self, command: Command[bool], result: bool, now: float) -> float:  # noqa: FBT001
+        """Go on with the next one at once."""
+        del result
+        with self._lock:
+            self._members.pop(str(command.args[0]), None)
+        return now
+
+    def failed(self, error: KrakenNonceError, now: float) -> float:
+        """Try again later."""
+        del error
+        return now + _RETRY
+
+
+@dataclass(slots=True)
+class Local:
+    """What one process (or event loop) knows of one Redis."""
+
+    agenda: Agenda
+    process: str = field(default_factory=lambda: secrets.token_hex(8))
+    listening: bool = False
+    floors: dict[str, int] = field(default_factory=dict)
+    held: dict[tuple[object, str], Any] = field(default_factory=dict)
+    """The leases held, by owner (thread or task) and state key."""
+    members: dict[str, object] = field(default_factory=dict)
+    """The members made from tokens, while in use."""
+    rooms: dict[str, Room] = field(default_factory=dict)
+    returns: dict[str, Returns] = field(default_factory=dict)
+    _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    @property
+    def channel(self) -> str:
+        """The channel on which the server calls waiters of this process."""
+        return commands.channel(self.process)
+
+    @property
+    def anyone_waits(self) -> bool:
+        """Whether somebody here waits for any key."""
+        return any(room.waiters for room in list(self.rooms.values()))
+
+    def ask_again(self) -> None:
+        """Let all waiters ask again, since calls may have been missed."""
+        for room in list(self.rooms.values()):
+            for waiter in room.everyone():
+                waiter.wake()
+
+    def new_member(self, token: str | None) -> str:
+        """Return the id for an acquisition, from a token if given. Raises `InvalidArgument` when that is in use."""
+        if token is None:
+            return f"{self.process}:{next(self._numbers)}"
+        member, mine = f"{self.process}:token:{token}", object()
+        if self.members.setdefault(member, mine) is not mine:
+            raise InvalidArgument("token", f"{token!r} is in use by another acquisition of this process")
+        return member
+
+    def evalsha(self, command: Command[Any]) -> tuple[str | int, ...]:
+        """Return the words of a command for a server that has the script, with the floor where it takes one."""
+        keys = command.keys
+        if command.highest is None:
+            return ("EVALSHA", command.script.sha, len(keys), *keys, *command.args)
+        return ("EVALSHA", command.script.sha, len(keys), *keys, self.floors.get(keys[0], 0), *command.args)
+
+    def eval(self, command: Command[Any]) -> tuple[str | int, ...]:
+        """Return the words of a command for a server that lacks the script."""
+        return ("EVAL", command.script.source, *self.evalsha(command)[2:])
+
+    def learn(self, command: Command[T], result: T) -> None:
+        """Raise the floor to the highest nonce in a result."""
+        if command.highest is not None:
+            highest = command.highest(result)
+            if highest > self.floors.get(command.keys[0], 0):
+                self.floors[command.keys[0]] = highest
+
+    def room(self, keys: Keyspace) -> Room:
+        """Return the room of a key."""
+        return self.rooms.setdefault(keys.state, Room(keys, self.process))
+
+    def attend(self, room: Room, left: float) -> None:
+        """Begin to give signs of life for a room."""
+        if not room.beating:
+            room.beating = True
+            # The first one may come within the second: nobody has looked yet when the current lease ends.
+            self.agenda.add(clock.now() + min(left + _JUST_AFTER, until_beat(left)), room)
+
+    def give_back(self, keys: Keyspace, member: str, seconds: float) -> None:
+        """Leave it to the agenda to give up what a member may have."""
+        now = clock.now()
+        chore = self.returns.setdefault(keys.state, Returns(keys))
+        if chore.add(member, now + seconds):
+            self.agenda.add(now, chore)
+
+    def hear(self, message: Mapping[str, Any]) -> None:
+        """Take a message from the channel: a call, which means that it is a member's turn, or a confirmation."""
+        member = commands.text(message["data"])
+        if message["type"] == "subscribe":
+            if self.listening:  # a new connection; calls may have been missed before
+                self.ask_again()
+            self.listening = True
+        for room in list(self.rooms.values()):
+            waiter = room.waiters.get(member)
+            if waiter is not None:
+                waiter.wake()
+                return
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """What came of acquiring: the member, its nonces, and the end of its lease on `clock.now`."""
+
+    member: str
+    nonces: range
+    deadline: float
+
+
+def acquiring(
+    local: Local,
+    keys: Keyspace,
+    member: str,
+    *,
+    ttl: float,
+    timeout: float | None,
+    priority: Priority,
+) -> Flow[Acquired]:
+    """Get the lock, waiting for it up to ``timeout`` seconds (None: for ever, 0: not at all).
+
+    Raises `HoldTimeout` and `StoreError`. Whatever is raised, also by a shell that was interrupted, nothing of the
+    caller stays in Redis: its place, its call or its lease is given up, at once or, when Redis is away, by the
+    agenda.
+    """
+    waiter = Waiter(keys, member, priority)
+    room = local.room(keys)
+    room.enter(waiter)
+    try:
+        return (yield from _asking(local, room, waiter, ttl, timeout))
+    except (StoreUnavailable, GeneratorExit):
+        local.give_back(keys, member, ttl)
+        raise
+    except BaseException as error:
+        if waiter.ticket or not isinstance(error, StoreError | HoldTimeout):
+            yield from _giving_up(local, waiter, ttl)
+        raise
+    finally:
+        room.leave(waiter)
+
+
+def _asking(local: Local, room: Room, waiter: Waiter, ttl: float, timeout: float | None) -> Flow[Acquired]:
+    """Ask for the lock until it is granted; between two questions sleep until called."""
+    until = None if timeout is None else clock.now() + timeout
+    while True:
+        waiter.woken = False
+        started = clock.now()
+        patient = until is None or started < until
+        answer: Granted | Waiting | Busy = yield Run(
+            commands.acquire(waiter.keys, waiter.member, ttl, waiter.ticket if patient else None, waiter.priority)
+        )
+        if isinstance(answer, Granted):
+            return Acquired(waiter.member, answer.nonces, started + answer.left)
+        if isinstance(answer, Waiting):
+            waiter.ticket = answer.ticket
+            room.heard(answer.joined)
+            local.attend(room, answer.left)
+            if not local.listening:
+                yield Listen()  # and ask again, since a call may have come before
+                continue
+            yield Pause(waiter, until)
+        if waiter.failure is not None:
+            raise waiter.failure
+        if until is not None and clock.now() >= until and not waiter.woken:
+            raise HoldTimeout(
+                f"{waiter.keys.state} was not free within {timeout:g} s; its current lease ends in "
+                f"{answer.left:.3f} s at the latest",
+                waiter.keys.state,
+            )
+
+
+def _giving_up(local: Local, waiter: Waiter, ttl: float) -> Flow[None]:
+    try:
+        yield Run(commands.release(waiter.keys, waiter.member))
+    except BaseException as error:
+        local.give_back(waiter.keys, waiter.member, ttl)
+        if not isinstance(error, StoreError):
+            raise
