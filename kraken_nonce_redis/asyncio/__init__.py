@@ -1,0 +1,6 @@
+"""The allocator and the lock for asyncio, with the names and meanings of `kraken_nonce_redis`."""
+
+from kraken_nonce_redis.asyncio._allocator import NonceAllocator
+from kraken_nonce_redis.asyncio._lock import CallLock, Lease
+
+__all__ = ["CallLock", "Lease", "NonceAllocator"]

@@ -1,0 +1,67 @@
+"""Nonces, for asyncio."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from kraken_nonce_redis import arguments
+from kraken_nonce_redis.asyncio._store import checked, store_for
+from kraken_nonce_redis.commands import DEFAULT_NAMESPACE, Keyspace
+from kraken_nonce_redis.core import DEFAULT_MAX_LEAD, AllocatorCore
+
+if TYPE_CHECKING:
+    from kraken_nonce_redis.asyncio._store import Client
+
+
+class NonceAllocator(AllocatorCore):
+    """Hands out nonces for one API key; `kraken_nonce_redis.NonceAllocator` for asyncio.
+
+    Arguments, meanings and errors are the same; ``redis`` is a client of redis.asyncio. An allocator may be made
+    outside of an event loop, and each loop that uses it has its own connections.
+    """
+
+    def __init__(
+        self,
+        redis: Client,
+        api_key: str,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        max_lead: int = DEFAULT_MAX_LEAD,
+    ) -> None:
+        super().__init__(Keyspace.of(namespace, api_key), max_lead)
+        self._source: Client | str = checked(redis)
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        api_key: str,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        max_lead: int = DEFAULT_MAX_LEAD,
+    ) -> Self:
+        """Return an allocator for a URL: ``redis://``, ``rediss://`` or ``unix://``."""
+        allocator = cls.__new__(cls)
+        AllocatorCore.__init__(allocator, Keyspace.of(namespace, api_key), max_lead)
+        allocator._source = arguments.url(url)
+        return allocator
+
+    async def next(self) -> int:
+        """Return the next nonce: ns since 1970, 19 digits."""
+        return (await self.reserve(1))[0]
+
+    async def reserve(self, count: int) -> range:
+        """Return the next ``count`` (1 to 1,000,000) nonces, consecutive, in one round trip."""
+        return await store_for(self._source).run(self._reserve(count))
+
+    async def last(self) -> int | None:
+        """Return the last nonce handed out by anyone, or None when Redis knows of none."""
+        return (await store_for(self._source).run(self._inspect())).last
+
+    async def jump_forward(self, nanoseconds: int) -> int:
+        """Raise the last nonce by at least ``nanoseconds``; return it. Raises `NonceTooFarAhead`."""
+        return await store_for(self._source).drive(self._jumping(nanoseconds))
+
+    async def advance_to(self, nonce: int) -> int:
+        """Raise the last nonce to at least ``nonce`` and return it. Raises `NonceTooFarAhead`."""
+        return await store_for(self._source).run(self._advance(nonce))

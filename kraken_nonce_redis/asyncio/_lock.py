@@ -1,0 +1,167 @@
+"""The lock around private calls, for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from kraken_nonce_redis import arguments, commands
+from kraken_nonce_redis.asyncio._store import checked, store_for
+from kraken_nonce_redis.commands import DEFAULT_NAMESPACE
+from kraken_nonce_redis.core import DEFAULT_TTL, LeaseCore, LockCore
+from kraken_nonce_redis.errors import HoldTimeout
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from types import TracebackType
+
+    from kraken_nonce_redis.asyncio._store import Client, Store
+    from kraken_nonce_redis.commands import Priority, Scope
+    from kraken_nonce_redis.waiting import Acquired
+
+
+class Lease(LeaseCore):
+    """The lock, held until its deadline; `kraken_nonce_redis.Lease` for asyncio. Only `extend` is a coroutine.
+
+    Attributes:
+        nonce: the first nonce of the lease, for its first call; ns since 1970.
+    """
+
+    def __init__(self, store: Store, lock: CallLock, acquired: Acquired) -> None:
+        super().__init__(lock, acquired)
+        self._store = store
+
+    async def extend(self, seconds: float) -> None:
+        """Let the lease end ``seconds`` later, and give it fresh nonces. Raises `LeaseLost` and `StoreError`."""
+        await self._store.drive(self._extending(seconds))
+
+
+class CallLock(LockCore[Lease]):
+    """A lock that lets one private call of an API key run at a time; `kraken_nonce_redis.CallLock` for asyncio.
+
+    Arguments, meanings and errors are the same; ``redis`` is a client of redis.asyncio. Leases belong to tasks: a
+    nested hold in the same task gets the same lease, other tasks wait, child tasks too. A lock may be made outside of
+    an event loop, and each loop that uses it has its own connections.
+
+    A task that is cancelled while it waits leaves nothing behind.
+    """
+
+    def __init__(
+        self,
+        redis: Client,
+        api_key: str,
+        *,
+        ttl: float = DEFAULT_TTL,
+        scope: Scope = "key",
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> None:
+        self._begin(checked(redis), api_key, ttl=ttl, scope=scope, namespace=namespace)
+
+    def _begin(self, source: Client | str, api_key: str, **settings: Any) -> None:
+        self._source: Client | str = source
+        super().__init__(lambda: self._store.local, api_key, **settings)
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        api_key: str,
+        *,
+        ttl: float = DEFAULT_TTL,
+        scope: Scope = "key",
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> Self:
+        """Return a lock for a URL: ``redis://``, ``rediss://`` or ``unix://``."""
+        lock = cls.__new__(cls)
+        lock._begin(arguments.url(url), api_key, ttl=ttl, scope=scope, namespace=namespace)
+        return lock
+
+    @property
+    def _store(self) -> Store:
+        return store_for(self._source)
+
+    @contextlib.asynccontextmanager
+    async def hold(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109 - one meaning in both faces
+        cost: float = 0,
+        priority: Priority = "normal",
+        *,
+        auto_renew: bool = False,
+    ) -> AsyncGenerator[Lease]:
+        """Hold the lock for the ``async with`` block; arguments and errors as in `kraken_nonce_redis.CallLock.hold`."""
+        owner, store = asyncio.current_task(), self._store
+        lease = await store.drive(
+            self._holding(owner, self._lease, timeout=timeout, cost=cost, priority=priority, auto_renew=auto_renew)
+        )
+        try:
+            yield lease
+        except BaseException:
+            await store.drive(self._leaving(owner, lease, failed=True))
+            raise
+        await store.drive(self._leaving(owner, lease, failed=False))
+
+    def _lease(self, acquired: Acquired) -> Lease:
+        return Lease(self._store, self, acquired)
+
+    async def acquire(
+        self,
+        blocking: bool = True,  # noqa: FBT001, FBT002 - as redis-py has it
+        blocking_timeout: float | None = None,
+        token: str | bytes | None = None,
+    ) -> bool:
+        """Take the lock for this task; return whether it was had."""
+        try:
+            await self._store.drive(
+                self._holding(
+                    asyncio.current_task(),
+                    self._lease,
+                    timeout=blocking_timeout if blocking else 0,
+                    token=arguments.token(token),
+                )
+            )
+        except HoldTimeout:
+            return False
+        return True
+
+    async def release(self) -> None:
+        """Give the lock back. Raises `CallLockError`, `LeaseLost` and `StoreError`."""
+        owner = asyncio.current_task()
+        await self._store.drive(self._releasing(owner, self._own(owner, "release")))
+
+    async def extend(self, additional_time: float, replace_ttl: bool = False) -> Literal[True]:  # noqa: FBT001, FBT002
+        """Let this task's lease end so many seconds later, or that many seconds from now."""
+        lease = self._own(asyncio.current_task(), "extend")
+        await self._store.drive(lease._extending(additional_time, replace=replace_ttl))
+        return True
+
+    async def reacquire(self) -> Literal[True]:
+        """Let this task's lease end ``ttl`` from now."""
+        return await self.extend(self.ttl, replace_ttl=True)
+
+    async def locked(self) -> bool:
+        """Return whether anybody holds the lock."""
+        return (await self._store.run(commands.inspect(self.keys))).leased
+
+    async def owned(self) -> bool:
+        """Return whether this task holds the lock, as Redis sees it."""
+        lease = self._held(asyncio.current_task())
+        if lease is None:
+            return False
+        state = await self._store.run(commands.inspect(self.keys))
+        return state.leased and state.holder == lease._member
+
+    async def __aenter__(self) -> Self:
+        await self.acquire()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        owner = asyncio.current_task()
+        lease = self._own(owner, "release")
+        await self._store.drive(self._leaving(owner, lease, failed=kind is not None))

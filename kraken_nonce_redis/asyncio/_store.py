@@ -1,0 +1,259 @@
+"""The shell for asyncio: what `kraken_nonce_redis.store` is for threads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import weakref
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import redis.asyncio
+from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from kraken_nonce_redis import arguments, clock
+from kraken_nonce_redis.errors import InvalidArgument, StoreError, StoreUnavailable, from_redis, keeps_connection
+from kraken_nonce_redis.schedule import Agenda
+from kraken_nonce_redis.store import IDLE, LISTEN_AGAIN, SOCKET_TIMEOUT
+from kraken_nonce_redis.waiting import Listen, Local, Pause, Run, doing
+
+if TYPE_CHECKING:
+    from redis.asyncio.client import PubSub
+    from redis.asyncio.connection import AbstractConnection
+
+    from kraken_nonce_redis.commands import Command
+    from kraken_nonce_redis.waiting import Flow, Step
+
+T = TypeVar("T")
+Client: TypeAlias = redis.asyncio.Redis | RedisCluster
+
+
+class _Connection:
+    """A connection of our own, made by the client's pool and kept."""
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        self._pool = client.connection_pool
+        self._connection: AbstractConnection | None = None
+        self._proven = False
+
+    async def send(self, *words: Any) -> Any:
+        """Send a command and return its reply; once more over a new connection if one that worked before fails."""
+        if self._connection is None:
+            self._connection = self._pool.make_connection()
+            self._connection.retry = Retry(NoBackoff(), 0)
+        if self._proven:
+            try:
+                return await self._exchange(self._connection, words)
+            except (RedisConnectionError, RedisTimeoutError):
+                pass
+        return await self._exchange(self._connection, words)
+
+    async def _exchange(self, connection: AbstractConnection, words: tuple[Any, ...]) -> Any:
+        try:
+            await connection.send_command(*words)
+            reply = await connection.read_response()
+        except BaseException as error:
+            if keeps_connection(error):
+                self._proven = True
+            else:
+                self._proven = False
+                await connection.disconnect(nowait=True)
+            raise
+        self._proven = True
+        return reply
+
+    async def close(self) -> None:
+        """Close the connection; a later command opens it again."""
+        self._proven = False
+        if self._connection is not None:
+            await self._connection.disconnect(nowait=True)
+
+
+class _ClusterConnections:
+    """The connections of a cluster client, which finds the node of a key itself."""
+
+    def __init__(self, client: RedisCluster) -> None:
+        self.send = client.execute_command
+        self.close = client.aclose
+
+
+class Store:
+    """One Redis, as the tasks of one event loop share it, over two connections."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.local = Local(Agenda(self._chores_changed))
+        self._connection = _ClusterConnections(client) if isinstance(client, RedisCluster) else _Connection(client)
+        self._turn = asyncio.Lock()
+        self._failures = 0
+        self._changed = asyncio.Event()
+        self._listener: _Listener | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._loop_ends = False
+
+    # Commands
+
+    async def run(self, command: Command[T]) -> T:
+        """Run a command and return its result. Raises `StoreError` and what the command's reply says."""
+        if self._keeper is None and not self._loop_ends:
+            self._keeper = asyncio.create_task(self._keep(), name="kraken-nonce-chores")
+        failures = self._failures
+        async with self._turn:
+            if self._failures != failures:
+                raise StoreUnavailable(command.name, command.keys[0], "Redis failed the call before, too")
+            try:
+                try:
+                    raw = await self._connection.send(*self.local.evalsha(command))
+                except NoScriptError:
+                    raw = await self._connection.send(*self.local.eval(command))
+            except RedisError as error:
+                failure = from_redis(error, command.name, command.keys[0])
+                if isinstance(failure, StoreUnavailable):
+                    self._failures += 1
+                raise failure from error
+            finally:
+                if self._loop_ends:
+                    await self._connection.close()
+            result = command.result(raw)
+            self.local.learn(command, result)
+            return result
+
+    async def drive(self, flow: Flow[T]) -> T:
+        """Carry out a flow's steps and return what it comes to."""
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    result = await self._carry_out(step)
+                except BaseException as error:  # noqa: BLE001 - the flow cleans up and raises it again
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(result)
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+
+    async def _carry_out(self, step: Step) -> Any:
+        match step:
+            case Run(command):
+                return await self.run(command)
+            case Pause(waiter, until):
+                waiter.signal = signal = asyncio.Event()
+                if not waiter.woken:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(signal.wait(), None if until is None else until - clock.now())
+                return None
+            case Listen():
+                return await self._listen()
+
+    # Calls
+
+    async def _listen(self) -> None:
+        if self._listener is None or self._listener.task.done():
+            self._listener = _Listener(self)
+        listener = self._listener
+        await listener.ready.wait()
+        if listener.failure is not None:
+            raise listener.failure
+
+    # Chores
+
+    def _chores_changed(self) -> None:
+        self._changed.set()
+
+    async def _keep(self) -> None:
+        """Do the chores as long as the loop runs; at its end, close the connection."""
+        agenda = self.local.agenda
+        try:
+            while True:
+                chore = agenda.pop(clock.now())
+                if chore is not None:
+                    await self.drive(doing(agenda, chore))
+                    continue
+                self._changed.clear()
+                due = agenda.next_due()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), None if due is None else due - clock.now())
+        finally:
+            # Tasks that are cancelled beside this one may still have something to give back.
+            self._loop_ends = True
+            if not self._turn.locked():
+                await self._connection.close()
+
+
+class _Listener:
+    """Takes calls from the server and wakes those who are called; ends when nobody has waited for a while."""
+
+    def __init__(self, store: Store) -> None:
+        self.ready = asyncio.Event()
+        self.failure: StoreError | None = None
+        self._store = store
+        self._local = store.local
+        self.task = asyncio.create_task(self._run(), name="kraken-nonce-listener")
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                async with contextlib.aclosing(self._store.client.pubsub()) as calls:
+                    await calls.subscribe(self._local.channel)
+                    await self._take(calls)
+                    return
+            except (RedisError, OSError) as error:
+                if not self.ready.is_set():
+                    self.failure = from_redis(error, "subscribe", self._local.channel)
+                    self.ready.set()
+                    return
+                await asyncio.sleep(LISTEN_AGAIN)
+
+    async def _take(self, calls: PubSub) -> None:
+        while True:
+            message = await calls.get_message(timeout=IDLE)
+            if message is None:
+                if not self._local.anyone_waits:
+                    self._local.listening = False
+                    return
+            else:
+                self._local.hear(message)
+                self.ready.set()
+
+
+_stores: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, Store]] = weakref.WeakKeyDictionary()
+
+
+def store_for(source: Client | str) -> Store:
+    """Return the running loop's store of a client (one per connection pool) or URL."""
+    stores = _stores.setdefault(asyncio.get_running_loop(), {})
+    if isinstance(source, str):
+        key: object = source
+    else:
+        key = id(source if isinstance(source, RedisCluster) else source.connection_pool)
+    store = stores.get(key)
+    if store is None:
+        store = stores[key] = Store(_client_from_url(source) if isinstance(source, str) else source)
+    return store
+
+
+def _client_from_url(url: str) -> redis.asyncio.Redis:
+    return redis.asyncio.Redis.from_url(
+        url,
+        socket_timeout=SOCKET_TIMEOUT,
+        socket_connect_timeout=SOCKET_TIMEOUT,
+        retry=Retry(NoBackoff(), 1),
+    )
+
+
+def checked(source: object) -> Client | str:
+    """Return a client of redis.asyncio, or a URL. Raises `InvalidArgument`."""
+    if isinstance(source, str):
+        return arguments.url(source)
+    if not isinstance(source, redis.asyncio.Redis | RedisCluster):
+        raise InvalidArgument(
+            "redis",
+            "must be a client of redis.asyncio (Redis, RedisCluster), not "
+            f"{type(source).__module__}.{type(source).__qualname__}",
+        )
+    return source
