@@ -1,0 +1,153 @@
+"""krakenex with its private calls under the lock: one at a time per API key, in nonce order, in all processes.
+
+Needs the extra ``krakenex``.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+
+from kraken_nonce_redis.clients import DEFAULT_CALL_TIMEOUT, DEFAULT_LOCK_TIMEOUT, Guard
+from kraken_nonce_redis.commands import DEFAULT_NAMESPACE
+from kraken_nonce_redis.core import DEFAULT_TTL
+from kraken_nonce_redis.errors import IncompatibleClient
+
+try:
+    import krakenex
+except ImportError as error:
+    raise ImportError("krakenex is not installed: pip install 'kraken-nonce-redis[krakenex]'") from error
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kraken_nonce_redis.commands import Scope
+    from kraken_nonce_redis.store import Client
+
+Timeout: TypeAlias = float | tuple[float, float]
+
+
+class _Guarded(krakenex.API):  # type: ignore[misc] # it has no types
+    """The calls of a krakenex.API that differ."""
+
+    _guard: Guard
+
+    def query_private(self, method: str, data: Mapping[str, Any] | None = None, timeout: Timeout | None = None) -> Any:
+        """Make a private call under the lock; arguments and result as in krakenex, ``data`` stays as it was.
+
+        ``timeout`` is in seconds, or a pair for connecting and reading; the lease is made long enough for it. Without
+        one the call gets the guard's ``call_timeout``.
+
+        Raises, besides what krakenex does: `HoldTimeout` when the key was not free in time, `LeaseLost` and
+        `StoreError`; in each of these cases nothing was sent.
+        """
+        if timeout is None:
+            timeout = self._guard.call_timeout
+        if not self.key or not self.secret:
+            return super().query_private(method, data, timeout)  # which says what is missing
+        with self._guard.call(self.key, _longest(timeout)):
+            return super().query_private(method, dict(data or {}), timeout)
+
+    def _nonce(self) -> int:
+        with self._guard.call(self.key, 0) as lease:
+            return lease.next_nonce()
+
+    def _query(self, urlpath: str, data: Any, headers: Any = None, timeout: Timeout | None = None) -> Any:
+        if "/private/" in urlpath and timeout is not None:
+            with self._guard.call(self.key, 0) as lease:
+                lease.check(_longest(timeout))
+        return super()._query(urlpath, data, headers, timeout)
+
+
+def _longest(timeout: Timeout) -> float:
+    """Return the longest that a request may take; requests counts connecting and reading apart."""
+    connect, read = timeout if isinstance(timeout, tuple) else (timeout, timeout)
+    return connect + read
+
+
+class API(_Guarded):
+    """A `krakenex.API` whose private calls run under the lock. Works inside ``pykrakenapi.KrakenAPI``, too.
+
+    Args:
+        key: the API key.
+        secret: its secret.
+        redis: a redis-py client or a URL; by default the URL in ``KRAKEN_NONCE_REDIS_URL``, then ``REDIS_URL``.
+        ttl: length of a lease in seconds, 1 to 3600; a call with a longer timeout extends its lease.
+        scope: ``"key"``: one call at a time for each API key; ``"global"``: for all of the namespace.
+        namespace: what the Redis keys begin with; all who share the API key need the same.
+        lock_timeout: seconds that a call waits for its turn at most; None waits for ever.
+        call_timeout: seconds for connecting, and again for reading, of a call without a timeout of its own.
+
+    Raises `InvalidArgument`, and `IncompatibleClient` for a version of krakenex that is put together differently.
+    """
+
+    def __init__(
+        self,
+        key: str = "",
+        secret: str = "",
+        *,
+        redis: Client | str | None = None,
+        ttl: float = DEFAULT_TTL,
+        scope: Scope = "key",
+        namespace: str = DEFAULT_NAMESPACE,
+        lock_timeout: float | None = DEFAULT_LOCK_TIMEOUT,
+        call_timeout: float = DEFAULT_CALL_TIMEOUT,
+    ) -> None:
+        _check_seam()
+        super().__init__(key, secret)
+        self._guard = Guard(
+            redis, ttl=ttl, scope=scope, namespace=namespace, lock_timeout=lock_timeout, call_timeout=call_timeout
+        )
+
+
+A = TypeVar("A", bound=krakenex.API)
+
+
+def install(
+    api: A,
+    redis: Client | str | None = None,
+    *,
+    ttl: float = DEFAULT_TTL,
+    scope: Scope = "key",
+    namespace: str = DEFAULT_NAMESPACE,
+    lock_timeout: float | None = DEFAULT_LOCK_TIMEOUT,
+    call_timeout: float = DEFAULT_CALL_TIMEOUT,
+) -> A:
+    """Let the private calls of an existing ``krakenex.API`` (or of a subclass) run under the lock; return it.
+
+    Arguments and errors are those of `API`.
+    """
+    if not isinstance(api, krakenex.API):
+        raise IncompatibleClient(type(api).__qualname__, "is no krakenex.API, so its nonces can't be replaced")
+    _check_seam()
+    guard = Guard(
+        redis, ttl=ttl, scope=scope, namespace=namespace, lock_timeout=lock_timeout, call_timeout=call_timeout
+    )
+    if not isinstance(api, _Guarded):
+        api.__class__ = type(type(api).__name__, (_Guarded, type(api)), {})
+    cast("_Guarded", api)._guard = guard
+    return api
+
+
+@functools.cache
+def _check_seam() -> None:
+    """Make sure, without a request, that this krakenex asks `_nonce` for its nonces and sends through `_query`."""
+
+    class Probe(krakenex.API):  # type: ignore[misc] # it has no types
+        def _nonce(self) -> int:
+            return 1
+
+        def _query(self, urlpath: str, data: Any, headers: Any = None, timeout: Any = None) -> Any:
+            return urlpath, data["nonce"], bool(headers), timeout
+
+    try:
+        seen = Probe("key", "c2VjcmV0").query_private("Balance", {}, timeout=2)
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong, it isn't the krakenex that we know
+        seen = error
+    if seen != ("/0/private/Balance", 1, True, 2):
+        version = getattr(getattr(krakenex, "version", None), "__version__", "of unknown version")
+        raise IncompatibleClient(
+            f"krakenex {version}",
+            "its query_private does not take its nonce from _nonce() and send through _query(); "
+            "known to work: 2.2.0 to 2.2.2",
+        )
