@@ -1,0 +1,296 @@
+"""The exchange: API keys, nonces, the log of requests, and what each private method does.
+
+Pure: no I/O, and the time comes as an argument, so that every rule can be tested as a plain
+call. A private request goes through these stages, and `_server.py` calls them one by one:
+
+1. `under_way` opens: the request was read from the network.
+2. `arrive`: it has reached the exchange, and gets its place in the log.
+3. `answer`: it is admitted (known method, readable body, key, signature, nonce) and acted upon.
+4. `finish`: the answer has made its way back.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from random import Random
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from ._account import Account
+from ._market import ASSETS, EARN_STRATEGIES, PUBLIC_METHODS, asset_named
+from ._protocol import Params, Refusal, nonce_of
+from ._records import Settings, SimulatedOrder, SimulatedRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping
+
+    from ._protocol import Call
+
+_TOKEN_SECONDS: Final = 900  # in which a websocket token must be used
+_PERMISSIONS: Final = (
+    "query-funds",
+    "query-open-trades",
+    "query-closed-trades",
+    "modify-trades",
+    "close-trades",
+    "query-ledger",
+)
+
+
+@dataclass(slots=True)
+class ApiKey:
+    """One API key: its secret, its nonces and the account behind it."""
+
+    secret: bytes = field(repr=False)
+    account: Account
+    highest_nonce: int = -1
+    used_nonces: set[int] = field(default_factory=set[int], repr=False)
+
+    def use(self, nonce: int, window: int) -> None:
+        """Accept a nonce, which is then used.
+
+        It must be above the highest one accepted, or not further below it than the window and
+        never used before.
+
+        Raises:
+            Refusal: `EAPI:Invalid nonce`; nothing has changed.
+        """
+        late = self.highest_nonce - nonce
+        if late >= 0 and (late > window or nonce in self.used_nonces):
+            raise Refusal("EAPI:Invalid nonce")
+        self.used_nonces.add(nonce)
+        self.highest_nonce = max(self.highest_nonce, nonce)
+
+
+@dataclass(frozen=True, slots=True)
+class _Admitted:
+    """A request that has passed every check, on its way to the method that answers it."""
+
+    key: ApiKey
+    params: Params
+    nonce: int
+    now: float
+    settings: Settings
+
+    @property
+    def account(self) -> Account:
+        return self.key.account
+
+
+def _api_key_info(request: _Admitted) -> object:
+    return {
+        "apiKeyName": request.account.name,
+        "nonce": str(request.key.highest_nonce),
+        "nonceWindow": request.settings.nonce_window,
+        "permissions": list(_PERMISSIONS),
+        "ipAllowlist": [],
+        "validUntil": "0",
+        "queryFrom": "0",
+        "queryTo": "0",
+        "lastUsed": str(int(request.now)),
+    }
+
+
+def _websockets_token(request: _Admitted) -> object:
+    return {"token": request.account.new_id("W"), "expires": _TOKEN_SECONDS}
+
+
+def _deposit_methods(request: _Admitted) -> object:
+    asset = asset_named(request.params.required("asset"))
+    return [{"method": asset.deposit_method, "limit": False, "gen-address": True}]
+
+
+def _earn_strategies(request: _Admitted) -> object:
+    wanted = request.params.text("asset")
+    return {
+        "next_cursor": None,
+        "items": [item for item in EARN_STRATEGIES if wanted in {None, item["asset"]}],
+    }
+
+
+def _earn_allocations(_request: _Admitted) -> object:
+    return {
+        "converted_asset": ASSETS["ZUSD"].name,
+        "total_allocated": "0.0000",
+        "total_rewarded": "0.0000",
+        "next_cursor": None,
+        "items": [],
+    }
+
+
+_METHODS: Final[Mapping[str, Callable[[_Admitted], object]]] = MappingProxyType(
+    {
+        "Balance": lambda r: r.account.balance(),
+        "BalanceEx": lambda r: r.account.extended_balance(),
+        "TradeBalance": lambda r: r.account.trade_balance(r.params),
+        "TradeVolume": lambda r: r.account.trade_volume(r.params),
+        "OpenPositions": lambda _: {},
+        "OpenOrders": lambda r: r.account.open_orders(r.params),
+        "ClosedOrders": lambda r: r.account.closed_orders(r.params),
+        "QueryOrders": lambda r: r.account.query_orders(r.params),
+        "TradesHistory": lambda r: r.account.trades_history(r.params),
+        "QueryTrades": lambda r: r.account.query_trades(r.params),
+        "Ledgers": lambda r: r.account.ledgers(r.params),
+        "QueryLedgers": lambda r: r.account.query_ledgers(r.params),
+        "AddOrder": lambda r: r.account.add_order(r.params, r.nonce, r.now),
+        "AmendOrder": lambda r: r.account.amend_order(r.params, r.now),
+        "EditOrder": lambda r: r.account.edit_order(r.params, r.nonce, r.now),
+        "CancelOrder": lambda r: r.account.cancel_order(r.params, r.now),
+        "CancelOrderBatch": lambda r: r.account.cancel_batch(r.params, r.now),
+        "CancelAll": lambda r: r.account.cancel_all(r.now),
+        "GetApiKeyInfo": _api_key_info,
+        "GetWebSocketsToken": _websockets_token,
+        "DepositMethods": _deposit_methods,
+        "Earn/Strategies": _earn_strategies,
+        "Earn/Allocations": _earn_allocations,
+    }
+)
+
+
+def decode_secret(secret: str) -> bytes:
+    """Decode an API secret.
+
+    Raises:
+        ValueError: it is empty or no base64; the message does not show it.
+    """
+    try:
+        decoded = base64.b64decode(secret, validate=True)
+    except (binascii.Error, ValueError):
+        decoded = b""
+    if not decoded:
+        raise ValueError("an account's secret must be base64 text, as Kraken hands it out")
+    return decoded
+
+
+def _answer(error: tuple[str, ...], result: object = None) -> dict[str, object]:
+    return {"error": list(error)} if error else {"error": [], "result": result}
+
+
+def public_answer(method: str, params: Params, now: float) -> dict[str, object]:
+    """Return Kraken's answer to a public request: `error`, and `result` if there is none.
+
+    Args:
+        method: such as `Ticker`.
+        params: what the URL's query says.
+        now: Unix time in seconds.
+    """
+    try:
+        if method not in PUBLIC_METHODS:
+            raise Refusal("EGeneral:Unknown method")  # noqa: TRY301 - one way to every refusal
+        return _answer((), PUBLIC_METHODS[method](params, now))
+    except Refusal as refusal:
+        return _answer((refusal.error,))
+
+
+class Exchange:
+    """All accounts, their nonces and orders, and the log of their requests.
+
+    Args:
+        accounts: for each account its name, API key and base64 secret.
+        settings: what applies at first; the attribute may be replaced at any time.
+        seed: of the ids that orders and trades get.
+        now: Unix time in seconds.
+    """
+
+    def __init__(self, accounts: list[tuple[str, str, str]], settings: Settings, *, seed: int, now: float) -> None:
+        self.settings = settings
+        self._accounts = [(name, key, decode_secret(secret)) for name, key, secret in accounts]
+        self._random = Random(seed)  # noqa: S311 - ids of make-believe orders
+        self._under_way: Counter[str] = Counter()
+        self._sequence = 0
+        self.reset(now)
+
+    def reset(self, now: float) -> None:
+        """Forget all requests, orders, balances and nonces."""
+        self._log: dict[int, SimulatedRequest] = {}
+        self._keys = {key: ApiKey(secret, Account(name, self._random, now)) for name, key, secret in self._accounts}
+
+    def requests(self) -> list[SimulatedRequest]:
+        """Return the private requests in order of arrival."""
+        return list(self._log.values())
+
+    def orders(self) -> list[SimulatedOrder]:
+        """Return the orders of all accounts in the order of their accounts, oldest first."""
+        return [order for key in self._keys.values() for order in key.account.orders()]
+
+    @contextmanager
+    def under_way(self, call: Call) -> Generator[None]:
+        """Count a request as under way for its account, from reading it to answering it."""
+        name = self._name(call)
+        self._under_way[name] += 1
+        try:
+            yield
+        finally:
+            self._under_way[name] -= 1
+
+    def arrive(self, call: Call, received: float) -> int:
+        """Log a request that has reached the exchange; return its place in the order of arrival.
+
+        `received` is monotonic time in seconds.
+        """
+        self._sequence += 1
+        try:
+            nonce = nonce_of(call.params())
+        except Refusal:
+            nonce = None
+        name = self._name(call)
+        self._log[self._sequence] = SimulatedRequest(
+            sequence=self._sequence,
+            received=received,
+            finished=None,
+            account=name,
+            path=call.path,
+            method=call.method,
+            nonce=nonce,
+            error=(),
+            in_flight=self._under_way[name],
+        )
+        return self._sequence
+
+    def answer(self, call: Call, sequence: int, now: float) -> dict[str, object]:
+        """Carry out a request that has arrived; return `error`, and `result` if there is none.
+
+        `now` is Unix time in seconds.
+        """
+        try:
+            admitted = self._admit(call, now)
+            result = _METHODS[call.method](admitted)
+        except Refusal as refusal:
+            error = (refusal.error,)
+            self._note(sequence, lambda record: replace(record, error=error))
+            return _answer(error)
+        return _answer((), result)
+
+    def finish(self, sequence: int, finished: float) -> None:
+        """Log that the answer has made its way back, at this monotonic time in seconds."""
+        self._note(sequence, lambda record: replace(record, finished=finished))
+
+    def _name(self, call: Call) -> str:
+        key = self._keys.get(call.key)
+        return "" if key is None else key.account.name
+
+    def _note(self, sequence: int, change: Callable[[SimulatedRequest], SimulatedRequest]) -> None:
+        if sequence in self._log:  # a reset may have come between
+            self._log[sequence] = change(self._log[sequence])
+
+    def _admit(self, call: Call, now: float) -> _Admitted:
+        """Check everything that Kraken checks before a method sees the request.
+
+        The nonce is used up last: whoever has no valid signature can't drive it up. It stays used
+        whatever the method then says.
+        """
+        if call.method not in _METHODS:
+            raise Refusal("EGeneral:Unknown method")
+        params = call.params()
+        key = self._keys.get(call.key)
+        if key is None:
+            raise Refusal("EAPI:Invalid key")
+        nonce = nonce_of(params)
+        if not call.is_signed_with(key.secret, params.required("nonce")):
+            raise Refusal("EAPI:Invalid signature")
+        key.use(nonce, self.settings.nonce_window)
+        return _Admitted(key, params, nonce, now, self.settings)

@@ -1,0 +1,174 @@
+"""How a private request is written: its signature, its body, and Kraken's way to refuse it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from typing import cast
+from urllib.parse import parse_qsl
+
+_HIGHEST_NONCE = 2**64 - 1
+_LARGEST_EXPONENT = 15  # of a volume or a price; keeps all sums within decimal's 28 digits
+
+
+class Refusal(Exception):
+    """Kraken says no. `error` is its error string, such as `EAPI:Invalid nonce`."""
+
+    def __init__(self, error: str) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def bad_argument(name: str) -> Refusal:
+    """Return the refusal that names the parameter at fault."""
+    return Refusal(f"EGeneral:Invalid arguments:{name}")
+
+
+def signature(secret: bytes, path: str, nonce: str, body: bytes) -> str:
+    """Return the `API-Sign` that Kraken expects, in base64.
+
+    Args:
+        secret: the API secret, decoded from base64.
+        path: path of the URL, such as `/0/private/AddOrder`.
+        nonce: exactly as it is spelled in the body.
+        body: exactly the bytes that are sent.
+    """
+    digest = hashlib.sha256(nonce.encode() + body).digest()
+    return base64.b64encode(hmac.digest(secret, path.encode() + digest, "sha512")).decode()
+
+
+def _read_form(body: bytes) -> dict[str, object]:
+    return dict(parse_qsl(body.decode(), keep_blank_values=True))
+
+
+def _read_json(body: bytes) -> dict[str, object]:
+    # Numbers stay text: a 19-digit nonce keeps every digit, and the signature covers its spelling.
+    parsed: object = json.loads(body, parse_int=str, parse_float=str, parse_constant=str)
+    if not isinstance(parsed, dict):
+        raise TypeError("not an object")
+    return cast("dict[str, object]", parsed)
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """The parameters in a request's body.
+
+    A parameter that is missing or empty reads as None. Every getter raises `Refusal`
+    (`EGeneral:Invalid arguments:<name>`) where the value is not what it should be.
+    """
+
+    values: dict[str, object] = field(default_factory=dict[str, object])
+
+    @classmethod
+    def read(cls, content_type: str, body: bytes) -> Params:
+        """Read a body, form-encoded unless `content_type` says JSON.
+
+        Raises:
+            Refusal: the body can't be read.
+        """
+        read = _read_json if content_type == "application/json" else _read_form
+        try:
+            return cls(read(body))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise Refusal("EAPI:Bad request") from error
+
+    def text(self, name: str) -> str | None:
+        """Return a parameter as text."""
+        value = self.values.get(name)
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        if value is not None and not isinstance(value, str):
+            raise bad_argument(name)
+        return value or None
+
+    def required(self, name: str) -> str:
+        """Return a parameter as text; it must be there."""
+        value = self.text(name)
+        if value is None:
+            raise bad_argument(name)
+        return value
+
+    def choice(self, name: str, among: frozenset[str]) -> str:
+        """Return a parameter whose values are given; it must be there."""
+        value = self.required(name)
+        if value not in among:
+            raise bad_argument(name)
+        return value
+
+    def flag(self, name: str) -> bool:
+        """Return a parameter as a truth value, in any of the spellings that clients use."""
+        return (self.text(name) or "").lower() in {"true", "1"}
+
+    def integer(self, name: str) -> int | None:
+        """Return a parameter as a whole number of at most 64 bits."""
+        value = self.text(name)
+        if value is None:
+            return None
+        digits = value.removeprefix("-")
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= len(str(_HIGHEST_NONCE))):
+            raise bad_argument(name)
+        return int(value)
+
+    def decimal(self, name: str) -> Decimal | None:
+        """Return a parameter as a positive decimal number."""
+        value = self.text(name)
+        if value is None:
+            return None
+        try:
+            number = Decimal(value)
+        except InvalidOperation as error:
+            raise bad_argument(name) from error
+        if not (number.is_finite() and number > 0 and number.adjusted() <= _LARGEST_EXPONENT):
+            raise bad_argument(name)
+        return number
+
+    def many(self, name: str) -> tuple[str, ...]:
+        """Return a list: of JSON, or text with commas. Empty if the parameter is missing."""
+        value = self.values.get(name)
+        if not isinstance(value, list):
+            return tuple(part.strip() for part in (self.text(name) or "").split(",") if part)
+        items = cast("list[object]", value)
+        texts = tuple(item for item in items if isinstance(item, str))
+        if len(texts) != len(items):
+            raise bad_argument(name)
+        return texts
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A private request as it came over the wire."""
+
+    path: str
+    method: str
+    content_type: str
+    key: str = field(repr=False)
+    signature: str = field(repr=False)
+    body: bytes = field(repr=False)
+
+    def params(self) -> Params:
+        """Return the body's parameters. Raises `Refusal` if the body can't be read."""
+        return Params.read(self.content_type, self.body)
+
+    def is_signed_with(self, secret: bytes, nonce: str) -> bool:
+        """Tell whether the signature fits the body, the path and this secret."""
+        expected = signature(secret, self.path, nonce, self.body)
+        return hmac.compare_digest(expected.encode(), self.signature.encode(errors="replace"))
+
+
+def nonce_of(params: Params) -> int:
+    """Return the nonce of a request.
+
+    Raises:
+        Refusal: `EAPI:Invalid nonce` if there is none, or it is not an unsigned 64-bit integer.
+    """
+    try:
+        nonce = params.integer("nonce")
+    except Refusal:
+        nonce = None
+    if nonce is None or not 0 <= nonce <= _HIGHEST_NONCE:
+        raise Refusal("EAPI:Invalid nonce")
+    return nonce
