@@ -6,11 +6,9 @@ Needs the extra ``krakenex``.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack, cast
 
-from kraken_nonce_redis.clients import DEFAULT_CALL_TIMEOUT, DEFAULT_LOCK_TIMEOUT, Guard
-from kraken_nonce_redis.commands import DEFAULT_NAMESPACE
-from kraken_nonce_redis.core import DEFAULT_TTL
+from kraken_nonce_redis.clients import Guard, Options
 from kraken_nonce_redis.errors import IncompatibleClient
 
 try:
@@ -20,9 +18,6 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from kraken_nonce_redis.commands import Scope
-    from kraken_nonce_redis.store import Client
 
 Timeout: TypeAlias = float | tuple[float, float]
 
@@ -71,58 +66,29 @@ class API(_Guarded):
     Args:
         key: the API key.
         secret: its secret.
-        redis: a redis-py client or a URL; by default the URL in ``KRAKEN_NONCE_REDIS_URL``, then ``REDIS_URL``.
-        ttl: length of a lease in seconds, 1 to 3600; a call with a longer timeout extends its lease.
-        scope: ``"key"``: one call at a time for each API key; ``"global"``: for all of the namespace.
-        namespace: what the Redis keys begin with; all who share the API key need the same.
-        lock_timeout: seconds that a call waits for its turn at most; None waits for ever.
-        call_timeout: seconds for connecting, and again for reading, of a call without a timeout of its own.
+        options: `kraken_nonce_redis.clients.Options`; ``call_timeout`` counts for connecting and again for reading.
 
     Raises `InvalidArgument`, and `IncompatibleClient` for a version of krakenex that is put together differently.
     """
 
-    def __init__(
-        self,
-        key: str = "",
-        secret: str = "",
-        *,
-        redis: Client | str | None = None,
-        ttl: float = DEFAULT_TTL,
-        scope: Scope = "key",
-        namespace: str = DEFAULT_NAMESPACE,
-        lock_timeout: float | None = DEFAULT_LOCK_TIMEOUT,
-        call_timeout: float = DEFAULT_CALL_TIMEOUT,
-    ) -> None:
+    def __init__(self, key: str = "", secret: str = "", **options: Unpack[Options]) -> None:
         _check_seam()
         super().__init__(key, secret)
-        self._guard = Guard(
-            redis, ttl=ttl, scope=scope, namespace=namespace, lock_timeout=lock_timeout, call_timeout=call_timeout
-        )
+        self._guard = Guard(**options)
 
 
 A = TypeVar("A", bound=krakenex.API)
 
 
-def install(
-    api: A,
-    redis: Client | str | None = None,
-    *,
-    ttl: float = DEFAULT_TTL,
-    scope: Scope = "key",
-    namespace: str = DEFAULT_NAMESPACE,
-    lock_timeout: float | None = DEFAULT_LOCK_TIMEOUT,
-    call_timeout: float = DEFAULT_CALL_TIMEOUT,
-) -> A:
+def install(api: A, **options: Unpack[Options]) -> A:
     """Let the private calls of an existing ``krakenex.API`` (or of a subclass) run under the lock; return it.
 
-    Arguments and errors are those of `API`.
+    Options and errors are those of `API`.
     """
     if not isinstance(api, krakenex.API):
         raise IncompatibleClient(type(api).__qualname__, "is no krakenex.API, so its nonces can't be replaced")
     _check_seam()
-    guard = Guard(
-        redis, ttl=ttl, scope=scope, namespace=namespace, lock_timeout=lock_timeout, call_timeout=call_timeout
-    )
+    guard = Guard(**options)
     if not isinstance(api, _Guarded):
         api.__class__ = type(type(api).__name__, (_Guarded, type(api)), {})
     cast("_Guarded", api)._guard = guard
