@@ -1,0 +1,78 @@
+# make demo, make test: on a fresh machine with Python 3.11 or newer, no root, no Redis.
+
+PYTHON ?= python3
+VENV ?= .venv
+# A further requirement for the environment of `make test`, such as redis==5.0.0.
+WITH ?=
+# More arguments for the demo or for pytest.
+ARGS ?=
+
+# Neither another active environment nor its settings have a say.
+unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
+
+# A python3 that is too old is passed over for a newer one beside it; one that was asked for isn't.
+ifeq ($(origin PYTHON),file)
+pythons := $(PYTHON) python3.12 python3.11 python3.13
+else
+pythons := $(PYTHON)
+endif
+
+bin := $(VENV)/bin
+pip_install := $(bin)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   eight processes on one API key: stock krakenex, then this library"
+	@echo "make test   the tests, on every server that this machine has"
+	@echo "make lint   ruff, mypy, pyright, luacheck"
+	@echo "make clean  remove what the others made"
+	@echo
+	@echo "ARGS='...' goes to the demo or to pytest; PYTHON=... chooses the interpreter."
+
+demo: $(VENV)/.demo-installed
+	$(bin)/kraken-nonce demo $(ARGS)
+
+test: $(VENV)/.dev-installed
+	$(bin)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev-installed
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+	$(bin)/pyright --pythonpath $(bin)/python
+	@if command -v luacheck >/dev/null; then \
+		echo luacheck lua && luacheck --quiet lua; \
+	elif [ -n "$$CI" ]; then \
+		echo "luacheck is required in CI (Debian and Ubuntu: lua-check)" >&2; exit 1; \
+	else \
+		echo "luacheck: skipped, not on this machine"; \
+	fi
+
+clean:
+	rm -rf .venv .venv-* build dist htmlcov .coverage
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip is the last thing that venv installs: without it, the environment is only half there.
+$(bin)/pip:
+	@for python in $(pythons); do \
+		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "Making $(VENV) with $$($$python --version)"; \
+			exec $$python -m venv $(VENV); \
+		fi; \
+	done; \
+	echo "No Python 3.11 or newer (tried: $(pythons)). Name one: make PYTHON=/path/to/python3.12" >&2; \
+	exit 1
+
+$(VENV)/.demo-installed: pyproject.toml | $(bin)/pip
+	@echo "Installing into $(VENV) what the demo needs"
+	@$(pip_install) -e '.[krakenex,cli,embedded,testing]'
+	@touch $@
+
+# This includes what the demo needs.
+$(VENV)/.dev-installed: pyproject.toml | $(bin)/pip
+	@echo "Installing into $(VENV) what the tests need"
+	@$(pip_install) -e '.[dev]' $(WITH)
+	@touch $@ $(VENV)/.demo-installed
