@@ -9,6 +9,7 @@ from kraken_nonce_redis.core import DEFAULT_MAX_LEAD, AllocatorCore
 from kraken_nonce_redis.store import client_from_url, store_for
 
 if TYPE_CHECKING:
+    from kraken_nonce_redis.commands import Scope
     from kraken_nonce_redis.store import Client
 
 
@@ -25,6 +26,8 @@ class NonceAllocator(AllocatorCore):
     Args:
         redis: a redis-py client: `redis.Redis`, also one from Sentinel, or `redis.RedisCluster`.
         api_key: the Kraken API key. Only a digest of it leaves the process.
+        scope: ``"key"``: a sequence of its own for each API key. ``"global"``: the one sequence of all API keys of
+            the namespace, which `CallLock` takes its nonces from in that scope. All who share an API key need the same.
         namespace: what the Redis keys begin with; all who share the API key need the same.
         max_lead: nanoseconds that `jump_forward` and `advance_to` may go ahead of the server's clock, at most
             90 days.
@@ -37,10 +40,11 @@ class NonceAllocator(AllocatorCore):
         redis: Client,
         api_key: str,
         *,
+        scope: Scope = "key",
         namespace: str = DEFAULT_NAMESPACE,
         max_lead: int = DEFAULT_MAX_LEAD,
     ) -> None:
-        super().__init__(Keyspace.of(namespace, api_key), max_lead)
+        super().__init__(Keyspace.of(namespace, api_key, scope), max_lead)
         self._store = store_for(redis)
 
     @classmethod
@@ -49,6 +53,7 @@ class NonceAllocator(AllocatorCore):
         url: str,
         api_key: str,
         *,
+        scope: Scope = "key",
         namespace: str = DEFAULT_NAMESPACE,
         max_lead: int = DEFAULT_MAX_LEAD,
     ) -> Self:
@@ -57,7 +62,7 @@ class NonceAllocator(AllocatorCore):
         All objects of a process with the same URL share its connections, whose timeout is 3 s unless the URL says
         otherwise (``?socket_timeout=1``).
         """
-        return cls(client_from_url(url), api_key, namespace=namespace, max_lead=max_lead)
+        return cls(client_from_url(url), api_key, scope=scope, namespace=namespace, max_lead=max_lead)
 
     def next(self) -> int:
         """Return the next nonce: ns since 1970, 19 digits."""

@@ -80,8 +80,8 @@ def token(value: object) -> str | None:
     if value is None:
         return None
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-    if not isinstance(text, str) or not 1 <= len(text) <= LONGEST_TOKEN:
-        raise InvalidArgument("token", f"must be 1 to {LONGEST_TOKEN} characters")
+    if not isinstance(text, str) or not 1 <= len(text) <= LONGEST_TOKEN or any(c.isspace() for c in text):
+        raise InvalidArgument("token", f"must be 1 to {LONGEST_TOKEN} characters without white space")
     return text
 
 

@@ -74,7 +74,8 @@ class _GuardCore(Generic[LockType]):
         self._make_lock("any")  # so that a wrong setting shows now and not at the first call
 
     def _make_lock(self, api_key: str) -> LockType:
-        make: Callable[..., LockType] = self._lock_type.from_url if isinstance(self._redis, str) else self._lock_type
+        lock: Any = self._lock_type
+        make: Callable[..., LockType] = lock.from_url if isinstance(self._redis, str) else lock
         return make(self._redis, api_key, **self._settings)
 
     def lock(self, api_key: str) -> LockType:

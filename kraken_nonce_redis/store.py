@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import threading
-import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
@@ -17,7 +15,8 @@ from redis.exceptions import NoScriptError, RedisError
 from redis.retry import Retry
 
 from kraken_nonce_redis import arguments, clock
-from kraken_nonce_redis.errors import InvalidArgument, StoreError, StoreUnavailable, from_redis, keeps_connection
+from kraken_nonce_redis.commands import pack
+from kraken_nonce_redis.errors import InvalidArgument, StoreUnavailable, from_redis, keeps_connection
 from kraken_nonce_redis.schedule import Agenda
 from kraken_nonce_redis.waiting import Listen, Local, Pause, Run, doing
 
@@ -26,15 +25,15 @@ if TYPE_CHECKING:
     from redis.connection import AbstractConnection
 
     from kraken_nonce_redis.commands import Command
-    from kraken_nonce_redis.waiting import Flow, Step
+    from kraken_nonce_redis.waiting import Flow, Step, Waiter
 
 T = TypeVar("T")
 Client: TypeAlias = redis.Redis | RedisCluster
 
 SOCKET_TIMEOUT = 3.0
 """Seconds, for clients made from a URL; an option of the same name in the URL goes first."""
-IDLE = 30.0
-LISTEN_AGAIN = 0.2
+_IDLE = 30.0
+_LOOK_UP = 0.2
 
 
 @functools.cache
@@ -74,7 +73,7 @@ class _Connection:
 
     def _exchange(self, connection: AbstractConnection, words: tuple[Any, ...]) -> Any:
         try:
-            connection.send_command(*words)
+            connection.send_packed_command([pack(words)])
             reply = connection.read_response()
         except BaseException as error:
             if keeps_connection(error):
@@ -98,6 +97,60 @@ class _ClusterConnections:
         self.send = client.execute_command
 
 
+class _Calls:
+    """The connection on which the server calls waiters. Whoever has the `turn` listens for all."""
+
+    def __init__(self, client: Client, local: Local) -> None:
+        self.turn = threading.Lock()
+        self._client = client
+        self._local = local
+        self._subscription: PubSub | None = None
+
+    def open(self) -> None:
+        """Begin to listen, anew if need be. Raises `StoreError`."""
+        with self.turn:
+            if self._local.listening:
+                return
+            self._close()
+            calls: PubSub = self._client.pubsub()  # type: ignore[no-untyped-call] # redis-py's cluster
+            self._subscription = calls
+            try:
+                calls.subscribe(self._local.channel)
+                if calls.connection is not None:
+                    calls.connection.retry = Retry(NoBackoff(), 0)
+                while not self._local.listening:
+                    message = calls.get_message(timeout=SOCKET_TIMEOUT)
+                    if message is None:
+                        raise redis.TimeoutError("no answer to SUBSCRIBE")  # noqa: TRY301 - as redis-py's own
+                    self._local.hear(message)
+            except BaseException as error:
+                self._close()
+                if isinstance(error, RedisError | OSError):
+                    raise from_redis(error, "subscribe", self._local.channel) from error
+                raise
+
+    def listen(self, seconds: float) -> None:
+        """Listen for one call, by whoever has the turn."""
+        if self._subscription is None:
+            return
+        try:
+            message = self._subscription.get_message(timeout=seconds)
+        except BaseException as error:
+            self._close()
+            self._local.ask_again()
+            if not isinstance(error, RedisError | OSError):
+                raise
+        else:
+            if message is not None:
+                self._local.hear(message)
+
+    def _close(self) -> None:
+        self._local.listening = False
+        if self._subscription is not None:
+            self._subscription.close()
+            self._subscription = None
+
+
 class Store:
     """One Redis, as the threads of this process share it.
 
@@ -119,7 +172,7 @@ class Store:
         self._turn = threading.Lock()
         self._failures = 0
         self._threads = threading.Condition()
-        self._listener: _Listener | None = None
+        self._calls = _Calls(self.client, self.local)
         self._chores: threading.Thread | None = None
 
     # Commands
@@ -165,30 +218,38 @@ class Store:
             case Run(command):
                 return self.run(command)
             case Pause(waiter, until):
-                waiter.signal = signal = threading.Event()
-                if not waiter.woken:
-                    signal.wait(_timeout(until))
-                return None
+                return self._pause(waiter, until)
             case Listen():
-                return self._listen()
+                return self._calls.open()
 
-    # Calls
-
-    def _listen(self) -> None:
-        with self._threads:
-            if self._listener is None or not self._listener.is_alive():
-                self._listener = _Listener(self)
-                self._listener.start()
-            listener = self._listener
-        listener.ready.wait()
-        if listener.failure is not None:
-            raise listener.failure
+    def _pause(self, waiter: Waiter, until: float | None) -> None:
+        """Sleep until woken. The first to sleep listens for calls; leaving, it lets another one do so."""
+        # A waiter that listens itself, as the only one of a process does, is called without a switch of threads.
+        turn = self._calls.turn
+        waiter.signal = signal = threading.Event()
+        try:
+            while not waiter.woken:
+                left = threading.TIMEOUT_MAX if until is None else until - clock.now()
+                if left <= 0:
+                    return
+                if turn.acquire(blocking=False):
+                    try:
+                        self._calls.listen(min(left, _LOOK_UP))
+                    finally:
+                        turn.release()
+                else:
+                    signal.wait(min(left, threading.TIMEOUT_MAX))
+                    signal.clear()
+        finally:
+            waiter.signal = None
+            if not turn.locked():
+                self.local.rouse()
 
     # Chores
 
     def _chores_changed(self) -> None:
         with self._threads:
-            if self._chores is None:
+            if self._chores is None or not self._chores.is_alive():
                 self._chores = threading.Thread(target=self._do_chores, name="kraken-nonce-chores", daemon=True)
                 self._chores.start()
             self._threads.notify()
@@ -202,51 +263,10 @@ class Store:
                 continue
             with self._threads:
                 due = agenda.next_due()
-                woken = self._threads.wait(IDLE if due is None else max(0.0, due - clock.now()))
+                woken = self._threads.wait(_IDLE if due is None else max(0.0, due - clock.now()))
                 if due is None and not woken:
                     self._chores = None
                     return
-
-
-def _timeout(until: float | None) -> float | None:
-    return None if until is None else min(max(0.0, until - clock.now()), threading.TIMEOUT_MAX)
-
-
-class _Listener(threading.Thread):
-    """Takes calls from the server and wakes those who are called; ends when nobody has waited for a while."""
-
-    def __init__(self, store: Store) -> None:
-        super().__init__(name="kraken-nonce-listener", daemon=True)
-        self.ready = threading.Event()
-        self.failure: StoreError | None = None
-        self._store = store
-        self._local = store.local
-
-    def run(self) -> None:
-        while True:
-            try:
-                calls: PubSub = self._store.client.pubsub()  # type: ignore[no-untyped-call] # redis-py's cluster
-                with contextlib.closing(calls):
-                    calls.subscribe(self._local.channel)
-                    self._take(calls)
-                    return
-            except (RedisError, OSError) as error:
-                if not self.ready.is_set():
-                    self.failure = from_redis(error, "subscribe", self._local.channel)
-                    self.ready.set()
-                    return
-                time.sleep(LISTEN_AGAIN)
-
-    def _take(self, calls: PubSub) -> None:
-        while True:
-            message = calls.get_message(timeout=IDLE)
-            if message is None:
-                if not self._local.anyone_waits:
-                    self._local.listening = False
-                    return
-            else:
-                self._local.hear(message)
-                self.ready.set()
 
 
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()

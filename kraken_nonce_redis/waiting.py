@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 BEAT = 1.0
 """Seconds between two signs of life of a process that waits for a key, at least."""
+_GONE = "-"
 _JUST_AFTER = 0.002
 _RETRY = 1.0
 
@@ -62,8 +63,9 @@ class Waiter:
     def wake(self) -> None:
         """Let the caller ask again, or for the first time look at its failure."""
         self.woken = True
-        if self.signal is not None:
-            self.signal.set()
+        signal = self.signal
+        if signal is not None:
+            signal.set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ class Room:
         self.waiters: dict[str, Waiter] = {}
         self.beating = False
         self._process = process
-        self._joined = ""
+        self._joined = _GONE
         self._lock = threading.Lock()
 
     def enter(self, waiter: Waiter) -> None:
@@ -143,9 +145,9 @@ class Room:
         When it is not the one known so far, the server has dropped this process and with it the places of all who
         waited: they ask again.
         """
-        changed = self._joined not in ("", joined)
+        changed = self._joined not in (_GONE, joined)
         self._joined = joined
-        if changed or not joined:
+        if changed or joined == _GONE:
             for waiter in self.everyone():
                 waiter.wake()
 
@@ -302,16 +304,24 @@ class Local:
 
     def hear(self, message: Mapping[str, Any]) -> None:
         """Take a message from the channel: a call, which means that it is a member's turn, or a confirmation."""
-        member = commands.text(message["data"])
         if message["type"] == "subscribe":
-            if self.listening:  # a new connection; calls may have been missed before
-                self.ask_again()
             self.listening = True
+            return
+        member = commands.text(message["data"])
         for room in list(self.rooms.values()):
             waiter = room.waiters.get(member)
             if waiter is not None:
                 waiter.wake()
                 return
+
+    def rouse(self) -> None:
+        """Rouse one sleeper without calling it, so that it may listen."""
+        for room in list(self.rooms.values()):
+            for waiter in room.everyone():
+                signal = waiter.signal
+                if signal is not None and not waiter.woken:
+                    signal.set()
+                    return
 
 
 @dataclass(frozen=True, slots=True)

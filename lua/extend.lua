@@ -8,12 +8,12 @@
 --       2 member  as in acquire
 --       3 term    microseconds from now to the new end
 --       4 count   nonces in the new block
--- Returns {'extended', first nonce}; {'lost'}, {'foreign', value} or {'overflow', stored}: nothing changed.
+-- Returns 'extended <first nonce>'; 'lost', 'foreign <value>' or 'overflow <stored>': nothing changed.
 local state, value = load(KEYS[1])
-if not state then return {'foreign', value} end
-if state.member ~= ARGV[2] or not state.lease then return {'lost'} end
+if not state then return 'foreign ' .. value end
+if state.member ~= ARGV[2] or not state.lease then return 'lost' end
 local now = clock()
 local first, last = allocate(state.nonce, ARGV[1], now, tonumber(ARGV[4]))
-if not first then return {'overflow', state.nonce} end
+if not first then return 'overflow ' .. state.nonce end
 redis.call('HSET', KEYS[1], 'nonce', last, 'lock', lock(state, state.lease, now, ARGV[3], ARGV[2]))
-return {'extended', first}
+return 'extended ' .. first

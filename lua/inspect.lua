@@ -3,14 +3,14 @@
 --
 -- KEYS  1 state   hash
 --       2 queue   sorted set
--- Returns {'ok', now, nonce, member, lease, left, waiting, lost} or {'foreign', value}: now in microseconds;
--- nonce and lease decimal ns or ''; member who has the lock or '', only called to take it while lease is ''; left in microseconds
--- until the lease or call ends, 0 when it ran out; waiting the number of waiters; lost a member or ''.
+-- Returns 'ok <now> <nonce> <lease> <left> <waiting> <member>' or 'foreign <value>': now in microseconds; nonce decimal
+-- ns, '-' for none; lease the first nonce of the lease, '-' while a member is only called to take the lock; left in
+-- microseconds until the lease or call ends, 0 when it ran out; waiting the number of waiters; member who has the
+-- lock, '-' when it is free.
 local state, value = load(KEYS[1])
-if not state then return {'foreign', value} end
+if not state then return 'foreign ' .. value end
 local now = clock()
-return {
-  'ok', now, state.nonce or '', state.member or '', state.lease or '', left(state, now),
-  whole(redis.call('ZCOUNT', KEYS[2], '-inf', WAITERS)),
-  redis.call('HGET', KEYS[1], 'lost') or '',
-}
+local waiting = redis.call('ZCOUNT', KEYS[2], '-inf', WAITERS)
+return table.concat({
+  'ok', now, state.nonce or '-', state.lease or '-', left(state, now), whole(waiting), state.member or '-',
+}, ' ')

@@ -8,17 +8,17 @@
 --       2 queue   sorted set
 -- ARGV  1 member  as in acquire
 --       2 lease   first nonce of the lease that the caller believes to hold, '0' for none
--- Returns {'released'}, {'lost'} when that lease had ended before (another member has had the lock since, or the
---         state was lost), or {'foreign', value}: nothing changed.
+-- Returns 'released', 'lost' when that lease had ended before (another member has had the lock since, or the state
+--         was lost), or 'foreign <value>': nothing changed.
 local member = ARGV[1]
 local state, value = load(KEYS[1])
-if not state then return {'foreign', value} end
+if not state then return 'foreign ' .. value end
 if state.member == member then
   hand_over(state, KEYS[2])
-  return {'released'}
+  return 'released'
 end
 if redis.call('ZREM', KEYS[2], member) == 1 and not anyone_waits(KEYS[2]) then
   redis.call('DEL', KEYS[2])
 end
-if redis.call('HGET', KEYS[1], 'lost') == member or greater(ARGV[2], state.nonce or '0') then return {'lost'} end
-return {'released'}
+if redis.call('HGET', KEYS[1], 'lost') == member or greater(ARGV[2], state.nonce or '0') then return 'lost' end
+return 'released'

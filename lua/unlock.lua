@@ -6,10 +6,10 @@
 -- KEYS  1 state   hash
 --       2 queue   sorted set
 -- ARGV  1 member  the holder to unlock
--- Returns {'unlocked'}, {'free'} when `member` is not the holder, or {'foreign', value}: nothing changed.
+-- Returns 'unlocked', 'free' when `member` is not the holder, or 'foreign <value>': nothing changed.
 local state, value = load(KEYS[1])
-if not state then return {'foreign', value} end
-if state.member ~= ARGV[1] then return {'free'} end
+if not state then return 'foreign ' .. value end
+if state.member ~= ARGV[1] then return 'free' end
 if state.lease then redis.call('HSET', KEYS[1], 'lost', state.member) end
 hand_over(state, KEYS[2])
-return {'unlocked'}
+return 'unlocked'

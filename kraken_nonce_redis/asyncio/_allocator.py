@@ -11,6 +11,7 @@ from kraken_nonce_redis.core import DEFAULT_MAX_LEAD, AllocatorCore
 
 if TYPE_CHECKING:
     from kraken_nonce_redis.asyncio._store import Client
+    from kraken_nonce_redis.commands import Scope
 
 
 class NonceAllocator(AllocatorCore):
@@ -25,10 +26,11 @@ class NonceAllocator(AllocatorCore):
         redis: Client,
         api_key: str,
         *,
+        scope: Scope = "key",
         namespace: str = DEFAULT_NAMESPACE,
         max_lead: int = DEFAULT_MAX_LEAD,
     ) -> None:
-        super().__init__(Keyspace.of(namespace, api_key), max_lead)
+        super().__init__(Keyspace.of(namespace, api_key, scope), max_lead)
         self._source: Client | str = checked(redis)
 
     @classmethod
@@ -37,12 +39,13 @@ class NonceAllocator(AllocatorCore):
         url: str,
         api_key: str,
         *,
+        scope: Scope = "key",
         namespace: str = DEFAULT_NAMESPACE,
         max_lead: int = DEFAULT_MAX_LEAD,
     ) -> Self:
         """Return an allocator for a URL: ``redis://``, ``rediss://`` or ``unix://``."""
         allocator = cls.__new__(cls)
-        AllocatorCore.__init__(allocator, Keyspace.of(namespace, api_key), max_lead)
+        AllocatorCore.__init__(allocator, Keyspace.of(namespace, api_key, scope), max_lead)
         allocator._source = arguments.url(url)
         return allocator
 

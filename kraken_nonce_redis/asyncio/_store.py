@@ -16,9 +16,10 @@ from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from kraken_nonce_redis import arguments, clock
+from kraken_nonce_redis.commands import pack
 from kraken_nonce_redis.errors import InvalidArgument, StoreError, StoreUnavailable, from_redis, keeps_connection
 from kraken_nonce_redis.schedule import Agenda
-from kraken_nonce_redis.store import IDLE, LISTEN_AGAIN, SOCKET_TIMEOUT
+from kraken_nonce_redis.store import SOCKET_TIMEOUT
 from kraken_nonce_redis.waiting import Listen, Local, Pause, Run, doing
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from kraken_nonce_redis.waiting import Flow, Step
 
 T = TypeVar("T")
+_IDLE = 30.0
+_LISTEN_AGAIN = 0.2
 Client: TypeAlias = redis.asyncio.Redis | RedisCluster
 
 
@@ -54,7 +57,7 @@ class _Connection:
 
     async def _exchange(self, connection: AbstractConnection, words: tuple[Any, ...]) -> Any:
         try:
-            await connection.send_command(*words)
+            await connection.send_packed_command([pack(words)])
             reply = await connection.read_response()
         except BaseException as error:
             if keeps_connection(error):
@@ -198,20 +201,24 @@ class _Listener:
     async def _run(self) -> None:
         while True:
             try:
-                async with contextlib.aclosing(self._store.client.pubsub()) as calls:
+                calls = self._store.client.pubsub()
+                try:
                     await calls.subscribe(self._local.channel)
                     await self._take(calls)
                     return
+                finally:
+                    # Before 5.0.1 redis-py had only close(), which later versions call deprecated.
+                    await getattr(calls, "aclose", calls.close)()
             except (RedisError, OSError) as error:
                 if not self.ready.is_set():
                     self.failure = from_redis(error, "subscribe", self._local.channel)
                     self.ready.set()
                     return
-                await asyncio.sleep(LISTEN_AGAIN)
+                await asyncio.sleep(_LISTEN_AGAIN)
 
     async def _take(self, calls: PubSub) -> None:
         while True:
-            message = await calls.get_message(timeout=IDLE)
+            message = await calls.get_message(timeout=_IDLE)
             if message is None:
                 if not self._local.anyone_waits:
                     self._local.listening = False
