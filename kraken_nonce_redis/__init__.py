@@ -7,6 +7,7 @@ twins are in `kraken_nonce_redis.asyncio`, clients in `kraken_nonce_redis.kraken
 from kraken_nonce_redis.allocator import NonceAllocator
 from kraken_nonce_redis.errors import (
     CallLockError,
+    CoolDown,
     ForeignValue,
     HoldTimeout,
     IncompatibleClient,
@@ -23,10 +24,12 @@ from kraken_nonce_redis.errors import (
     StoreUnsupported,
 )
 from kraken_nonce_redis.lock import CallLock, Lease
+from kraken_nonce_redis.pace import Pace, Tier
 
 __all__ = [
     "CallLock",
     "CallLockError",
+    "CoolDown",
     "ForeignValue",
     "HoldTimeout",
     "IncompatibleClient",
@@ -37,10 +40,12 @@ __all__ = [
     "NonceAllocator",
     "NonceTooFarAhead",
     "NoncesUsedUp",
+    "Pace",
     "StoreError",
     "StoreOutOfMemory",
     "StorePermissionDenied",
     "StoreReadOnly",
     "StoreUnavailable",
     "StoreUnsupported",
+    "Tier",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
 from kraken_nonce_redis.errors import InvalidArgument
@@ -11,10 +11,13 @@ from kraken_nonce_redis.errors import InvalidArgument
 if TYPE_CHECKING:
     from kraken_nonce_redis.commands import Priority
 
+T = TypeVar("T")
+
 HIGHEST_NONCE: Final = 2**63 - 1
 MOST_RESERVED: Final = 1_000_000
 SHORTEST_TTL: Final = 1.0
 LONGEST_TTL: Final = 3600.0
+LONGEST_COOL_DOWN: Final = 86_400.0
 LONGEST_LEAD: Final = 90 * 86_400 * 10**9
 LONGEST_TOKEN: Final = 200
 URL_SCHEMES: Final = ("redis", "rediss", "unix")
@@ -58,11 +61,11 @@ def whole(name: str, value: object, lowest: int, highest: int) -> int:
     return value
 
 
-def cost(value: object) -> float:
+def cost(value: object, name: str = "cost") -> float:
     """Return what a call costs of Kraken's REST counter."""
-    number = _number("cost", value)
+    number = _number(name, value)
     if number < 0:
-        raise InvalidArgument("cost", f"must be at least 0, not {value!r}")
+        raise InvalidArgument(name, f"must be at least 0, not {value!r}")
     return number
 
 
@@ -83,6 +86,13 @@ def token(value: object) -> str | None:
     if not isinstance(text, str) or not 1 <= len(text) <= LONGEST_TOKEN or any(c.isspace() for c in text):
         raise InvalidArgument("token", f"must be 1 to {LONGEST_TOKEN} characters without white space")
     return text
+
+
+def instance(name: str, value: T | None, kind: type[T]) -> T | None:
+    """Return a value of a kind, or None."""
+    if value is not None and not isinstance(value, kind):
+        raise InvalidArgument(name, f"must be a {kind.__name__} or None, not {value!r}")
+    return value
 
 
 def url(value: object) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Literal, TypeAlias, TypeVar
 
 from kraken_nonce_redis import scripts
 from kraken_nonce_redis.errors import ForeignValue, InvalidArgument, NonceTooFarAhead
@@ -123,6 +123,9 @@ class Granted:
     left: float
 
 
+COOLING: Final = "cool-down "
+
+
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """The caller has a place in the queue.
@@ -131,18 +134,44 @@ class Waiting:
         ticket: the place; lower is earlier. It can be presented again when the queue was lost.
         joined: identifies the process's stay in the queue.
         left: seconds until the current lease or call ends, at most.
+        cause: ``held``.
     """
 
     ticket: int
     joined: str
     left: float
+    cause: str = "held"
+
+
+@dataclass(frozen=True, slots=True)
+class Booked:
+    """The caller is next, but not yet.
+
+    Attributes:
+        ticket: as in `Waiting`.
+        left: seconds until the caller may ask again.
+        cause: ``interval``, ``startup`` or ``counter``, or ``cool-down`` and what Kraken said.
+    """
+
+    ticket: int
+    left: float
+    cause: str
 
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """The lock is not free and the caller does not wait; seconds until the current lease ends."""
+    """The lock can't be had now and the caller does not wait.
+
+    Attributes:
+        left: seconds until it can be, at most.
+        cause: ``held``, or as in `Booked`.
+    """
 
     left: float
+    cause: str
+
+
+Answer: TypeAlias = Granted | Waiting | Booked | Busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,14 +179,18 @@ class Attendance:
     """Answer to a process's sign of life.
 
     Attributes:
-        joined: as in `Waiting`; ``-`` when all waiters of the process must ask again.
+        joined: as in `Waiting`; ``-`` when all waiters of the process must ask again, ``=`` when it says nothing.
         called: the waiter of this process whose turn it is, or ``-``.
         left: as in `Waiting`.
+        cool_down: seconds that a cool-down goes on, 0.0 for none.
+        reason: the reason of the cool-down.
     """
 
     joined: str
     called: str
     left: float
+    cool_down: float
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +204,8 @@ class State:
         leased: whether the holder has a lease that still runs.
         left: seconds until the lease or call ends, 0.0 when it ran out.
         waiting: number of waiters.
+        cool_down: seconds that a cool-down goes on, 0.0 for none.
+        reason: the reason of the cool-down.
     """
 
     now: int
@@ -179,6 +214,8 @@ class State:
     leased: bool
     left: float
     waiting: int
+    cool_down: float
+    reason: str
 
 
 def channel(process: str) -> str:
@@ -219,7 +256,7 @@ def inspect(keys: Keyspace) -> Command[State]:
     """Look, without changing anything."""
 
     def read(reply: Reply) -> State:
-        _, now, nonce, lease, left, waiting, member = reply
+        _, now, nonce, lease, left, waiting, member, cool_down, *reason = reply
         return State(
             now=int(now) * 1000,
             last=None if nonce == "-" else int(nonce),
@@ -227,34 +264,41 @@ def inspect(keys: Keyspace) -> Command[State]:
             leased=lease != "-" and left != "0",
             left=_seconds(left),
             waiting=int(waiting),
+            cool_down=_seconds(cool_down),
+            reason=" ".join(reason),
         )
 
     return Command("inspect", (keys.state, keys.queue), (), read)
 
 
 def acquire(
-    keys: Keyspace, member: str, ttl: float, ticket: int | None, priority: Priority
-) -> Command[Granted | Waiting | Busy]:
-    """Take the lock and a block of nonces, or a place in the queue unless ``ticket`` is None."""
+    keys: Keyspace, member: str, ttl: float, *, ticket: int | None, priority: Priority, pace: str
+) -> Command[Answer]:
+    """Take the lock and a block of nonces, or a place in the queue unless ``ticket`` is None.
+
+    ``pace`` is from `Pace.settings`, or empty.
+    """
     return Command(
         "acquire",
         (keys.state, keys.queue),
-        (member, microseconds(ttl), BLOCK, "" if ticket is None else ticket, priority),
+        (member, microseconds(ttl), BLOCK, "" if ticket is None else ticket, priority, pace),
         _read_acquire,
         _highest_acquired,
     )
 
 
-def _read_acquire(reply: Reply) -> Granted | Waiting | Busy:
+def _read_acquire(reply: Reply) -> Answer:
     if reply[0] == "granted":
         first = int(reply[1])
         return Granted(range(first, first + BLOCK), _seconds(reply[2]))
     if reply[0] == "waiting":
         return Waiting(int(reply[1]), reply[2], _seconds(reply[3]))
-    return Busy(_seconds(reply[1]))
+    if reply[0] == "booked":
+        return Booked(int(reply[1]), _seconds(reply[2]), " ".join(reply[3:]))
+    return Busy(_seconds(reply[1]), " ".join(reply[2:]))
 
 
-def _highest_acquired(answer: Granted | Waiting | Busy) -> int:
+def _highest_acquired(answer: Answer) -> int:
     return answer.nonces[-1] if isinstance(answer, Granted) else 0
 
 
@@ -269,7 +313,7 @@ def wait(keys: Keyspace, process: str, oldest: str) -> Command[Attendance]:
         "wait",
         (keys.state, keys.queue),
         (process, oldest),
-        lambda reply: Attendance(reply[1], reply[3], _seconds(reply[2])),
+        lambda reply: Attendance(reply[1], reply[3], _seconds(reply[2]), _seconds(reply[4]), " ".join(reply[5:])),
     )
 
 
@@ -294,6 +338,21 @@ def extend(keys: Keyspace, member: str, seconds: float) -> Command[range | None]
 def unlock(keys: Keyspace, member: str) -> Command[bool]:
     """End a holder's lease by force. False: it was not the holder."""
     return Command("unlock", (keys.state, keys.queue), (member,), lambda reply: reply[0] == "unlocked")
+
+
+def cool_down(keys: Keyspace, seconds: float, reason: str) -> Command[float]:
+    """Let no call start for so many seconds, 0 to end that; the result is how long it goes on."""
+    return Command(
+        "cool_down",
+        (keys.state, keys.queue),
+        (microseconds(seconds), " ".join(reason.split())),
+        lambda reply: _seconds(reply[1]),
+    )
+
+
+def reset_startup(keys: Keyspace) -> Command[None]:
+    """Let the next call open a new startup window."""
+    return Command("reset_startup", (keys.state,), (), lambda _: None)
 
 
 def pack(words: Sequence[str | int]) -> bytes:

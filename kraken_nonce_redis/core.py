@@ -16,6 +16,7 @@ from kraken_nonce_redis.errors import (
     NoncesUsedUp,
     StoreError,
 )
+from kraken_nonce_redis.pace import Pace
 from kraken_nonce_redis.waiting import Acquired, Run, acquiring, running
 
 if TYPE_CHECKING:
@@ -189,13 +190,20 @@ class LockCore(Generic[L]):
     An owner is a thread or a task.
     """
 
-    def __init__(self, local: Callable[[], Local], api_key: str, *, ttl: float, scope: Scope, namespace: str) -> None:
+    def __init__(
+        self, local: Callable[[], Local], api_key: str, *, ttl: float, scope: Scope, pace: Pace | None, namespace: str
+    ) -> None:
         self.keys: Final = Keyspace.of(namespace, api_key, scope)
         self.ttl: Final = arguments.ttl(ttl)
+        self.pace: Final = arguments.instance("pace", pace, Pace)
         self._local = local
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.keys.state} ttl={self.ttl:g}>"
+
+    def _cool_down(self, seconds: float, reason: str) -> Command[float]:
+        arguments.seconds("seconds", seconds, 0, arguments.LONGEST_COOL_DOWN)
+        return commands.cool_down(self.keys, seconds, reason)
 
     def _held(self, owner: object) -> L | None:
         lease: L | None = self._local().held.get((owner, self.keys.state))
@@ -219,12 +227,14 @@ class LockCore(Generic[L]):
         cost: float = 0,
         priority: Priority = "normal",
         auto_renew: bool = False,
+        startup_protection: bool = True,
         token: str | None = None,
     ) -> Flow[L]:
         """Get a lease, or one more hold on the one that the owner has."""
         timeout = arguments.timeout(timeout)
-        arguments.cost(cost)
+        cost = arguments.cost(cost)
         priority = arguments.priority(priority)
+        pace = self.pace.settings(cost, startup_protection=startup_protection) if self.pace else ""
         held = self._held(owner)
         if held is not None:
             held._depth += 1
@@ -232,7 +242,9 @@ class LockCore(Generic[L]):
         local = self._local()
         member = local.new_member(token)
         try:
-            acquired = yield from acquiring(local, self.keys, member, ttl=self.ttl, timeout=timeout, priority=priority)
+            acquired = yield from acquiring(
+                local, self.keys, member, ttl=self.ttl, timeout=timeout, priority=priority, pace=pace
+            )
         except BaseException:
             local.members.pop(member, None)
             raise

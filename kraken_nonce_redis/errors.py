@@ -15,7 +15,8 @@
      ├─ NonceTooFarAhead                      a raise past max_lead, or past int64
      ├─ NoncesUsedUp                          the block of a lease is empty
      └─ CallLockError (redis LockError)       the lock was not had, or not released
-         ├─ HoldTimeout (TimeoutError)        the lock was not free in time
+         ├─ HoldTimeout (TimeoutError)        the lock was not to be had in time
+         │   └─ CoolDown                      Kraken wants no calls for longer than that
          └─ LeaseLost (redis LockNotOwnedError)  the lease ended before it was released
 
 No text and no field carries an API key, a secret or a password. A Redis key in a text holds a digest of the
@@ -24,11 +25,26 @@ API key at most.
 
 from __future__ import annotations
 
+from typing import Any
+
 import redis.exceptions
 
 
 class KrakenNonceError(Exception):
-    """Base of all errors of this library."""
+    """Base of all errors of this library. They can be pickled, so they cross process boundaries."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(kind: type[KrakenNonceError], args: tuple[Any, ...], fields: dict[str, Any]) -> KrakenNonceError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
 
 
 class InvalidArgument(KrakenNonceError, ValueError):
@@ -125,6 +141,20 @@ class CallLockError(KrakenNonceError, redis.exceptions.LockError):
 
 class HoldTimeout(CallLockError, TimeoutError):
     """The lock was not free within the caller's timeout. Nothing of the caller is left in the queue."""
+
+
+class CoolDown(HoldTimeout):
+    """Kraken wants no calls for a while, longer than the caller would wait. Nothing was sent.
+
+    Attributes:
+        seconds: how long it goes on.
+        reason: what Kraken said to the replica that learned of it.
+    """
+
+    def __init__(self, key: str, seconds: float, reason: str) -> None:
+        super().__init__(f"no calls on {key} for another {seconds:.1f} s: {reason}", key)
+        self.seconds = seconds
+        self.reason = reason
 
 
 class LeaseLost(CallLockError, redis.exceptions.LockNotOwnedError):

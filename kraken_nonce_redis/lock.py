@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from kraken_nonce_redis.commands import Priority, Scope
+    from kraken_nonce_redis.pace import Pace
     from kraken_nonce_redis.store import Client, Store
     from kraken_nonce_redis.waiting import Acquired
 
@@ -59,6 +60,7 @@ class CallLock(LockCore[Lease]):
         ttl: length of a lease in seconds, 1 to 3600. A holder that dies costs the others that much at most.
         scope: ``"key"``: one call at a time for each API key. ``"global"``: one at a time, and one rising sequence of
             nonces, for all API keys of the namespace. All who share an API key need the same scope.
+        pace: how often calls may start; all who share the API key need the same.
         namespace: what the Redis keys begin with; all who share the API key need the same.
     """
 
@@ -69,10 +71,11 @@ class CallLock(LockCore[Lease]):
         *,
         ttl: float = DEFAULT_TTL,
         scope: Scope = "key",
+        pace: Pace | None = None,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> None:
         self._store = store_for(redis)
-        super().__init__(lambda: self._store.local, api_key, ttl=ttl, scope=scope, namespace=namespace)
+        super().__init__(lambda: self._store.local, api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace)
 
     @classmethod
     def from_url(
@@ -82,6 +85,7 @@ class CallLock(LockCore[Lease]):
         *,
         ttl: float = DEFAULT_TTL,
         scope: Scope = "key",
+        pace: Pace | None = None,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> Self:
         """Return a lock for a URL: ``redis://``, ``rediss://`` or ``unix://``.
@@ -89,7 +93,7 @@ class CallLock(LockCore[Lease]):
         All objects of a process with the same URL share its connections, whose timeout is 3 s unless the URL says
         otherwise (``?socket_timeout=1``).
         """
-        return cls(client_from_url(url), api_key, ttl=ttl, scope=scope, namespace=namespace)
+        return cls(client_from_url(url), api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace)
 
     @contextlib.contextmanager
     def hold(
@@ -99,6 +103,7 @@ class CallLock(LockCore[Lease]):
         priority: Priority = "normal",
         *,
         auto_renew: bool = False,
+        startup_protection: bool = True,
     ) -> Generator[Lease]:
         """Hold the lock for the ``with`` block and give the block a `Lease`.
 
@@ -106,13 +111,15 @@ class CallLock(LockCore[Lease]):
 
         Args:
             timeout: seconds to wait at most; None waits for ever, 0 not at all.
-            cost: what the call costs of Kraken's REST counter; without a pace it has no effect.
+            cost: what the call costs of Kraken's REST counter, `Pace.cost_of`; without a pace it has no effect.
             priority: ``"high"`` goes before all waiting ``"normal"`` ones, but at most ten times in a row.
             auto_renew: renew the lease in the background, three times a ``ttl``, until the block ends.
+            startup_protection: whether the startup window of the pace counts for this call.
 
-        Raises `HoldTimeout` when the lock was not free in time, `StoreError` when Redis can't be used, and, at the end
-        of a block that did not fail by itself, `LeaseLost` when the lease had ended before. When Redis fails at the
-        end of the block, nothing is raised: the lock is given back in the background or ends with its lease.
+        Raises `HoldTimeout` when the lock was not to be had in time (`CoolDown` when Kraken is the reason), `StoreError`
+        when Redis can't be used, and, at the end of a block that did not fail by itself, `LeaseLost` when the lease had
+        ended before. When Redis fails at the end of the block, nothing is raised: the lock is given back in the
+        background or ends with its lease.
         """
         owner = threading.get_ident()
         lease = self._store.drive(
@@ -123,6 +130,7 @@ class CallLock(LockCore[Lease]):
                 cost=cost,
                 priority=priority,
                 auto_renew=auto_renew,
+                startup_protection=startup_protection,
             )
         )
         try:
@@ -131,6 +139,21 @@ class CallLock(LockCore[Lease]):
             self._store.drive(self._leaving(owner, lease, failed=True))
             raise
         self._store.drive(self._leaving(owner, lease, failed=False))
+
+    def cool_down(self, seconds: float, reason: str) -> float:
+        """Let no call of this key start for a while, in no process; return how many seconds that goes on.
+
+        The longest cool-down counts. Waiters that would not wait so long get `CoolDown` at once.
+
+        Args:
+            seconds: from now, at most a day; 0 ends a cool-down.
+            reason: what Kraken said; others see it.
+        """
+        return self._store.run(self._cool_down(seconds, reason))
+
+    def reset_startup(self) -> None:
+        """Let the next call open a new startup window, as after a silence."""
+        self._store.run(commands.reset_startup(self.keys))
 
     def _lease(self, acquired: Acquired) -> Lease:
         return Lease(self._store, self, acquired)

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from kraken_nonce_redis import clock, commands
-from kraken_nonce_redis.commands import Attendance, Busy, Command, Granted, Keyspace, Waiting
+from kraken_nonce_redis.commands import COOLING, Attendance, Busy, Command, Granted, Keyspace, Waiting
 from kraken_nonce_redis.errors import (
+    CoolDown,
     HoldTimeout,
     InvalidArgument,
     KrakenNonceError,
@@ -28,7 +29,7 @@ from kraken_nonce_redis.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kraken_nonce_redis.commands import Priority
+    from kraken_nonce_redis.commands import Answer, Priority
     from kraken_nonce_redis.schedule import Agenda, Chore
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ T = TypeVar("T")
 BEAT = 1.0
 """Seconds between two signs of life of a process that waits for a key, at least."""
 _GONE = "-"
+_UNKNOWN = "="
 _JUST_AFTER = 0.002
 _RETRY = 1.0
 
@@ -55,10 +57,25 @@ class Waiter:
     keys: Keyspace
     member: str
     priority: Priority
+    until: float | None
     ticket: int = 0
     woken: bool = False
     failure: KrakenNonceError | None = None
     signal: Signal | None = None
+
+    def cooled(self, seconds: float, reason: str) -> None:
+        """Take note of a cool-down: a caller that would not wait so long is told at once."""
+        if seconds > 0 and self.until is not None and self.until < clock.now() + seconds:
+            self.failure = CoolDown(self.keys.state, seconds, reason)
+            self.wake()
+
+    def too_late(self, left: float, cause: str) -> HoldTimeout:
+        """Return the error for a caller whose time is over."""
+        if cause.startswith(COOLING):
+            return CoolDown(self.keys.state, left, cause.removeprefix(COOLING))
+        return HoldTimeout(
+            f"{self.keys.state} was not to be had in time ({cause}); {left:.3f} s more at the most", self.keys.state
+        )
 
     def wake(self) -> None:
         """Let the caller ask again, or for the first time look at its failure."""
@@ -145,11 +162,18 @@ class Room:
         When it is not the one known so far, the server has dropped this process and with it the places of all who
         waited: they ask again.
         """
+        if joined == _UNKNOWN:
+            return
         changed = self._joined not in (_GONE, joined)
         self._joined = joined
         if changed or joined == _GONE:
             for waiter in self.everyone():
                 waiter.wake()
+
+    def cooled(self, seconds: float, reason: str) -> None:
+        """Tell everyone of a cool-down."""
+        for waiter in self.everyone():
+            waiter.cooled(seconds, reason)
 
     # The room's chore: a sign of life while somebody waits.
 
@@ -170,6 +194,7 @@ class Room:
         if called is not None:
             called.wake()
         self.heard(result.joined)
+        self.cooled(result.cool_down, result.reason)
         return now + until_beat(result.left)
 
     def failed(self, error: KrakenNonceError, now: float) -> float:
@@ -308,6 +333,12 @@ class Local:
             self.listening = True
             return
         member = commands.text(message["data"])
+        if member.startswith(COOLING):
+            _, state, microseconds, *reason = member.split(" ")
+            cooled = self.rooms.get(state)
+            if cooled is not None:
+                cooled.cooled(int(microseconds) / 1_000_000, " ".join(reason))
+            return
         for room in list(self.rooms.values()):
             waiter = room.waiters.get(member)
             if waiter is not None:
@@ -341,6 +372,7 @@ def acquiring(
     ttl: float,
     timeout: float | None,
     priority: Priority,
+    pace: str,
 ) -> Flow[Acquired]:
     """Get the lock, waiting for it up to ``timeout`` seconds (None: for ever, 0: not at all).
 
@@ -348,11 +380,11 @@ def acquiring(
     caller stays in Redis: its place, its call or its lease is given up, at once or, when Redis is away, by the
     agenda.
     """
-    waiter = Waiter(keys, member, priority)
+    waiter = Waiter(keys, member, priority, None if timeout is None else clock.now() + timeout)
     room = local.room(keys)
     room.enter(waiter)
     try:
-        return (yield from _asking(local, room, waiter, ttl, timeout))
+        return (yield from _asking(local, room, waiter, ttl, pace))
     except (StoreUnavailable, GeneratorExit):
         local.give_back(keys, member, ttl)
         raise
@@ -364,34 +396,43 @@ def acquiring(
         room.leave(waiter)
 
 
-def _asking(local: Local, room: Room, waiter: Waiter, ttl: float, timeout: float | None) -> Flow[Acquired]:
-    """Ask for the lock until it is granted; between two questions sleep until called."""
-    until = None if timeout is None else clock.now() + timeout
+def _asking(local: Local, room: Room, waiter: Waiter, ttl: float, pace: str) -> Flow[Acquired]:
+    """Ask for the lock until it is granted; between two questions sleep until called, or until the time is ripe."""
     while True:
         waiter.woken = False
         started = clock.now()
-        patient = until is None or started < until
-        answer: Granted | Waiting | Busy = yield Run(
-            commands.acquire(waiter.keys, waiter.member, ttl, waiter.ticket if patient else None, waiter.priority)
+        patient = waiter.until is None or started < waiter.until
+        answer: Answer = yield Run(
+            commands.acquire(
+                waiter.keys,
+                waiter.member,
+                ttl,
+                ticket=waiter.ticket if patient else None,
+                priority=waiter.priority,
+                pace=pace,
+            )
         )
         if isinstance(answer, Granted):
             return Acquired(waiter.member, answer.nonces, started + answer.left)
+        if isinstance(answer, Busy):
+            raise waiter.too_late(answer.left, answer.cause)
+        waiter.ticket = answer.ticket
         if isinstance(answer, Waiting):
-            waiter.ticket = answer.ticket
             room.heard(answer.joined)
             local.attend(room, answer.left)
-            if not local.listening:
-                yield Listen()  # and ask again, since a call may have come before
-                continue
-            yield Pause(waiter, until)
+        if not local.listening:
+            yield Listen()  # and ask again, since a call may have come before
+            continue
+        if isinstance(answer, Waiting):
+            yield Pause(waiter, waiter.until)
+        else:
+            if answer.cause.startswith(COOLING):
+                room.cooled(answer.left, answer.cause.removeprefix(COOLING))
+            yield Pause(waiter, min(clock.now() + answer.left, math.inf if waiter.until is None else waiter.until))
         if waiter.failure is not None:
             raise waiter.failure
-        if until is not None and clock.now() >= until and not waiter.woken:
-            raise HoldTimeout(
-                f"{waiter.keys.state} was not free within {timeout:g} s; its current lease ends in "
-                f"{answer.left:.3f} s at the latest",
-                waiter.keys.state,
-            )
+        if waiter.until is not None and clock.now() >= waiter.until and not waiter.woken:
+            raise waiter.too_late(answer.left, answer.cause)
 
 
 def _giving_up(local: Local, waiter: Waiter, ttl: float) -> Flow[None]:

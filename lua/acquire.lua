@@ -7,37 +7,69 @@
 -- KEYS  1 state     hash
 --       2 queue     sorted set
 -- ARGV  1 floor     decimal ns, highest nonce that the caller has seen, '0' for none
---       2 member    "<process>:<number>", unique for this acquisition
+--       2 member    "<process>:<number or token>", unique for this acquisition
 --       3 term      length of the lease in microseconds
 --       4 count     nonces in the lease's block
 --       5 ticket    '' not to wait, '0' to wait, or the ticket of the place that the member had
 --       6 priority  'normal' or 'high'
+--       7 pace      settings as in lib/pace.lua
 -- Returns 'granted <first nonce> <left>': the lease, its end in `left` microseconds
 --         'waiting <ticket> <joined> <left>': queued; `joined` identifies this stay of the process in the queue;
 --         the current lease or call ends in `left` microseconds at the latest
---         'busy <left>': not free, and the caller does not wait
+--         'booked <ticket> <wait> <cause>': first in line, to ask again in `wait` microseconds, when the pace allows
+--         the call; cause is interval, startup or counter, or 'cool-down <reason>'
+--         'busy <left> <cause>': not to be had now, and the caller does not wait; `cause` as above, or 'held'
 --         'foreign <value>' or 'overflow <stored>': nothing changed
-local member, ticket = ARGV[2], ARGV[5]
+local member, ticket, high = ARGV[2], ARGV[5], ARGV[6] == 'high'
 local state, value = load(KEYS[1])
 if not state then return 'foreign ' .. value end
 local now = clock()
 local mine = state.member == member
 if mine and state.lease then return 'granted ' .. state.lease .. ' ' .. left(state, now) end
 
-if not mine and ended(state, KEYS[2], now) then
-  local next_member = dequeue(state, KEYS[2])
-  mine = next_member == nil or next_member == member
-  if not mine then call(state, next_member, now) end
+if not mine then
+  if ended(state, KEYS[2], now) then
+    local next_member, next_ticket = dequeue(state, KEYS[2])
+    mine = next_member == nil or next_member == member
+    if not mine then call(state, next_member, next_ticket, now) end
+  elseif high and state.overtakable and may_overtake(state) then
+    queue_up(KEYS[2], state.member, tonumber(state.ticket), now)
+    mine = true
+  end
 end
 
 if mine then
-  local first, last = allocate(state.nonce, ARGV[1], now, tonumber(ARGV[4]))
-  if not first then return 'overflow ' .. (state.nonce or ARGV[1]) end
-  redis.call('HSET', KEYS[1], 'nonce', last, 'lock', lock(state, first, now, ARGV[3], member))
-  return 'granted ' .. first .. ' ' .. ARGV[3]
+  local wait, reason = cooling(state.cool_down, now)
+  local cause = 'cool-down ' .. reason
+  local settings, pace
+  if ARGV[7] ~= '' then
+    settings = numbers(ARGV[7])
+    pace = read_pace(state.pace, settings, tonumber(now))
+    local at, why = earliest(pace, settings, tonumber(now))
+    if at - now > wait then wait, cause = at - now, why end
+  end
+  if wait == 0 then
+    local first, last = allocate(state.nonce, ARGV[1], now, tonumber(ARGV[4]))
+    if not first then return 'overflow ' .. (state.nonce or ARGV[1]) end
+    local entry = lock(state, first, now, ARGV[3], '0', member)
+    if pace then
+      redis.call('HSET', KEYS[1], 'nonce', last, 'lock', entry, 'pace', start(pace, settings, tonumber(now)))
+    else
+      redis.call('HSET', KEYS[1], 'nonce', last, 'lock', entry)
+    end
+    if state.cool_down or state.overtakable then redis.call('HDEL', KEYS[1], 'cool_down', 'overtaken') end
+    return 'granted ' .. first .. ' ' .. ARGV[3]
+  end
+  if ticket == '' then
+    hand_over(state, KEYS[2])
+    return table.concat({ 'busy', whole(wait), cause }, ' ')
+  end
+  if ticket == '0' then ticket = whole(redis.call('HINCRBY', KEYS[1], 'ticket', 1)) end
+  redis.call('HSET', KEYS[1], 'lock', lock(state, high and '-' or '~', now, whole(wait + CALL), ticket, member))
+  return table.concat({ 'booked', ticket, whole(wait), cause }, ' ')
 end
 
-if ticket == '' then return 'busy ' .. left(state, now) end
+if ticket == '' then return 'busy ' .. left(state, now) .. ' held' end
 local score = tonumber(redis.call('ZSCORE', KEYS[2], member) or nil)
 if not score then
   if ticket == '0' then
@@ -48,11 +80,8 @@ if not score then
       redis.call('HSET', KEYS[1], 'ticket', ticket)
     end
   end
-  if ARGV[6] == 'high' then score = score - PROCESSES end
-  redis.call('ZADD', KEYS[2], whole(score), member)
+  if high then score = score - PROCESSES end
 end
-local process = process_of(member)
-redis.call('ZADD', KEYS[2], 'NX', whole(PROCESSES + now), process)
-redis.call('PEXPIRE', KEYS[2], QUEUE_LIFE)
+local joined = queue_up(KEYS[2], member, score, now)
 if score < 0 then score = score + PROCESSES end
-return table.concat({ 'waiting', whole(score), redis.call('ZSCORE', KEYS[2], process), left(state, now) }, ' ')
+return table.concat({ 'waiting', whole(score), joined, left(state, now) }, ' ')

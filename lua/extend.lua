@@ -15,5 +15,5 @@ if state.member ~= ARGV[2] or not state.lease then return 'lost' end
 local now = clock()
 local first, last = allocate(state.nonce, ARGV[1], now, tonumber(ARGV[4]))
 if not first then return 'overflow ' .. state.nonce end
-redis.call('HSET', KEYS[1], 'nonce', last, 'lock', lock(state, state.lease, now, ARGV[3], ARGV[2]))
+redis.call('HSET', KEYS[1], 'nonce', last, 'lock', lock(state, state.lease, now, ARGV[3], '0', ARGV[2]))
 return 'extended ' .. first

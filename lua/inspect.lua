@@ -3,14 +3,22 @@
 --
 -- KEYS  1 state   hash
 --       2 queue   sorted set
--- Returns 'ok <now> <nonce> <lease> <left> <waiting> <member>' or 'foreign <value>': now in microseconds; nonce decimal
--- ns, '-' for none; lease the first nonce of the lease, '-' while a member is only called to take the lock; left in
--- microseconds until the lease or call ends, 0 when it ran out; waiting the number of waiters; member who has the
--- lock, '-' when it is free.
+-- Returns 'ok <now> <nonce> <lease> <left> <waiting> <member> <cool> <reason>'
+--           now      microseconds
+--           nonce    the last one, decimal ns, '-' for none
+--           lease    its first nonce; '-' when there is none or a member is only called to take the lock
+--           left     microseconds until the lease or call ends, 0 when it ran out
+--           waiting  number of waiters
+--           member   who has the lock or is called to take it, '-' when it is free
+--           cool     microseconds until a cool-down is over, 0 for none
+--           reason   of the cool-down
+--         or 'foreign <value>'.
 local state, value = load(KEYS[1])
 if not state then return 'foreign ' .. value end
 local now = clock()
 local waiting = redis.call('ZCOUNT', KEYS[2], '-inf', WAITERS)
+local cool, reason = cooling(state.cool_down, now)
 return table.concat({
   'ok', now, state.nonce or '-', state.lease or '-', left(state, now), whole(waiting), state.member or '-',
+  whole(cool), reason,
 }, ' ')

@@ -7,22 +7,30 @@
 --       2 queue    sorted set
 -- ARGV  1 process  the process
 --       2 member   its oldest waiter
--- Returns 'ok <joined> <left> <called>': `joined` as in acquire, '-' when the place of the oldest waiter is gone and
---         all waiters of the process have to ask again; the current lease or call ends in `left` microseconds at the
---         latest; `called` the member of this process that should take the lock, or '-'.
---         'foreign <value>': nothing changed.
+-- Returns 'ok <joined> <left> <called> <cool> <reason>'
+--           joined  as in acquire; '=' when the queue knows nothing of the process and need not; '-' when the place of
+--                   the oldest waiter is gone and all of the process have to ask again
+--           left    microseconds until the current lease or call ends, at most
+--           called  the member of this process that should take the lock, or '-'
+--           cool    microseconds until a cool-down is over, 0 for none
+--           reason  of the cool-down
+--         or 'foreign <value>': nothing changed.
 local process, member = ARGV[1], ARGV[2]
 local state, value = load(KEYS[1])
 if not state then return 'foreign ' .. value end
 local now = clock()
 if ended(state, KEYS[2], now) then hand_over(state, KEYS[2]) end
 local called = '-'
-if state.member and not state.lease and process_of(state.member) == process then called = state.member end
-local joined = '-'
-local queued = redis.call('ZSCORE', KEYS[2], member)
-if queued then
-  redis.call('ZADD', KEYS[2], 'NX', whole(PROCESSES + now), process)
-  redis.call('PEXPIRE', KEYS[2], QUEUE_LIFE)
+if state.member and not state.lease and process_of(state.member) == process
+  and now - state.since >= tonumber(state.term) - CALL then
+  called = state.member
 end
-if queued or called == member then joined = redis.call('ZSCORE', KEYS[2], process) or '-' end
-return table.concat({ 'ok', joined, left(state, now), called }, ' ')
+local joined = '-'
+local score = redis.call('ZSCORE', KEYS[2], member)
+if score then
+  joined = queue_up(KEYS[2], member, tonumber(score), now)
+elseif state.member == member then
+  joined = redis.call('ZSCORE', KEYS[2], process) or '='
+end
+local cool, reason = cooling(state.cool_down, now)
+return table.concat({ 'ok', joined, left(state, now), called, whole(cool), reason }, ' ')

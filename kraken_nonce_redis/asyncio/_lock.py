@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from kraken_nonce_redis.asyncio._store import Client, Store
     from kraken_nonce_redis.commands import Priority, Scope
+    from kraken_nonce_redis.pace import Pace
     from kraken_nonce_redis.waiting import Acquired
 
 
@@ -54,9 +55,10 @@ class CallLock(LockCore[Lease]):
         *,
         ttl: float = DEFAULT_TTL,
         scope: Scope = "key",
+        pace: Pace | None = None,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> None:
-        self._begin(checked(redis), api_key, ttl=ttl, scope=scope, namespace=namespace)
+        self._begin(checked(redis), api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace)
 
     def _begin(self, source: Client | str, api_key: str, **settings: Any) -> None:
         self._source: Client | str = source
@@ -70,11 +72,12 @@ class CallLock(LockCore[Lease]):
         *,
         ttl: float = DEFAULT_TTL,
         scope: Scope = "key",
+        pace: Pace | None = None,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> Self:
         """Return a lock for a URL: ``redis://``, ``rediss://`` or ``unix://``."""
         lock = cls.__new__(cls)
-        lock._begin(arguments.url(url), api_key, ttl=ttl, scope=scope, namespace=namespace)
+        lock._begin(arguments.url(url), api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace)
         return lock
 
     @property
@@ -89,11 +92,20 @@ class CallLock(LockCore[Lease]):
         priority: Priority = "normal",
         *,
         auto_renew: bool = False,
+        startup_protection: bool = True,
     ) -> AsyncGenerator[Lease]:
         """Hold the lock for the ``async with`` block; arguments and errors as in `kraken_nonce_redis.CallLock.hold`."""
         owner, store = asyncio.current_task(), self._store
         lease = await store.drive(
-            self._holding(owner, self._lease, timeout=timeout, cost=cost, priority=priority, auto_renew=auto_renew)
+            self._holding(
+                owner,
+                self._lease,
+                timeout=timeout,
+                cost=cost,
+                priority=priority,
+                auto_renew=auto_renew,
+                startup_protection=startup_protection,
+            )
         )
         try:
             yield lease
@@ -101,6 +113,21 @@ class CallLock(LockCore[Lease]):
             await store.drive(self._leaving(owner, lease, failed=True))
             raise
         await store.drive(self._leaving(owner, lease, failed=False))
+
+    async def cool_down(self, seconds: float, reason: str) -> float:
+        """Let no call of this key start for a while, in no process; return how many seconds that goes on.
+
+        The longest cool-down counts. Waiters that would not wait so long get `CoolDown` at once.
+
+        Args:
+            seconds: from now, at most a day; 0 ends a cool-down.
+            reason: what Kraken said; others see it.
+        """
+        return await self._store.run(self._cool_down(seconds, reason))
+
+    async def reset_startup(self) -> None:
+        """Let the next call open a new startup window, as after a silence."""
+        await self._store.run(commands.reset_startup(self.keys))
 
     def _lease(self, acquired: Acquired) -> Lease:
         return Lease(self._store, self, acquired)

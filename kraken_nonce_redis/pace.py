@@ -1,0 +1,131 @@
+"""How often private calls may start, over all replicas, and what each of Kraken's methods costs.
+
+The figures are Kraken's, as data with a date; pass your own where they have changed or differ for your account.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from kraken_nonce_redis import arguments
+from kraken_nonce_redis.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kraken_nonce_redis.commands import Priority
+
+FIGURES_DATE: Final = "2026-11"
+FIGURES_SOURCE: Final = "https://docs.kraken.com/api/docs/guides/spot-rest-ratelimits"
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """A verification tier's REST counter.
+
+    Attributes:
+        maximum: what the counter may come to; a call that would exceed it is refused.
+        decay: by how much it falls a second.
+    """
+
+    maximum: float
+    decay: float
+
+
+TIERS: Final[Mapping[str, Tier]] = {
+    "starter": Tier(15, 0.33),
+    "intermediate": Tier(20, 0.5),
+    "pro": Tier(20, 1.0),
+}
+
+COSTS: Final[Mapping[str, float]] = {
+    # Kraken has a counter of their own for these, by pair.
+    "AddOrder": 0,
+    "AddOrderBatch": 0,
+    "AmendOrder": 0,
+    "EditOrder": 0,
+    "CancelOrder": 0,
+    "CancelOrderBatch": 0,
+    "CancelAll": 0,
+    "CancelAllOrdersAfter": 0,
+    # A newer copy of Kraken's page says 4 for these; 2 is what the page of FIGURES_DATE says.
+    "Ledgers": 2,
+    "QueryLedgers": 2,
+    "TradesHistory": 2,
+    "QueryTrades": 2,
+    "ClosedOrders": 1,
+}
+"""What a method adds to the REST counter. A method that is not named here costs 1."""
+
+ORDERS: Final = frozenset(method for method, cost in COSTS.items() if cost == 0)
+"""The methods that place, change and cancel orders. They go first."""
+
+HEADROOM: Final = 1.0
+"""Part of the counter that is left alone: Kraken counts when a request arrives, and requests travel unequally long."""
+
+TierName: TypeAlias = Literal["starter", "intermediate", "pro"]
+
+
+def priority_of(method: str) -> Priority:
+    """Return ``"high"`` for a method of Kraken that handles orders, else ``"normal"``."""
+    return "high" if method in ORDERS else "normal"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often calls may start, counted in Redis for all who share the key. Give the same one everywhere.
+
+    Args:
+        min_interval: seconds from one start to the next at least; many bots use 0.2.
+        startup_window: seconds that startup protection lasts. It begins with the first call after as long a silence,
+            such as that of ten replicas that start at once.
+        startup_rate: starts in any one second of it at most, 1 to 100; 0 for no startup protection.
+        startup_interval: seconds from the last start to the next at least, once that many started in a second.
+        tier: the account's tier, ``"starter"``, ``"intermediate"`` or ``"pro"``, or a `Tier`: calls wait as long as
+            they would exceed Kraken's REST counter. None doesn't count.
+        costs: what methods cost of the counter, where it is not as in `COSTS`.
+
+    Raises `InvalidArgument`.
+    """
+
+    min_interval: float = 0.0
+    startup_window: float = 10.0
+    startup_rate: int = 20
+    startup_interval: float = 0.5
+    tier: TierName | Tier | None = None
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        arguments.seconds("min_interval", self.min_interval, 0, 60)
+        arguments.seconds("startup_window", self.startup_window, 0, 600)
+        arguments.whole("startup_rate", self.startup_rate, 0, 100)
+        arguments.seconds("startup_interval", self.startup_interval, 0, 60)
+        if isinstance(self.tier, str) and self.tier not in TIERS:
+            raise InvalidArgument("tier", f"must be one of {', '.join(TIERS)}, a Tier or None, not {self.tier!r}")
+        tier = self.counter
+        if tier is not None and (tier.maximum <= HEADROOM or tier.decay <= 0):
+            raise InvalidArgument("tier", f"needs a maximum above {HEADROOM:g} and a decay above 0, not {tier}")
+        for method, cost in self.costs.items():
+            arguments.cost(cost, f"costs[{method!r}]")
+
+    @property
+    def counter(self) -> Tier | None:
+        """The counter's figures."""
+        return TIERS[self.tier] if isinstance(self.tier, str) else self.tier
+
+    def cost_of(self, method: str) -> float:
+        """Return what a method of Kraken, such as ``"Balance"``, adds to the counter."""
+        return self.costs.get(method, COSTS.get(method, 1))
+
+    def settings(self, cost: float, *, startup_protection: bool) -> str:
+        """Return the settings of a call as the scripts take them: times in microseconds."""
+        tier, capacity, drain = self.counter, 0.0, 0.0
+        if tier is not None:
+            capacity, drain = (tier.maximum - HEADROOM) / tier.decay, cost / tier.decay
+            if drain > capacity:
+                raise InvalidArgument("cost", f"{cost:g} is more than the counter of {tier} can ever take")
+        microseconds = (self.min_interval, self.startup_window, 0, self.startup_interval, capacity, drain)
+        words = [round(seconds * 1_000_000) for seconds in microseconds]
+        words[2] = self.startup_rate
+        return " ".join(map(str, (*words, int(startup_protection))))
