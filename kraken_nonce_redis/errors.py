@@ -41,7 +41,9 @@ class KrakenNonceError(Exception):
 
 
 def _restore(kind: type[KrakenNonceError], args: tuple[Any, ...], fields: dict[str, Any]) -> KrakenNonceError:
-    error = kind.__new__(kind)
+    # HoldTimeout is an OSError as well as a ValueError, and only OSError's constructor will make one.
+    base = OSError if issubclass(kind, OSError) else Exception
+    error: KrakenNonceError = base.__new__(kind)
     error.args = args
     error.__dict__.update(fields)
     return error
