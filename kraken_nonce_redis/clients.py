@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar
 
 from kraken_nonce_redis import arguments
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from kraken_nonce_redis.commands import DEFAULT_NAMESPACE
-from kraken_nonce_redis.core import DEFAULT_TTL
-from kraken_nonce_redis.errors import InvalidArgument
+from kraken_nonce_redis.core import DEFAULT_TTL, logger
+from kraken_nonce_redis.errors import InvalidArgument, StoreError
 from kraken_nonce_redis.lock import CallLock
+from kraken_nonce_redis.outcomes import CoolDowns
+from kraken_nonce_redis.pace import Pace, priority_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator
+    from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 
     from kraken_nonce_redis.asyncio import Lease as AsyncLease
     from kraken_nonce_redis.commands import Scope
@@ -26,6 +29,7 @@ DEFAULT_LOCK_TIMEOUT: Final = 60.0
 DEFAULT_CALL_TIMEOUT: Final = 10.0
 
 _SLACK: Final = 0.1
+_COOL_DOWNS: Final = CoolDowns()
 
 LockType = TypeVar("LockType", CallLock, AsyncCallLock)
 
@@ -41,6 +45,9 @@ class Options(TypedDict, total=False):
         namespace: what the Redis keys begin with; all who share the API key need the same.
         lock_timeout: seconds that a call waits for its turn at most, by default 60; None waits for ever.
         call_timeout: seconds for a request that has no timeout of its own, by default 10.
+        pace: how often calls may start, a `Pace`; by default as often as the lock is free. What a call costs and
+            whether it goes first follows from its method.
+        cool_downs: how long nobody calls after Kraken's refusals, `kraken_nonce_redis.outcomes.CoolDowns`.
     """
 
     redis: Any
@@ -49,6 +56,8 @@ class Options(TypedDict, total=False):
     namespace: str
     lock_timeout: float | None
     call_timeout: float
+    pace: Pace | None
+    cool_downs: CoolDowns
 
 
 class _GuardCore(Generic[LockType]):
@@ -65,11 +74,15 @@ class _GuardCore(Generic[LockType]):
         namespace: str = DEFAULT_NAMESPACE,
         lock_timeout: float | None = DEFAULT_LOCK_TIMEOUT,
         call_timeout: float = DEFAULT_CALL_TIMEOUT,
+        pace: Pace | None = None,
+        cool_downs: CoolDowns = _COOL_DOWNS,
     ) -> None:
         self._redis = url_from_environment() if redis is None else redis
-        self._settings: dict[str, Any] = {"ttl": ttl, "scope": scope, "namespace": namespace}
+        self._settings: dict[str, Any] = {"ttl": ttl, "scope": scope, "pace": pace, "namespace": namespace}
         self._lock_timeout = arguments.timeout(lock_timeout, "lock_timeout")
         self.call_timeout: Final = arguments.seconds("call_timeout", call_timeout, 0.001, arguments.LONGEST_TTL / 2)
+        self._pace = pace
+        self._cool_downs = cool_downs
         self._locks: dict[str, LockType] = {}
         self._make_lock("any")  # so that a wrong setting shows now and not at the first call
 
@@ -85,6 +98,16 @@ class _GuardCore(Generic[LockType]):
             lock = self._locks[api_key] = self._make_lock(api_key)
         return lock
 
+    def _hold_options(self, method: str) -> dict[str, Any]:
+        return {
+            "timeout": self._lock_timeout,
+            "cost": self._pace.cost_of(method) if self._pace else 0,
+            "priority": priority_of(method),
+        }
+
+    def _cool_down(self, errors: Iterable[str]) -> tuple[float, str]:
+        return self._cool_downs.after(errors, time.time())
+
 
 class Guard(_GuardCore[CallLock]):
     """Holds the lock around the private calls of one exchange client. Takes `Options`."""
@@ -92,13 +115,22 @@ class Guard(_GuardCore[CallLock]):
     _lock_type = CallLock
 
     @contextlib.contextmanager
-    def call(self, api_key: str, seconds: float) -> Generator[Lease]:
-        """Hold the lock for a call that takes so many seconds at most; the lease is long enough for it."""
-        with self.lock(api_key).hold(self._lock_timeout) as lease:
+    def call(self, api_key: str, seconds: float, method: str = "") -> Generator[Lease]:
+        """Hold the lock for a call of a method that takes so many seconds at most; the lease is long enough for it."""
+        with self.lock(api_key).hold(**self._hold_options(method)) as lease:
             missing = _missing(lease, seconds)
             if missing > 0:
                 lease.extend(missing)
             yield lease
+
+    def learn(self, api_key: str, errors: Iterable[str]) -> None:
+        """Take note of the errors in Kraken's answer: some of them stop all calls of the key for a while."""
+        seconds, reason = self._cool_down(errors)
+        if seconds > 0:
+            try:
+                self.lock(api_key).cool_down(seconds, reason)
+            except StoreError as error:  # must not hide Kraken's answer
+                logger.warning("The other processes could not be told of %r: %s", reason, error)
 
 
 class AsyncGuard(_GuardCore[AsyncCallLock]):
@@ -107,13 +139,22 @@ class AsyncGuard(_GuardCore[AsyncCallLock]):
     _lock_type = AsyncCallLock
 
     @contextlib.asynccontextmanager
-    async def call(self, api_key: str, seconds: float) -> AsyncGenerator[AsyncLease]:
-        """Hold the lock for a call that takes so many seconds at most; the lease is long enough for it."""
-        async with self.lock(api_key).hold(self._lock_timeout) as lease:
+    async def call(self, api_key: str, seconds: float, method: str = "") -> AsyncGenerator[AsyncLease]:
+        """Hold the lock for a call of a method that takes so many seconds at most; the lease is long enough for it."""
+        async with self.lock(api_key).hold(**self._hold_options(method)) as lease:
             missing = _missing(lease, seconds)
             if missing > 0:
                 await lease.extend(missing)
             yield lease
+
+    async def learn(self, api_key: str, errors: Iterable[str]) -> None:
+        """Take note of the errors in Kraken's answer: some of them stop all calls of the key for a while."""
+        seconds, reason = self._cool_down(errors)
+        if seconds > 0:
+            try:
+                await self.lock(api_key).cool_down(seconds, reason)
+            except StoreError as error:
+                logger.warning("The other processes could not be told of %r: %s", reason, error)
 
 
 def _missing(lease: LeaseCore, seconds: float) -> float:

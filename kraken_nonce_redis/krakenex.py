@@ -40,16 +40,19 @@ class _Guarded(krakenex.API):  # type: ignore[misc] # it has no types
             timeout = self._guard.call_timeout
         if not self.key or not self.secret:
             return super().query_private(method, data, timeout)  # which says what is missing
-        with self._guard.call(self.key, _longest(timeout)):
-            return super().query_private(method, dict(data or {}), timeout)
+        with self._guard.call(self.key, _longest(timeout), method):
+            answer = super().query_private(method, dict(data or {}), timeout)
+            if isinstance(answer, dict):
+                self._guard.learn(self.key, answer.get("error") or ())
+            return answer
 
     def _nonce(self) -> int:
-        with self._guard.call(self.key, 0) as lease:
+        with self._guard.lock(self.key).hold() as lease:
             return lease.next_nonce()
 
     def _query(self, urlpath: str, data: Any, headers: Any = None, timeout: Timeout | None = None) -> Any:
         if "/private/" in urlpath and timeout is not None:
-            with self._guard.call(self.key, 0) as lease:
+            with self._guard.lock(self.key).hold() as lease:
                 lease.check(_longest(timeout))
         return super()._query(urlpath, data, headers, timeout)
 
