@@ -121,7 +121,7 @@ class CallLock(LockCore[Lease]):
         ended before. When Redis fails at the end of the block, nothing is raised: the lock is given back in the
         background or ends with its lease.
         """
-        owner = threading.get_ident()
+        owner = threading.current_thread()
         lease = self._store.drive(
             self._holding(
                 owner,
@@ -176,7 +176,7 @@ class CallLock(LockCore[Lease]):
         try:
             self._store.drive(
                 self._holding(
-                    threading.get_ident(),
+                    threading.current_thread(),
                     self._lease,
                     timeout=blocking_timeout if blocking else 0,
                     token=arguments.token(token),
@@ -188,7 +188,7 @@ class CallLock(LockCore[Lease]):
 
     def release(self) -> None:
         """Give the lock back. Raises `CallLockError`, `LeaseLost` and `StoreError`."""
-        owner = threading.get_ident()
+        owner = threading.current_thread()
         self._store.drive(self._releasing(owner, self._own(owner, "release")))
 
     def extend(self, additional_time: float, replace_ttl: bool = False) -> Literal[True]:  # noqa: FBT001, FBT002
@@ -196,7 +196,7 @@ class CallLock(LockCore[Lease]):
 
         Raises `CallLockError`, `LeaseLost` and `StoreError`.
         """
-        lease = self._own(threading.get_ident(), "extend")
+        lease = self._own(threading.current_thread(), "extend")
         self._store.drive(lease._extending(additional_time, replace=replace_ttl))
         return True
 
@@ -210,7 +210,7 @@ class CallLock(LockCore[Lease]):
 
     def owned(self) -> bool:
         """Return whether this thread holds the lock, as Redis sees it."""
-        lease = self._held(threading.get_ident())
+        lease = self._held(threading.current_thread())
         if lease is None:
             return False
         state = self._store.run(commands.inspect(self.keys))
@@ -226,6 +226,6 @@ class CallLock(LockCore[Lease]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        owner = threading.get_ident()
+        owner = threading.current_thread()
         lease = self._own(owner, "release")
         self._store.drive(self._leaving(owner, lease, failed=kind is not None))

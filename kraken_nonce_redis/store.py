@@ -160,12 +160,12 @@ class Store:
 
     def __init__(self, client: Client) -> None:
         self.client = client
-        self.reset()
+        self.reset({})
         _stores.add(self)
 
-    def reset(self) -> None:
-        """Begin anew, as a forked child must: nothing that the parent holds or waits for is the child's."""
-        self.local = Local(Agenda(self._chores_changed))
+    def reset(self, floors: dict[str, int]) -> None:
+        """Begin anew, as a forked child must: it knows the parent's nonces, but holds and waits for nothing."""
+        self.local = Local(Agenda(self._chores_changed), floors=floors)
         self._connection = (
             _ClusterConnections(self.client) if isinstance(self.client, RedisCluster) else _Connection(self.client)
         )
@@ -278,7 +278,7 @@ def _reset_in_child() -> None:
     global _by_client_lock  # noqa: PLW0603 - it may have been held by another thread of the parent
     _by_client_lock = threading.Lock()
     for store in _stores:
-        store.reset()
+        store.reset(store.local.floors)
 
 
 os.register_at_fork(after_in_child=_reset_in_child)
