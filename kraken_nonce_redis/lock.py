@@ -116,10 +116,10 @@ class CallLock(LockCore[Lease]):
             auto_renew: renew the lease in the background, three times a ``ttl``, until the block ends.
             startup_protection: whether the startup window of the pace counts for this call.
 
-        Raises `HoldTimeout` when the lock was not to be had in time (`CoolDown` when Kraken is the reason), `StoreError`
-        when Redis can't be used, and, at the end of a block that did not fail by itself, `LeaseLost` when the lease
-        had ended before. When Redis fails at the end of the block, nothing is raised: the lock is given back in the
-        background or ends with its lease.
+        Raises `HoldTimeout` when the lock was not to be had in time (`CoolDown` when Kraken is the reason),
+        `StoreError` when Redis can't be used, and, at the end of a block that did not fail by itself, `LeaseLost`
+        when the lease had ended before. When Redis fails at the end of the block, nothing is raised: the lock is given
+        back in the background or ends with its lease.
         """
         owner = threading.current_thread()
         lease = self._store.drive(

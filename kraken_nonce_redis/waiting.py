@@ -133,11 +133,11 @@ def doing(agenda: Agenda, chore: Chore) -> Flow[None]:
 class Room:
     """Those of this process who wait for one key."""
 
-    def __init__(self, keys: Keyspace, process: str) -> None:
+    def __init__(self, local: Local, keys: Keyspace) -> None:
         self.keys = keys
         self.waiters: dict[str, Waiter] = {}
         self.beating = False
-        self._process = process
+        self._local = local
         self._joined = _GONE
         self._lock = threading.Lock()
 
@@ -185,14 +185,16 @@ class Room:
             if oldest is None:
                 self.beating = False
                 return None
-        return commands.wait(self.keys, self._process, oldest)
+        return commands.wait(self.keys, self._local.process, oldest)
 
     def succeeded(self, command: Command[Attendance], result: Attendance, now: float) -> float:
         """Wake whom the server says; return when the next sign of life is due."""
         del command
         called = self.waiters.get(result.called)
-        if called is not None:
+        if called is not None and not called.woken:
             called.wake()
+            # It should have heard so itself: what calls come on may be dead without showing it.
+            self._local.listening = False
         self.heard(result.joined)
         self.cooled(result.cool_down, result.reason)
         return now + until_beat(result.left)
@@ -311,7 +313,7 @@ class Local:
 
     def room(self, keys: Keyspace) -> Room:
         """Return the room of a key."""
-        return self.rooms.setdefault(keys.state, Room(keys, self.process))
+        return self.rooms.setdefault(keys.state, Room(self, keys))
 
     def attend(self, room: Room, left: float) -> None:
         """Begin to give signs of life for a room."""

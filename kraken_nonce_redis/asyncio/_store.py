@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _IDLE = 30.0
-_LISTEN_AGAIN = 0.2
 Client: TypeAlias = redis.asyncio.Redis | RedisCluster
 
 
@@ -156,9 +155,11 @@ class Store:
     # Calls
 
     async def _listen(self) -> None:
-        if self._listener is None or self._listener.task.done():
-            self._listener = _Listener(self)
         listener = self._listener
+        if listener is None or (listener.ready.is_set() and not self.local.listening):
+            if listener is not None:
+                listener.task.cancel()
+            listener = self._listener = _Listener(self)
         await listener.ready.wait()
         if listener.failure is not None:
             raise listener.failure
@@ -189,43 +190,39 @@ class Store:
 
 
 class _Listener:
-    """Takes calls from the server and wakes those who are called; ends when nobody has waited for a while."""
+    """Takes calls from the server and wakes those who are called; ends on an error, or when nobody has waited long."""
 
     def __init__(self, store: Store) -> None:
         self.ready = asyncio.Event()
         self.failure: StoreError | None = None
-        self._store = store
+        self._client = store.client
         self._local = store.local
         self.task = asyncio.create_task(self._run(), name="kraken-nonce-listener")
 
     async def _run(self) -> None:
-        while True:
-            try:
-                calls = self._store.client.pubsub()
-                try:
-                    await calls.subscribe(self._local.channel)
-                    await self._take(calls)
-                    return
-                finally:
-                    # Before 5.0.1 redis-py had only close(), which later versions call deprecated.
-                    await getattr(calls, "aclose", calls.close)()
-            except (RedisError, OSError) as error:
-                if not self.ready.is_set():
-                    self.failure = from_redis(error, "subscribe", self._local.channel)
-                    self.ready.set()
-                    return
-                await asyncio.sleep(_LISTEN_AGAIN)
+        calls = self._client.pubsub()
+        try:
+            await calls.subscribe(self._local.channel)
+            if calls.connection is not None:
+                calls.connection.retry = Retry(NoBackoff(), 0)
+            await self._take(calls)
+        except (RedisError, OSError) as error:
+            self.failure = from_redis(error, "subscribe", self._local.channel)
+        finally:
+            self._local.listening = False
+            self._local.ask_again()
+            self.ready.set()
+            # Before 5.0.1 redis-py had only close(), which later versions call deprecated.
+            await getattr(calls, "aclose", calls.close)()
 
     async def _take(self, calls: PubSub) -> None:
         while True:
             message = await calls.get_message(timeout=_IDLE)
-            if message is None:
-                if not self._local.anyone_waits:
-                    self._local.listening = False
-                    return
-            else:
+            if message is not None:
                 self._local.hear(message)
                 self.ready.set()
+            elif not self._local.anyone_waits:
+                return
 
 
 _stores: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, Store]] = weakref.WeakKeyDictionary()
