@@ -1,0 +1,93 @@
+"""The code in README and docs runs as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kraken_nonce_redis.testing import KrakenSimulator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.servers import Server
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+# Kraken's address is where the simulator is; nothing else of a block is touched.
+ELSEWHERE = """
+import os
+import sys
+
+import ccxt.async_support
+import krakenex
+from kraken.spot import SpotAsyncClient, SpotClient
+
+there = os.environ["SIMULATOR"]
+stock = krakenex.API.__init__
+
+
+def init(self, *args, **kwargs):
+    stock(self, *args, **kwargs)
+    self.uri = there
+
+
+krakenex.API.__init__ = init
+SpotClient.URL = SpotAsyncClient.URL = there
+for kind in (ccxt.kraken, ccxt.async_support.kraken):
+
+    def describe(self, stock=kind.describe):
+        return self.deep_extend(stock(self), {"urls": {"api": {"public": there, "private": there}}})
+
+    kind.describe = describe
+"""
+
+
+def blocks() -> Iterator[object]:
+    """Yield each block of Python with the page that it is on."""
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for number, block in enumerate(BLOCK.findall(page.read_text("utf-8")), 1):
+            yield pytest.param(block, id=f"{page.stem}-{number}")
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[KrakenSimulator]:
+    """Give one simulator to all blocks."""
+    with KrakenSimulator() as running:
+        yield running
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("block", list(blocks()))
+def test_block_runs(block: str, valkey: Server, simulator: KrakenSimulator, tmp_path: Path) -> None:
+    """A reader can paste any block of Python into a file and run it, with the variables that the README names."""
+    script = tmp_path / "block.py"
+    script.write_text(ELSEWHERE + block, "utf-8")
+    environment = {
+        **os.environ,
+        "KRAKEN_NONCE_REDIS_URL": valkey.url,
+        "KRAKEN_API_KEY": simulator.key,
+        "KRAKEN_API_SECRET": simulator.secret,
+        "SIMULATOR": simulator.url,
+        "PYTHONPATH": str(ROOT),
+    }
+    ran = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "EAPI" not in ran.stdout + ran.stderr
+
+
+@pytest.mark.once
+def test_links_lead_somewhere() -> None:
+    """A reader who follows a link inside the docs arrives."""
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
