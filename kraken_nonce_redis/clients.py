@@ -11,7 +11,7 @@ from kraken_nonce_redis import arguments
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from kraken_nonce_redis.commands import DEFAULT_NAMESPACE
 from kraken_nonce_redis.core import DEFAULT_TTL, logger
-from kraken_nonce_redis.errors import InvalidArgument, StoreError
+from kraken_nonce_redis.errors import InvalidArgument, LeaseLost, StoreError
 from kraken_nonce_redis.lock import CallLock
 from kraken_nonce_redis.outcomes import CoolDowns
 from kraken_nonce_redis.pace import Pace, priority_of
@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 URL_VARIABLES: Final = ("KRAKEN_NONCE_REDIS_URL", "REDIS_URL")
 DEFAULT_LOCK_TIMEOUT: Final = 60.0
 DEFAULT_CALL_TIMEOUT: Final = 10.0
+LONGEST_CALL: Final = arguments.LONGEST_TTL / 2 - 1
+"""The longest timeout of a request, in seconds: it may count twice, for connecting and reading, within one lease."""
 
 _SLACK: Final = 0.1
+# An order that was placed must not look as if it were not.
+_ANSWERED: Final = "%s was answered, though its lease did not last: %s"
 _COOL_DOWNS: Final = CoolDowns()
 
 LockType = TypeVar("LockType", CallLock, AsyncCallLock)
@@ -80,7 +84,7 @@ class _GuardCore(Generic[LockType]):
         self._redis = url_from_environment() if redis is None else redis
         self._settings: dict[str, Any] = {"ttl": ttl, "scope": scope, "pace": pace, "namespace": namespace}
         self._lock_timeout = arguments.timeout(lock_timeout, "lock_timeout")
-        self.call_timeout: Final = arguments.seconds("call_timeout", call_timeout, 0.001, arguments.LONGEST_TTL / 2)
+        self.call_timeout: Final = arguments.seconds("call_timeout", call_timeout, 0.001, LONGEST_CALL)
         self._pace = pace
         self._cool_downs = cool_downs
         self._locks: dict[str, LockType] = {}
@@ -117,11 +121,18 @@ class Guard(_GuardCore[CallLock]):
     @contextlib.contextmanager
     def call(self, api_key: str, seconds: float, method: str = "") -> Generator[Lease]:
         """Hold the lock for a call of a method that takes so many seconds at most; the lease is long enough for it."""
-        with self.lock(api_key).hold(**self._hold_options(method)) as lease:
-            missing = _missing(lease, seconds)
-            if missing > 0:
-                lease.extend(missing)
-            yield lease
+        answered = False
+        try:
+            with self.lock(api_key).hold(**self._hold_options(method)) as lease:
+                missing = _missing(lease, seconds)
+                if missing > 0:
+                    lease.extend(missing)
+                yield lease
+                answered = True
+        except LeaseLost as error:
+            if not answered:
+                raise
+            logger.warning(_ANSWERED, method, error)
 
     def learn(self, api_key: str, errors: Iterable[str]) -> None:
         """Take note of the errors in Kraken's answer: some of them stop all calls of the key for a while."""
@@ -141,11 +152,18 @@ class AsyncGuard(_GuardCore[AsyncCallLock]):
     @contextlib.asynccontextmanager
     async def call(self, api_key: str, seconds: float, method: str = "") -> AsyncGenerator[AsyncLease]:
         """Hold the lock for a call of a method that takes so many seconds at most; the lease is long enough for it."""
-        async with self.lock(api_key).hold(**self._hold_options(method)) as lease:
-            missing = _missing(lease, seconds)
-            if missing > 0:
-                await lease.extend(missing)
-            yield lease
+        answered = False
+        try:
+            async with self.lock(api_key).hold(**self._hold_options(method)) as lease:
+                missing = _missing(lease, seconds)
+                if missing > 0:
+                    await lease.extend(missing)
+                yield lease
+                answered = True
+        except LeaseLost as error:
+            if not answered:
+                raise
+            logger.warning(_ANSWERED, method, error)
 
     async def learn(self, api_key: str, errors: Iterable[str]) -> None:
         """Take note of the errors in Kraken's answer: some of them stop all calls of the key for a while."""

@@ -1,0 +1,62 @@
+"""ccxt's Kraken with its private calls under the lock: one at a time per API key, in nonce order, in all processes.
+
+`kraken` here is for threads; `kraken_nonce_redis.ccxt.async_support` and `kraken_nonce_redis.ccxt.pro` have the others.
+Needs the extra ``ccxt``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kraken_nonce_redis.clients import Guard
+
+try:
+    import ccxt
+except ImportError as error:
+    raise ImportError("ccxt is not installed: pip install 'kraken-nonce-redis[ccxt]'") from error
+
+from kraken_nonce_redis.ccxt._calls import Calls, Unsigned
+
+__all__ = ["kraken"]
+
+
+class kraken(Calls, ccxt.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt names it
+    """A ``ccxt.kraken`` whose private calls run under the lock.
+
+    ``config`` is that of ccxt, and beside ccxt's keys takes those of `kraken_nonce_redis.clients.Options`:
+    ``kraken({"apiKey": ..., "secret": ..., "redis": "redis://..."})``. Public calls are as ever.
+
+    A private call is throttled first, as ccxt does it; then it waits for the lock, gets a nonce, is signed and sent.
+    Each attempt that ``maxRetriesOnFailure`` allows is a call of its own in this. The lease is made long enough for
+    ccxt's ``timeout`` (milliseconds; it counts for connecting and again for reading), which is ``call_timeout`` if
+    only that is given.
+
+    With a ``pace``, set ccxt's ``enableRateLimit`` to False, or calls are counted twice. Refusals by which Kraken wants
+    a pause stop all processes of the key. ccxt's errors have Kraken's own, a list of str, as ``kraken_errors``.
+
+    ``sign`` of a private call does not sign: what it returns is for ``fetch`` alone.
+
+    Raises `InvalidArgument`, and `IncompatibleClient` for a version of ccxt that is put together differently. Private
+    calls raise, besides what ccxt does: `HoldTimeout` when the key was not free in time (`CoolDown` when Kraken wants a
+    pause), `LeaseLost`, `StoreError`, and `InvalidArgument` when ``timeout`` is 0 or too long for a lease. Then ccxt
+    does not repeat the call. Nothing was sent, unless the `LeaseLost` says that the lease ended before its release.
+    """
+
+    _stock = ccxt.kraken
+    _guard_type = Guard
+
+    def _longest(self) -> float:
+        return 2 * self._timeout()  # requests counts connecting and reading apart
+
+    def fetch(self, url: Any, method: Any = "GET", headers: Any = None, body: Any = None) -> Any:
+        """Send a request and return the decoded answer; a private one under the lock."""
+        if not isinstance(body, Unsigned):
+            return super().fetch(url, method, headers, body)
+        with self._guard.call(self.apiKey, self._longest(), body.method) as lease:
+            request = self._signed(body, lease.next_nonce())
+            lease.check(self._longest())
+            try:
+                return super().fetch(*request)
+            except ccxt.BaseError as error:
+                self._guard.learn(self.apiKey, getattr(error, "kraken_errors", ()))
+                raise

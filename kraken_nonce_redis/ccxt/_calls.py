@@ -1,0 +1,162 @@
+"""What the Kraken classes of ccxt share here, with and without asyncio.
+
+ccxt's ``fetch2`` throttles and then, for each attempt, calls ``sign`` and passes the result to ``fetch``. Here ``sign``
+only takes note of a private call, and ``fetch`` takes the lock, signs with a nonce of the lease and sends. So the lock
+is not held while a call is throttled or waits for its next attempt, and each attempt has a lease of its own. Only
+``fetch`` has to wait for anything, so only that is written twice.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import ccxt
+
+from kraken_nonce_redis import arguments
+from kraken_nonce_redis.clients import LONGEST_CALL, Options
+from kraken_nonce_redis.errors import IncompatibleClient
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_OPTIONS: Final = tuple(Options.__annotations__)
+_PROBE_NONCE: Final = 1_700_000_000_000_000_001
+
+_Stock: Any = object  # stands for ccxt's class, which comes after `Calls` in each that is put together
+
+# Set while a call is signed; of its own in each thread and task, as leases are.
+_nonce: Final[ContextVar[int | None]] = ContextVar("nonce", default=None)
+
+
+class Unsigned:
+    """Stands for the body of a private call that has no nonce and no signature yet.
+
+    Attributes:
+        method: Kraken's name of the method, such as ``"AddOrder"``.
+    """
+
+    def __init__(self, method: str, *args: Any, **named: Any) -> None:
+        self.method: Final = method
+        # A copy, since the caller may change its own while this one waits for the lock.
+        self._args, self._named = copy.deepcopy((args, named))
+
+    def __repr__(self) -> str:
+        return f"<{self.method}, not signed yet>"
+
+    def signed(self, sign: Any, nonce: int) -> Any:
+        """Return the request that a ``sign`` of ccxt makes of this, with a nonce."""
+        token = _nonce.set(nonce)
+        try:
+            return sign(self.method, *self._args, **self._named)
+        finally:
+            _nonce.reset(token)
+
+
+class _Headers(dict[str, str]):
+    """The headers of a signed request; ccxt logs them at DEBUG and prints them if it is ``verbose``."""
+
+    def __repr__(self) -> str:
+        return repr({name: "***" if name.startswith("API-") else value for name, value in self.items()})
+
+
+class Calls(_Stock):  # type: ignore[misc] # it has no types
+    """The methods of ccxt's Kraken classes that differ, but for ``fetch``. Comes before such a class.
+
+    Subclasses set the attributes below.
+
+    Attributes:
+        _stock: ccxt's class.
+        _guard_type: `Guard` or `AsyncGuard`.
+    """
+
+    _stock: ClassVar[Any]
+    _guard_type: ClassVar[Any]
+
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        check_seam(self._stock)
+        config = dict(config or {})
+        options = {name: config.pop(name) for name in _OPTIONS if name in config}
+        self._guard = self._guard_type(**options)
+        if "call_timeout" in options:
+            config.setdefault("timeout", self._guard.call_timeout * 1000)
+        super().__init__(config)
+
+    def sign(self, path: str, api: Any = "public", *rest: Any, **named: Any) -> Any:
+        """Sign a public call as ccxt does; take note of a private one, for ``fetch`` to sign.
+
+        Raises what ccxt does when the API key or the secret is missing.
+        """
+        if "private" not in api:
+            return super().sign(path, api, *rest, **named)
+        self.check_required_credentials()
+        return {"url": path, "method": "POST", "headers": None, "body": Unsigned(path, api, *rest, **named)}
+
+    def nonce(self) -> Any:
+        """Return the nonce of the call that is being signed, ns since 1970; outside of a call, what ccxt does."""
+        nonce = _nonce.get()
+        return super().nonce() if nonce is None else nonce
+
+    def incrementing_nonce(self) -> Any:
+        """Return `nonce`, which rises without ccxt's help."""
+        return self.nonce()
+
+    def handle_errors(self, code: Any, reason: Any, url: Any, method: Any, *answer: Any) -> Any:
+        """Raise the error that ccxt makes of an answer, with Kraken's own errors in its ``kraken_errors``."""
+        try:
+            return super().handle_errors(code, reason, url, method, *answer)
+        except ccxt.BaseError as caught:
+            error: Any = caught
+            _headers, _body, response, *_ = answer
+            error.kraken_errors = response.get("error", ()) if isinstance(response, dict) else ()
+            raise
+
+    def _timeout(self) -> float:
+        """Return ccxt's timeout in seconds. Raises `InvalidArgument` if there is none, or none that fits a lease."""
+        return arguments.seconds("timeout", (self.timeout or 0) / 1000, 0.001, LONGEST_CALL)
+
+    def _signed(self, call: Unsigned, nonce: int) -> tuple[Any, Any, Any, Any]:
+        """Sign a call, note it as ccxt does with what it is about to send, and return the arguments of ``fetch``."""
+        request = call.signed(super().sign, nonce)
+        self.last_request_url = request["url"]
+        self.last_request_headers = headers = _Headers(request["headers"])
+        self.last_request_body = request["body"]
+        self.lastRestRequestTimestamp = self.milliseconds()
+        return request["url"], request["method"], headers, request["body"]
+
+
+class _Sent(Exception):
+    """Instead of a request: what would have been sent."""
+
+
+@functools.cache
+def check_seam(stock: Any) -> None:
+    """Make sure, without a request, that a class of ccxt calls ``sign`` and ``fetch`` as this adapter needs it.
+
+    Raises `IncompatibleClient`.
+    """
+
+    class Probe(Calls, stock):  # type: ignore[misc] # it has no types
+        def __init__(self) -> None:
+            stock.__init__(self, {"apiKey": "key", "secret": "c2VjcmV0", "enableRateLimit": False})
+
+        def fetch(self, *request: Any) -> Any:
+            raise _Sent(*self._signed(request[-1], _PROBE_NONCE))
+
+    seen: Any
+    try:
+        call = Probe().privatePostBalance()
+        seen = call.send(None)  # of asyncio
+    except _Sent as sent:
+        url, method, headers, body = sent.args
+        seen = url.endswith("/0/private/Balance"), method, "API-Sign" in headers, body
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong, it isn't the ccxt that we know
+        seen = error
+    if seen != (True, "POST", True, f"nonce={_PROBE_NONCE}"):
+        raise IncompatibleClient(
+            f"ccxt {getattr(ccxt, '__version__', 'of unknown version')}",
+            f"{stock.__module__} does not sign private calls in sign() with a nonce from nonce() and send them "
+            "through fetch(); known to work: 4.4.85 to 4.5.90",
+        )
