@@ -18,7 +18,7 @@ from kraken_nonce_redis import arguments, clock
 from kraken_nonce_redis.commands import pack
 from kraken_nonce_redis.errors import InvalidArgument, StoreUnavailable, from_redis, keeps_connection
 from kraken_nonce_redis.schedule import Agenda
-from kraken_nonce_redis.waiting import Listen, Local, Pause, Run, doing
+from kraken_nonce_redis.waiting import Local, Pause, Run, doing
 
 if TYPE_CHECKING:
     from redis.client import PubSub
@@ -214,13 +214,11 @@ class Store:
             return value
 
     def _carry_out(self, step: Step) -> Any:
-        match step:
-            case Run(command):
-                return self.run(command)
-            case Pause(waiter, until):
-                return self._pause(waiter, until)
-            case Listen():
-                return self._calls.open()
+        if isinstance(step, Run):
+            return self.run(step.command)
+        if isinstance(step, Pause):
+            return self._pause(step.waiter, step.until)
+        return self._calls.open()
 
     def _pause(self, waiter: Waiter, until: float | None) -> None:
         """Sleep until woken. The first to sleep listens for calls; leaving, it lets another one do so."""

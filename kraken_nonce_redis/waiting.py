@@ -85,7 +85,7 @@ class Waiter:
             signal.set()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Run:
     """Run a command; its result is sent back."""
 
@@ -313,7 +313,7 @@ class Local:
 
     def room(self, keys: Keyspace) -> Room:
         """Return the room of a key."""
-        return self.rooms.setdefault(keys.state, Room(self, keys))
+        return self.rooms.get(keys.state) or self.rooms.setdefault(keys.state, Room(self, keys))
 
     def attend(self, room: Room, left: float) -> None:
         """Begin to give signs of life for a room."""
@@ -357,7 +357,7 @@ class Local:
                     return
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Acquired:
     """What came of acquiring: the member, its nonces, and the end of its lease on `clock.now`."""
 
