@@ -1,0 +1,62 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from kraken_nonce_redis.cli import lock, nonces
+from kraken_nonce_redis.cli.demo import demo
+from kraken_nonce_redis.cli.outcome import HELP, ExitCode, failure
+from kraken_nonce_redis.cli.server import server
+from kraken_nonce_redis.errors import KrakenNonceError
+
+_FIRST_STEPS = """\b
+First steps:
+  kraken-nonce demo                           what goes wrong without it, and with it
+  kraken-nonce server                         an embedded Valkey, to develop with
+  export KRAKEN_NONCE_REDIS_URL=redis://...   where nonces and locks live
+  export KRAKEN_API_KEY=...                   for which API key
+  kraken-nonce status                         last nonce, holder, waiters
+"""
+
+
+class Application(click.Group):
+    """A group whose commands end in one line on stderr and an exit code, whatever the library raises."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except KrakenNonceError as error:
+            raise failure(error) from error
+        except KeyboardInterrupt:
+            click.echo(err=True)
+            ctx.exit(ExitCode.INTERRUPTED)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order in which somebody new needs them."""
+        del ctx
+        return list(self.commands)
+
+
+@click.group(
+    cls=Application, context_settings={"help_option_names": ["-h", "--help"]}, epilog=f"{_FIRST_STEPS}\n\n\b\n{HELP}"
+)
+@click.version_option(package_name="kraken-nonce-redis")
+def app() -> None:
+    """Nonces and a lock for Kraken API keys that several processes share, on Redis."""
+
+
+for command in (
+    demo,
+    lock.status,
+    nonces.next_nonce,
+    nonces.last_nonce,
+    nonces.jump,
+    nonces.advance,
+    lock.unlock,
+    server,
+):
+    app.add_command(command)

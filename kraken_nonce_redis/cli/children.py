@@ -1,0 +1,113 @@
+"""Helper processes: modules of ours that are told what to do, and answer, in lines of JSON.
+
+They hear of the end by the end of their stdin, so that none outlives its parent, even one that was killed. What they
+are told does not stand on their command lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable
+    from types import FrameType
+
+_PATIENCE: Final = 10.0  # seconds for a process to clean up
+
+Child = subprocess.Popen[str]
+
+
+def start(module: str) -> Child:
+    """Start a module of ours in this interpreter."""
+    return subprocess.Popen(  # noqa: S603 - our own module
+        [sys.executable, "-P", "-m", module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
+        process_group=0,  # Ctrl-C is for the parent, which ends the others in order
+    )
+
+
+def tell(child: Child, message: object) -> None:
+    """Send a line; a child that is gone does not hear it."""
+    if child.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.write(json.dumps(message) + "\n")
+            child.stdin.flush()
+
+
+def said(child: Child) -> Generator[dict[str, Any]]:
+    """Yield what the child says until it is gone; its stdout is closed with this generator."""
+    if child.stdout is not None:
+        with child.stdout as lines:
+            for line in lines:
+                yield json.loads(line)
+
+
+def end(children: Iterable[Child]) -> None:
+    """End them, all at once, and wait until they are gone."""
+    running = list(children)
+    for child in running:
+        if child.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.close()
+    for child in running:
+        try:
+            child.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def say(message: object) -> None:
+    """Send the parent a line; one that is gone does not hear it."""
+    try:
+        sys.stdout.write(json.dumps(message) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer must not fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def cleanup_when_terminated() -> Generator[None]:
+    """Let SIGTERM and SIGHUP end the block as an exception does, so that it cleans up."""
+
+    def leave(number: int, _frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    with _handling(leave, signal.SIGTERM, signal.SIGHUP):
+        yield
+
+
+@contextlib.contextmanager
+def signals_put_off() -> Generator[None]:
+    """Let signals that end the program wait for the end of the block.
+
+    For starting a process: one that was started, but not yet noted down, would not be ended.
+    """
+    came: list[int] = []
+    try:
+        with _handling(lambda number, _frame: came.append(number), signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            yield
+    finally:
+        # Also after a failure: the signal may have hit the new process, too, and so be its cause.
+        for number in came[:1]:
+            signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, FrameType | None], object], *numbers: signal.Signals) -> Generator[None]:
+    before = [signal.signal(number, handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, earlier in zip(numbers, before, strict=True):
+            signal.signal(number, earlier)

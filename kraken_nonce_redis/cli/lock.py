@@ -1,0 +1,119 @@
+"""The commands about the lock: `status`, `unlock`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from kraken_nonce_redis import commands
+from kraken_nonce_redis.cli.options import Answer, examples, json_option, lead, note, printable, span, target_options
+from kraken_nonce_redis.cli.outcome import Failure
+
+if TYPE_CHECKING:
+    from kraken_nonce_redis.cli.options import Target
+    from kraken_nonce_redis.commands import State
+
+
+@click.command(
+    "status",
+    short_help="Show the last nonce, the holder and the waiters.",
+    epilog=examples(
+        "kraken-nonce status",
+        "kraken-nonce status --scope global --json | jq .waiting",
+    ),
+)
+@target_options
+@json_option
+def status(target: Target, *, as_json: bool) -> None:
+    """Show the last nonce, who holds the lock, how many wait and any cool-down; changes nothing.
+
+    "lock" in the JSON is free, held, called (a waiter was called to take it) or ended (a lease ran out, and nobody
+    has asked since).
+    """
+    state = target.run(commands.inspect(target.keys))
+    Answer(_text(target, state), _data(target, state)).print(as_json=as_json)
+
+
+@click.command(
+    "unlock",
+    short_help="Take the lock from a holder that is dead.",
+    epilog=examples(
+        "kraken-nonce unlock",
+        "kraken-nonce unlock --scope global --yes",
+        "kraken-nonce unlock --cool-down",
+    ),
+)
+@click.option("--cool-down", "cool_down", is_flag=True, help="End the cool-down instead, and leave the lock alone.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@target_options
+@json_option
+def unlock(target: Target, *, cool_down: bool, yes: bool, as_json: bool) -> None:
+    """Take the lock from the one who holds it now, after showing and asking; the next waiter gets it.
+
+    For a holder that is known to be dead: its lease would end by itself, but later. A holder that lives goes on with
+    its call, so that two calls are under way at once. Exit code 1 when it is not confirmed, or when another has the
+    lock by then.
+
+    With --cool-down, let calls start again that wait because of what Kraken has answered to one of them.
+    """
+    state = target.run(commands.inspect(target.keys))
+    if cool_down:
+        target.run(commands.cool_down(target.keys, 0, ""))
+        text = f"Ended: {printable(state.reason)}." if state.cool_down else "There is no cool-down."
+        Answer(text, {"ended": bool(state.cool_down), "reason": state.reason or None}).print(as_json=as_json)
+        return
+    if state.holder:
+        note(f"{_lock(state)[1]}; {state.waiting} waiting.")
+        if not yes and not _confirmed():
+            raise Failure("not confirmed, so nothing was changed; scripts say --yes")
+        if not target.run(commands.unlock(target.keys, state.holder)):
+            raise Failure("that one does not have the lock any more, so nothing was changed")
+    text = "Unlocked." if state.holder else "Nobody has the lock."
+    Answer(text, {"unlocked": bool(state.holder), "holder": state.holder or None}).print(as_json=as_json)
+
+
+def _confirmed() -> bool:
+    try:
+        return click.confirm("Take the lock from it?", err=True)
+    except click.Abort:
+        return False
+
+
+def _lock(state: State) -> tuple[str, str]:
+    """Return what is with the lock, in a word and in words."""
+    holder = printable(state.holder)
+    if not state.holder:
+        return "free", "free"
+    if not state.left:
+        return "ended", f"free to take: the lease of {holder} ran out"
+    if state.leased:
+        return "held", f"held by {holder} for {span(state.left)} at most"
+    return "called", f"{holder} was called to take it within {span(state.left)}"
+
+
+def _data(target: Target, state: State) -> dict[str, object]:
+    return {
+        "key": target.keys.state,
+        "server_time": str(state.now),
+        "last": None if state.last is None else str(state.last),
+        "lead_seconds": None if state.last is None else (state.last - state.now) / 1e9,
+        "lock": _lock(state)[0],
+        "holder": state.holder or None,
+        "seconds_left": state.left,
+        "waiting": state.waiting,
+        "cool_down_seconds": state.cool_down,
+        "cool_down_reason": state.reason or None,
+    }
+
+
+def _text(target: Target, state: State) -> str:
+    lines = {
+        "key": target.keys.state,
+        "last nonce": "none handed out yet" if state.last is None else str(state.last),
+        "lead": "-" if state.last is None else lead(state.last - state.now),
+        "lock": _lock(state)[1],
+        "waiting": str(state.waiting),
+        "cool-down": f"{span(state.cool_down)}: {printable(state.reason)}" if state.cool_down else "none",
+    }
+    return "\n".join(f"{name:<12}{value}" for name, value in lines.items())

@@ -1,0 +1,128 @@
+"""The commands about nonces: `next`, `last`, `jump`, `advance`."""
+
+from __future__ import annotations
+
+from typing import IO, TYPE_CHECKING
+
+import click
+
+from kraken_nonce_redis import commands, migration
+from kraken_nonce_redis.cli.options import (
+    Answer,
+    duration,
+    examples,
+    json_option,
+    lead,
+    max_lead_option,
+    moment,
+    note,
+    target_options,
+)
+from kraken_nonce_redis.cli.outcome import ExitCode
+
+if TYPE_CHECKING:
+    from kraken_nonce_redis.cli.options import Target
+
+
+@click.command(
+    "next",
+    epilog=examples(
+        "nonce=$(kraken-nonce next)",
+    ),
+)
+@target_options
+@json_option
+def next_nonce(target: Target, *, as_json: bool) -> None:
+    """Hand out the next nonce and print it.
+
+    For a call made by hand. While other programs make calls with the same API key, their requests can overtake it.
+    """
+    nonce = target.allocator().next()
+    Answer(str(nonce), {"nonce": str(nonce)}).print(as_json=as_json)
+
+
+@click.command(
+    "last",
+    epilog=examples(
+        "kraken-nonce last --key-env MASTER_API_KEY",
+    ),
+)
+@target_options
+@json_option
+def last_nonce(target: Target, *, as_json: bool) -> None:
+    """Print the last nonce that anyone was given; changes nothing.
+
+    Exit code 1 when there is none.
+    """
+    last = target.allocator().last()
+    if last is not None or as_json:
+        Answer(str(last), {"last": None if last is None else str(last)}).print(as_json=as_json)
+    if last is None:
+        note("No nonce was handed out yet.")
+        raise click.exceptions.Exit(ExitCode.NO)
+
+
+@click.command(
+    "jump",
+    short_help="Raise the last nonce by a length of time.",
+    epilog=examples(
+        "kraken-nonce jump 60s",
+        "kraken-nonce jump 10m --namespace copy-trading",
+    ),
+)
+@click.argument("distance", callback=duration, metavar="DURATION")
+@max_lead_option
+@target_options
+@json_option
+def jump(target: Target, *, distance: int, max_lead: int, as_json: bool) -> None:
+    """Raise the last nonce by DURATION, or to that far ahead of the server's clock if that is higher.
+
+    For an API key whose nonce another program has driven ahead, so that Kraken answers "EAPI:Invalid nonce". It can
+    never be undone: take the smallest step that helps. Exit code 4, with nothing changed, past --max-lead.
+    """
+    last = target.allocator(max_lead).jump_forward(distance)
+    _report(last, target.run(commands.inspect(target.keys)).now, as_json=as_json)
+
+
+@click.command(
+    "advance",
+    short_help="Raise the last nonce to at least another program's.",
+    epilog=examples(
+        "kraken-nonce advance 1760000000123456789",
+        "kraken-nonce advance --from-file nonce.txt",
+        "kraken-nonce advance --from-file bot-state.json --key-env MASTER_API_KEY",
+    ),
+)
+@click.argument("nonce", required=False)
+@click.option(
+    "--from-file",
+    "file",
+    type=click.File("rb"),
+    metavar="PATH",
+    help="Read the nonce from a file (- for stdin): a decimal number, or JSON with one as last_nonce, nonce, ...",
+)
+@max_lead_option
+@target_options
+@json_option
+def advance(target: Target, *, nonce: str | None, file: IO[bytes] | None, max_lead: int, as_json: bool) -> None:
+    """Raise the last nonce to at least NONCE; never lowers it.
+
+    For coming from another program: give its last nonce, or the file where it keeps it. The unit (s, ms, µs, 10 ns or
+    ns since 1970) is recognised by the size of the number and reported. What is unclear is refused. Exit code 4, with
+    nothing changed, past --max-lead.
+    """
+    if (nonce is None) == (file is None):
+        raise click.UsageError("give either NONCE or --from-file PATH")
+    # A byte more than what is allowed shows that a file is too long.
+    content = file.read(migration.LONGEST_FILE + 1) if file else b""
+    now = target.run(commands.inspect(target.keys)).now
+    old = migration.read(content, now) if nonce is None else migration.recognise(nonce, now)
+    note(f"{old.written} is {moment(old.nonce)} in {old.unit}: as a nonce {old.nonce}.")
+    last = target.allocator(max_lead).advance_to(old.nonce)
+    note("Unchanged, since the last nonce was higher." if last > old.nonce else "The last nonce is now that.")
+    _report(last, now, as_json=as_json, read_as=old.unit)
+
+
+def _report(last: int, now: int, *, as_json: bool, **more: str) -> None:
+    note(f"The last nonce is {lead(last - now)}.")
+    Answer(str(last), {"last": str(last), "lead_seconds": (last - now) / 1e9, **more}).print(as_json=as_json)

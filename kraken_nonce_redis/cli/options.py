@@ -1,0 +1,184 @@
+"""What the commands share: which key on which Redis, durations, and how answers are printed."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
+
+import click
+
+from kraken_nonce_redis.allocator import NonceAllocator
+from kraken_nonce_redis.arguments import LONGEST_LEAD
+from kraken_nonce_redis.cli.outcome import Misuse
+from kraken_nonce_redis.clients import URL_VARIABLES
+from kraken_nonce_redis.commands import DEFAULT_NAMESPACE, Keyspace
+from kraken_nonce_redis.core import DEFAULT_MAX_LEAD
+from kraken_nonce_redis.store import client_from_url, store_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import redis
+
+    from kraken_nonce_redis.commands import Command, Scope
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DEFAULT_KEY_VARIABLE: Final = "KRAKEN_API_KEY"
+NANOSECONDS: Final = {
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+    "min": 60 * 10**9,
+    "h": 3600 * 10**9,
+    "d": 86400 * 10**9,
+}
+_DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(ms|s|min|m|h|d)")
+
+
+def duration(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
+    """Return the ns of a length of time. Without a unit it is refused: there are five that nonces are counted in."""
+    match = _DURATION.fullmatch(value)
+    length = int(Decimal(match[1]) * NANOSECONDS[match[2]]) if match else 0
+    if not 0 < length <= LONGEST_LEAD:
+        raise click.BadParameter("must be above 0 and at most 90d, with a unit: 500ms, 60s, 10m, 2h or 1d")
+    return length
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a help text, its lines kept as they are."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+class Target:
+    """One API key's state, or that of all API keys of a namespace, on one Redis."""
+
+    def __init__(self, client: redis.Redis, api_key: str, scope: Scope, namespace: str) -> None:
+        self.keys = Keyspace.of(namespace, api_key, scope)
+        self._store = store_for(client)
+        self._allocator = functools.partial(NonceAllocator, client, api_key, scope=scope, namespace=namespace)
+
+    def allocator(self, max_lead: int = DEFAULT_MAX_LEAD) -> NonceAllocator:
+        """Return an allocator; ``max_lead`` in ns."""
+        return self._allocator(max_lead=max_lead)
+
+    def run(self, command: Command[T]) -> T:
+        """Run a command. Raises `StoreError` and what the command's reply says."""
+        return self._store.run(command)
+
+
+def target_options(function: Callable[Concatenate[Target, P], T]) -> Callable[..., T]:
+    """Add the options that say which key is meant; the function gets a `Target` first."""
+
+    @functools.wraps(function)
+    def with_target(*args: Any, url: str | None, key_env: str, namespace: str, scope: Scope, **options: Any) -> T:
+        api_key = "none needed" if scope == "global" else _api_key(key_env)
+        return function(Target(connect(url), api_key, scope, namespace), *args, **options)
+
+    command: Callable[..., T] = with_target
+    for option in (
+        click.option(
+            "--scope",
+            type=click.Choice(["key", "global"]),
+            default="key",
+            show_default=True,
+            help="The nonces and lock of the one API key, or those that all API keys of the namespace share; for the "
+            "latter no API key is needed.",
+        ),
+        click.option(
+            "--namespace", default=DEFAULT_NAMESPACE, show_default=True, help="What the Redis keys begin with."
+        ),
+        click.option(
+            "--key-env",
+            default=DEFAULT_KEY_VARIABLE,
+            show_default=True,
+            metavar="NAME",
+            help="Environment variable that holds the API key. The key itself never goes on a command line.",
+        ),
+        click.option(
+            "--redis",
+            "url",
+            metavar="URL",
+            help="Redis to use: redis://, rediss:// or unix://. Other users of this machine can see what a command "
+            f"line holds: a URL with a password belongs in the environment. [env var: {', '.join(URL_VARIABLES)}]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; nonces are strings in it.")
+max_lead_option = click.option(
+    "--max-lead",
+    callback=duration,
+    default="1h",
+    show_default=True,
+    metavar="DURATION",
+    help="How far ahead of the server's clock the last nonce may be raised.",
+)
+
+
+def _api_key(variable: str) -> str:
+    api_key = os.environ.get(variable, "").strip()
+    if not api_key:
+        # Never the name that was given: it may be the API key itself.
+        which = variable if variable == DEFAULT_KEY_VARIABLE else "the environment variable named by --key-env"
+        raise Misuse(f"{which} is not set: export the API key there, or name another variable with --key-env")
+    return api_key
+
+
+def connect(url: str | None) -> redis.Redis:
+    """Return the client for a URL, by default the one in the environment; nothing is sent yet."""
+    for variable in URL_VARIABLES:
+        url = url or os.environ.get(variable)
+    if not url:
+        raise Misuse(f"no Redis: give --redis URL or set {URL_VARIABLES[0]}")
+    return client_from_url(url)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command found out, for people and for programs."""
+
+    text: str
+    data: dict[str, object]
+
+    def print(self, *, as_json: bool) -> None:
+        """Print it on stdout."""
+        click.echo(json.dumps(self.data) if as_json else self.text)
+
+
+def note(text: str) -> None:
+    """Print what explains an answer, on stderr."""
+    click.echo(text, err=True)
+
+
+def span(seconds: float) -> str:
+    """Return a length of time as people say it."""
+    for unit, length, enough in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 48)):
+        if seconds < enough * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
+def lead(nanoseconds: int) -> str:
+    """Return how far a nonce is from the server's clock, in words."""
+    return f"{span(abs(nanoseconds) / 1e9)} {'ahead of' if nanoseconds > 0 else 'behind'} the server's clock"
+
+
+def moment(nanoseconds: int) -> str:
+    """Return a time since 1970 in UTC, exact to the ms."""
+    seconds, rest = divmod(nanoseconds, 10**9)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{rest // 10**6:03} UTC"
+
+
+def printable(text: str) -> str:
+    """Return foreign text without what could control a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
