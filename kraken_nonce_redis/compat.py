@@ -1,0 +1,283 @@
+"""The nonce manager that bots of a single process use, over Redis: the same names, now for every process at once.
+
+Every nonce, of the master's key and of all users' keys, comes from one strictly rising sequence, and one lock lets one
+private call run at a time: both are those of ``scope="global"`` in the default namespace, so that clients of this
+library with that scope take part. Redis is where ``KRAKEN_NONCE_REDIS_URL`` says, or else ``REDIS_URL``.
+
+A nonce that is taken without the lock may be overtaken on its way to Kraken. Hold the lock around the nonce and the
+call that it is for::
+
+    with get_kraken_api_lock():
+        nonce = get_kraken_nonce()
+        ...  # sign, send, wait for the answer
+
+All functions raise `InvalidArgument` when no URL is set, and what takes a nonce or the lock raises `StoreError` when
+Redis can't be used. No nonce is ever made up locally.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import threading
+from typing import TYPE_CHECKING, Final, TypedDict
+
+from kraken_nonce_redis import clock
+from kraken_nonce_redis.allocator import NonceAllocator
+from kraken_nonce_redis.clients import URL_VARIABLES, url_from_environment
+from kraken_nonce_redis.errors import CallLockError, HoldTimeout, InvalidArgument, LeaseLost, NoncesUsedUp
+from kraken_nonce_redis.lock import CallLock
+from kraken_nonce_redis.pace import Pace
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+    from kraken_nonce_redis.lock import Lease
+
+__all__ = [
+    "ApiLock",
+    "NonceManager",
+    "NonceStats",
+    "get_global_kraken_nonce",
+    "get_global_nonce_manager",
+    "get_global_nonce_stats",
+    "get_kraken_api_lock",
+    "get_kraken_nonce",
+]
+
+_STARTUP_WINDOW: Final = 10.0  # seconds
+_BURST: Final = 1.0  # seconds
+_TURNSTILE: Final = "kraken-nonce:compat"
+_PASSING: Final = 1.0  # second; longest that one who dies in the turnstile holds up the others
+_ANY_KEY: Final = "any"  # the global scope asks for an API key and is the same for each
+
+
+class NonceStats(TypedDict):
+    """What this process has taken; other processes count for themselves, and so does a forked child.
+
+    Attributes:
+        total_nonces_issued: number of nonces.
+        nonces_per_second: their average rate since the manager was made.
+        recent_burst_rate: nonces in the last second.
+        in_startup_window: whether a nonce taken now is among those of the first 10 s after a pause of 10 s or more.
+        last_nonce: the highest nonce taken or jumped to, ns since 1970; 0 when there is none yet.
+    """
+
+    total_nonces_issued: int
+    nonces_per_second: float
+    recent_burst_rate: float
+    in_startup_window: bool
+    last_nonce: int
+
+
+class _Holds(threading.local):
+    """The holds of a thread, the innermost last."""
+
+    def __init__(self) -> None:
+        self.stack: list[AbstractContextManager[Lease]] = []
+
+
+class ApiLock:
+    """Lets one private call run at a time over all threads, processes and API keys; used like a `threading.RLock`.
+
+    Re-entrant in its thread. It is held until it is released, however long that takes; if its process dies or stops,
+    the others wait 30 s at most. After a fork the child does not hold it.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._lock = CallLock.from_url(url, _ANY_KEY, scope="global")
+        self._holds = _Holds()
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002 - as in threading
+        """Take the lock; return whether it was had.
+
+        Args:
+            blocking: whether to wait.
+            timeout: seconds to wait at most; below 0, wait for ever.
+        """
+        limit = (None if timeout < 0 else timeout) if blocking else 0
+        hold = self._lock.hold(limit, auto_renew=True)
+        try:
+            hold.__enter__()
+        except HoldTimeout:
+            return False
+        self._holds.stack.append(hold)
+        return True
+
+    def release(self) -> None:
+        """Give the lock back. Raises `CallLockError` when this thread does not hold it.
+
+        Raises `LeaseLost` when another caller may have held the lock meanwhile, since this process was stopped or
+        Redis was away for longer than a lease lasts.
+        """
+        self.__exit__(None, None, None)
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not self._holds.stack:
+            raise CallLockError("can't release the API lock: this thread does not hold it")
+        self._holds.stack.pop().__exit__(kind, error, traceback)
+
+    @property
+    def lease(self) -> Lease | None:
+        """The lease under which this thread holds the lock, or None."""
+        return self._lock.lease  # also one that was not taken through us
+
+
+class NonceManager:
+    """Hands out nonces to all threads of this process. `get_global_nonce_manager` gives the one there is.
+
+    Attributes:
+        api_lock: the lock of all private calls.
+    """
+
+    _latest: float | None
+
+    def __init__(self, url: str) -> None:
+        self.api_lock: Final = ApiLock(url)
+        self._allocator = NonceAllocator.from_url(url, _ANY_KEY, scope="global")
+        # Not the lock of the calls: who holds that may wait for another thread's nonce.
+        self._turnstile = CallLock.from_url(
+            url, _ANY_KEY, scope="global", namespace=_TURNSTILE, ttl=_PASSING, pace=Pace(startup_window=_STARTUP_WINDOW)
+        )
+        self._last = 0
+        self._begin_counting()
+        os.register_at_fork(after_in_child=self._begin_counting)
+
+    def get_nonce(self, apply_rate_limiting: bool = True) -> int:  # noqa: FBT001, FBT002 - as it always was
+        """Return the next nonce: ns since 1970, 19 digits, above all that this process has seen.
+
+        While this thread holds the API lock, the nonce comes with its lease. Nonces that other processes take
+        meanwhile, without the lock, are higher than those.
+
+        Args:
+            apply_rate_limiting: wait where too many nonces start at once, over all processes: after 10 s without a
+                nonce, at most 20 start in any second for 10 s. Without it there is no wait, and under the API lock no
+                round trip.
+
+        Raises `LeaseLost` when this thread has held the API lock and it ended: nothing may be sent under it.
+        """
+        if apply_rate_limiting:
+            with contextlib.suppress(LeaseLost), self._turnstile.hold():
+                pass
+        lease = self.api_lock.lease
+        nonce = 0 if lease is None else _next_of(lease)
+        if nonce <= self._last:
+            # There is no lease, or a nonce above its own was taken since: by another thread, or by a jump.
+            nonce = self._allocator.next()
+        now = clock.now()
+        with self._counting:
+            self._last = max(self._last, nonce)
+            if self._idle(now):
+                self._window_began = now
+            self._total += 1
+            self._latest = now
+            self._recent.append(now)
+            self._forget_before(now - _BURST)
+        return nonce
+
+    def jump_forward(self, ns: int) -> int:
+        """Raise the last nonce by at least ``ns`` nanoseconds, for all processes; return it.
+
+        Raises `NonceTooFarAhead`, with nothing changed, more than an hour ahead of the server's clock.
+        """
+        nonce = self._allocator.jump_forward(ns)
+        with self._counting:
+            self._last = max(self._last, nonce)
+        return nonce
+
+    def get_stats(self) -> NonceStats:
+        """Return what this process has taken."""
+        now = clock.now()
+        with self._counting:
+            self._forget_before(now - _BURST)
+            elapsed = now - self._began
+            return NonceStats(
+                total_nonces_issued=self._total,
+                nonces_per_second=self._total / elapsed if elapsed else 0.0,
+                recent_burst_rate=len(self._recent) / _BURST,
+                in_startup_window=self._idle(now) or now - self._window_began < _STARTUP_WINDOW,
+                last_nonce=self._last,
+            )
+
+    def reset_burst_tracking(self) -> None:
+        """Forget the latest nonces: the next one begins a new startup window, for all processes."""
+        self._turnstile.reset_startup()
+        with self._counting:
+            self._recent.clear()
+            self._latest = None
+
+    def _begin_counting(self) -> None:
+        self._counting = threading.Lock()  # in a forked child, the parent's may be held by a thread that isn't there
+        self._began = self._window_began = clock.now()
+        self._total = 0
+        self._recent: collections.deque[float] = collections.deque()
+        self._latest = None
+
+    def _idle(self, now: float) -> bool:
+        return self._latest is None or now - self._latest >= _STARTUP_WINDOW
+
+    def _forget_before(self, then: float) -> None:
+        while self._recent and self._recent[0] < then:
+            self._recent.popleft()
+
+
+def _next_of(lease: Lease) -> int:
+    """Return a lease's next nonce, or 0 when none is left. Raises `LeaseLost`."""
+    try:
+        return lease.next_nonce()
+    except NoncesUsedUp:
+        return 0
+
+
+_manager: NonceManager | None = None
+_making = threading.Lock()
+
+
+def _reset_in_child() -> None:
+    global _making  # noqa: PLW0603 - it may have been held by another thread of the parent
+    _making = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_reset_in_child)
+
+
+def get_global_nonce_manager() -> NonceManager:
+    """Return this process's one nonce manager, made when it is first asked for. Raises `InvalidArgument`."""
+    global _manager  # noqa: PLW0603 - one for the process is what it is about
+    with _making:
+        if _manager is None:
+            try:
+                url = url_from_environment()
+            except InvalidArgument:
+                raise InvalidArgument(
+                    URL_VARIABLES[0],
+                    f"it is not set, nor is {URL_VARIABLES[1]}; set it to the URL of the Redis that all processes "
+                    "share, such as redis://localhost:6379/0",
+                ) from None
+            _manager = NonceManager(url)
+        return _manager
+
+
+def get_kraken_nonce() -> int:
+    """Return the next nonce: ns since 1970, 19 digits. See `NonceManager.get_nonce`."""
+    return get_global_nonce_manager().get_nonce()
+
+
+get_global_kraken_nonce = get_kraken_nonce
+
+
+def get_kraken_api_lock() -> ApiLock:
+    """Return the lock of all private calls, to be held around the nonce and the call that it is for."""
+    return get_global_nonce_manager().api_lock
+
+
+def get_global_nonce_stats() -> NonceStats:
+    """Return what this process has taken. See `NonceStats`."""
+    return get_global_nonce_manager().get_stats()

@@ -1,0 +1,341 @@
+"""python-kraken-sdk with its private calls under the lock: one at a time per API key, in nonce order, in all processes.
+
+Needs the extra ``kraken-sdk``. `User`, `Trade`, `Funding`, `Earn`, `Market` and `SpotClient` are those of
+``kraken.spot``; those that begin with ``Async``, `SpotAsyncClient` and `SpotWSClient` are for asyncio: there every
+method is awaited. All take, besides their own arguments, `kraken_nonce_redis.clients.Options` as keywords. The mixins
+do the same for classes of yours.
+
+A private call raises, besides what the SDK does: `HoldTimeout` when the key was not free in time, `LeaseLost` and
+`StoreError`; in each of these cases nothing was sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from kraken_nonce_redis.clients import AsyncGuard, Guard, Options
+from kraken_nonce_redis.errors import CallLockError, IncompatibleClient
+
+try:
+    from kraken import base_api, spot
+except ImportError as error:
+    raise ImportError("python-kraken-sdk is not installed: pip install 'kraken-nonce-redis[kraken-sdk]'") from error
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator, Mapping
+
+    from kraken_nonce_redis.core import LeaseCore
+
+__all__ = [
+    "AsyncEarn",
+    "AsyncFunding",
+    "AsyncKrakenNonceMixin",
+    "AsyncMarket",
+    "AsyncTrade",
+    "AsyncUser",
+    "Earn",
+    "Funding",
+    "KrakenNonceMixin",
+    "Market",
+    "SpotAsyncClient",
+    "SpotClient",
+    "SpotWSClient",
+    "Trade",
+    "User",
+]
+
+_SDK_TIMEOUT: Final = 10  # seconds; what the SDK's methods pass on when they are given none
+_ROUNDED_UP: Final = 1.0  # second; so much later than asked for may aiohttp give up
+
+
+def _incompatible(problem: str) -> IncompatibleClient:
+    try:
+        version = metadata.version("python-kraken-sdk")
+    except metadata.PackageNotFoundError:
+        version = "of unknown version"
+    return IncompatibleClient(f"python-kraken-sdk {version}", f"{problem}; known to work: 3.0.0 to 3.5.1")
+
+
+if not hasattr(spot, "SpotAsyncClient"):
+    raise _incompatible("it has no SpotAsyncClient")
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A private call under way: its lease, the seconds that its request may take, and Kraken's errors."""
+
+    lease: LeaseCore
+    seconds: float
+    errors: list[str] = field(default_factory=list)
+
+
+# The SDK signs several methods below the one that holds the lock, and knows nothing of a lease on the way there.
+_under_way: ContextVar[_Call | None] = ContextVar("kraken_nonce_call", default=None)
+
+
+@contextlib.contextmanager
+def _calling(lease: LeaseCore, seconds: float) -> Generator[_Call]:
+    call = _Call(lease, seconds)
+    token = _under_way.set(call)
+    try:
+        yield call
+    finally:
+        _under_way.reset(token)
+
+
+class _ErrorListener(base_api.ErrorHandler):
+    """Hears Kraken's errors before the SDK makes exceptions of them, which hold them in a text only."""
+
+    def check(self, data: dict[str, Any]) -> Any:
+        call = _under_way.get()
+        if call is not None:
+            call.errors.extend(data.get("error", ()))
+        return super().check(data)
+
+
+def _kraken_method(uri: str) -> str:
+    """Return Kraken's name of what a URI calls, such as ``"AddOrder"``."""
+    return uri.partition("/private/")[2]
+
+
+class _Signing(spot.SpotClient):
+    """What the mixins have in common: the settings, where nonces come from, and the last look at the lease."""
+
+    _guard_type: type[Guard | AsyncGuard]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _check_seam()
+        options = {name: kwargs.pop(name) for name in Options.__annotations__ if name in kwargs}
+        self._guard = self._guard_type(**options)
+        if "call_timeout" in options:
+            self.TIMEOUT = cast("int", self._guard.call_timeout)
+        super().__init__(*args, **kwargs)
+        self._err_handler = _ErrorListener()
+
+    def get_nonce(self) -> str:
+        """Return the next nonce of the call under way: ns since 1970, 19 digits.
+
+        Raises `CallLockError` outside of `request`: a nonce is good for nothing but a request under the same lease.
+        """
+        call = _under_way.get()
+        if call is None:
+            raise CallLockError("a nonce is given to a private request alone; make it with request()")
+        return str(call.lease.next_nonce())
+
+    def _prepare_request(self, **request: Any) -> Any:
+        prepared = super()._prepare_request(**request)
+        call = _under_way.get()
+        if call is not None:
+            call.lease.check(call.seconds)
+        return prepared
+
+    def _is_private(self, auth: bool) -> bool:  # noqa: FBT001
+        return auth and bool(self._key and self._secret)  # without them, the SDK says what is missing
+
+    def _timeouts(self, timeout: float | None) -> tuple[float, float]:
+        """Return the timeout to give to the SDK, and the longest that it makes of it; seconds, both.
+
+        Before 3.5, the SDK takes its ``TIMEOUT`` instead of any timeout but its default.
+        """
+        chosen = self.TIMEOUT if timeout in (None, _SDK_TIMEOUT) else timeout
+        return chosen, max(chosen, self.TIMEOUT)
+
+
+class KrakenNonceMixin(_Signing):
+    """Puts the private calls of a client under the lock: ``class User(KrakenNonceMixin, kraken.spot.User)``.
+
+    Args:
+        args: what the client takes.
+        kwargs: what the client takes, and `kraken_nonce_redis.clients.Options`. ``call_timeout`` sets the client's
+            ``TIMEOUT``, which the SDK uses where a call has no timeout of its own; it counts for connecting and
+            again for reading.
+
+    Raises `InvalidArgument`, and `IncompatibleClient` for a version of the SDK that is put together differently.
+    """
+
+    _guard: Guard
+    _guard_type = Guard
+
+    def request(
+        self,
+        method: str,
+        uri: str,
+        params: Mapping[str, Any] | None = None,
+        timeout: float | None = _SDK_TIMEOUT,
+        *,
+        auth: bool = True,
+        **rest: Any,
+    ) -> Any:
+        """Make a call, under the lock if it is private; arguments and result as in the SDK."""
+        send = cast("Callable[..., Any]", super().request)
+        if not self._is_private(auth):
+            return send(method, uri, params, timeout, auth=auth, **rest)
+        timeout, longest = self._timeouts(timeout)
+        seconds = 2 * longest  # requests counts connecting and reading apart
+        with self._guard.call(self._key, seconds, _kraken_method(uri)) as lease, _calling(lease, seconds) as call:
+            try:
+                return send(method, uri, dict(params or {}), timeout, auth=auth, **rest)
+            finally:
+                self._guard.learn(self._key, call.errors)
+
+
+class AsyncKrakenNonceMixin(_Signing, spot.SpotAsyncClient):
+    """Puts the private calls of a client for asyncio under the lock, the token of a websocket client among them.
+
+    It goes first: ``class Client(AsyncKrakenNonceMixin, kraken.spot.SpotWSClient)``. With one of the SDK's clients
+    that are not for asyncio, ``SpotAsyncClient`` goes last:
+    ``class Client(AsyncKrakenNonceMixin, kraken.spot.Earn, kraken.spot.SpotAsyncClient)``.
+
+    Arguments and errors are those of `KrakenNonceMixin`; ``redis`` is a client of redis.asyncio, or a URL.
+    """
+
+    _guard: AsyncGuard
+    _guard_type = AsyncGuard
+
+    async def request(  # type: ignore[override] # the SDK's own asyncio client is one of its others, too
+        self,
+        method: str,
+        uri: str,
+        params: Mapping[str, Any] | None = None,
+        timeout: float | None = _SDK_TIMEOUT,  # noqa: ASYNC109 - as the SDK has it
+        *,
+        auth: bool = True,
+        **rest: Any,
+    ) -> Any:
+        """Make a call, under the lock if it is private; arguments and result as in the SDK."""
+        send = cast("Callable[..., Awaitable[Any]]", super().request)
+        if not self._is_private(auth):
+            return await send(method, uri, params, timeout, auth=auth, **rest)
+        timeout, longest = self._timeouts(timeout)
+        seconds = longest + _ROUNDED_UP
+        async with self._guard.call(self._key, seconds, _kraken_method(uri)) as lease:
+            with _calling(lease, seconds) as call:
+                try:
+                    return await send(method, uri, dict(params or {}), timeout, auth=auth, **rest)
+                finally:
+                    await self._guard.learn(self._key, call.errors)
+
+
+class SpotClient(KrakenNonceMixin, spot.SpotClient):
+    """``kraken.spot.SpotClient`` under the lock."""
+
+
+class User(KrakenNonceMixin, spot.User):
+    """``kraken.spot.User`` under the lock."""
+
+
+class Trade(KrakenNonceMixin, spot.Trade):
+    """``kraken.spot.Trade`` under the lock."""
+
+
+class Funding(KrakenNonceMixin, spot.Funding):
+    """``kraken.spot.Funding`` under the lock."""
+
+
+class Earn(KrakenNonceMixin, spot.Earn):
+    """``kraken.spot.Earn`` under the lock."""
+
+
+class Market(KrakenNonceMixin, spot.Market):
+    """``kraken.spot.Market``, whose calls are public and so not under the lock, with the same options."""
+
+
+class SpotAsyncClient(AsyncKrakenNonceMixin, spot.SpotAsyncClient):
+    """``kraken.spot.SpotAsyncClient`` under the lock."""
+
+
+class SpotWSClient(AsyncKrakenNonceMixin, spot.SpotWSClient):
+    """``kraken.spot.SpotWSClient`` that gets its token, and a new one for each connection, under the lock."""
+
+
+# The SDK has no types for these as they are here, where every method gives an awaitable.
+_spot: Any = spot
+
+
+class _StandIn:
+    """Passes for a client in a method of the SDK that takes from its client nothing but what is given here."""
+
+    def __init__(self, **has: Any) -> None:
+        vars(self).update(has)
+
+
+class AsyncUser(AsyncKrakenNonceMixin, _spot.User, spot.SpotAsyncClient):  # type: ignore[misc]
+    """``kraken.spot.User`` for asyncio, under the lock."""
+
+    async def get_balance(self, currency: str) -> Any:
+        """Return the balance of a currency and what of it is available, as in the SDK."""
+        balances = await self.get_balances()
+        return _spot.User.get_balance(_StandIn(get_balances=lambda: balances), currency)
+
+
+class AsyncTrade(AsyncKrakenNonceMixin, _spot.Trade, spot.SpotAsyncClient):  # type: ignore[misc]
+    """``kraken.spot.Trade`` for asyncio, under the lock. Its `truncate` alone is no coroutine, and blocks."""
+
+    async def create_order(self, *args: Any, **kwargs: Any) -> Any:
+        """Place an order, as in the SDK."""
+        prepare = cast("Callable[..., Awaitable[Any]]", super().create_order)
+        if not kwargs.get("truncate"):
+            return await prepare(*args, **kwargs)
+        # The SDK asks for the pair now, and blocks; the order itself goes out only when it is awaited.
+        return await (await asyncio.to_thread(prepare, *args, **kwargs))
+
+
+class AsyncFunding(AsyncKrakenNonceMixin, _spot.Funding, spot.SpotAsyncClient):  # type: ignore[misc]
+    """``kraken.spot.Funding`` for asyncio, under the lock."""
+
+
+class AsyncEarn(AsyncKrakenNonceMixin, _spot.Earn, spot.SpotAsyncClient):  # type: ignore[misc]
+    """``kraken.spot.Earn`` for asyncio, under the lock."""
+
+
+class AsyncMarket(AsyncKrakenNonceMixin, _spot.Market, spot.SpotAsyncClient):  # type: ignore[misc]
+    """``kraken.spot.Market`` for asyncio; its answers are not cached."""
+
+    # The SDK caches by client what these return, here a coroutine, which can be awaited only once.
+
+    def get_assets(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the assets, as in the SDK."""
+        return _spot.Market.get_assets(_StandIn(request=self.request), *args, **kwargs)
+
+    def get_asset_pairs(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the pairs, as in the SDK."""
+        return _spot.Market.get_asset_pairs(_StandIn(request=self.request), *args, **kwargs)
+
+
+class _Prepared(Exception):
+    """Holds what a request was prepared to be."""
+
+
+@functools.cache
+def _check_seam() -> None:
+    """Make sure, without a request, that this SDK's calls take their nonce from `get_nonce` in `_prepare_request`."""
+
+    def probe(client: type[spot.SpotClient], method: str) -> object:
+        class Probe(client):  # type: ignore[valid-type, misc]
+            _key, _secret = "key", "c2VjcmV0"
+
+            def get_nonce(self) -> str:
+                return "1"
+
+            def _prepare_request(self, **request: Any) -> Any:
+                _, url, headers, params, _ = super()._prepare_request(**request)
+                raise _Prepared(url.rpartition("/")[2], params, headers.get("API-Key"), "API-Sign" in headers)
+
+        try:
+            # No __init__, since that of asyncio's clients wants a loop; no await, since the first step gets there.
+            getattr(Probe.__new__(Probe), method)().send(None)
+        except _Prepared as prepared:
+            return prepared.args
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong, it isn't the SDK that we know
+            return error
+        return None
+
+    seen = probe(spot.User, "get_account_balance"), probe(spot.SpotWSClient, "get_ws_token")
+    if seen != tuple((method, {"nonce": "1"}, "key", True) for method in ("Balance", "GetWebSocketsToken")):
+        raise _incompatible("its calls do not take their nonce from get_nonce() in _prepare_request()")
