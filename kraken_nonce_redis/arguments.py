@@ -95,6 +95,11 @@ def instance(name: str, value: T | None, kind: type[T]) -> T | None:
     return value
 
 
+def unusable_url() -> InvalidArgument:
+    """Return the error for a URL that redis-py refuses. What it says can hold a part of the password."""
+    return InvalidArgument("url", "redis-py can't use it; check port, database, options, and a / in the password")
+
+
 def url(value: object) -> str:
     """Return the URL of a Redis server. It may hold a password, so no error shows it."""
     if not isinstance(value, str):

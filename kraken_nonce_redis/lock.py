@@ -140,6 +140,11 @@ class CallLock(LockCore[Lease]):
             raise
         self._store.drive(self._leaving(owner, lease, failed=False))
 
+    @property
+    def lease(self) -> Lease | None:
+        """The lease that this thread holds, or None."""
+        return self._held(threading.current_thread())
+
     def cool_down(self, seconds: float, reason: str) -> float:
         """Let no call of this key start for a while, in no process; return how many seconds that goes on.
 

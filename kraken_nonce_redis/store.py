@@ -39,12 +39,18 @@ _LOOK_UP = 0.2
 @functools.cache
 def client_from_url(url: str) -> redis.Redis:
     """Return the process's client for a URL."""
-    return redis.Redis.from_url(
-        arguments.url(url),
-        socket_timeout=SOCKET_TIMEOUT,
-        socket_connect_timeout=SOCKET_TIMEOUT,
-        retry=Retry(NoBackoff(), 1),
-    )
+    arguments.url(url)
+    try:
+        client = redis.Redis.from_url(
+            url,
+            socket_timeout=SOCKET_TIMEOUT,
+            socket_connect_timeout=SOCKET_TIMEOUT,
+            retry=Retry(NoBackoff(), 1),
+        )
+        client.connection_pool.make_connection()  # which looks at the options, and connects later
+    except (ValueError, TypeError):
+        raise arguments.unusable_url() from None
+    return client
 
 
 class _Connection:

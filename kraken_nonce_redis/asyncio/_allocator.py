@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from kraken_nonce_redis import arguments
 from kraken_nonce_redis.asyncio._store import checked, store_for
 from kraken_nonce_redis.commands import DEFAULT_NAMESPACE, Keyspace
 from kraken_nonce_redis.core import DEFAULT_MAX_LEAD, AllocatorCore
@@ -46,7 +45,7 @@ class NonceAllocator(AllocatorCore):
         """Return an allocator for a URL: ``redis://``, ``rediss://`` or ``unix://``."""
         allocator = cls.__new__(cls)
         AllocatorCore.__init__(allocator, Keyspace.of(namespace, api_key, scope), max_lead)
-        allocator._source = arguments.url(url)
+        allocator._source = checked(url)
         return allocator
 
     async def next(self) -> int:

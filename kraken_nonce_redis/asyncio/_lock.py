@@ -77,7 +77,7 @@ class CallLock(LockCore[Lease]):
     ) -> Self:
         """Return a lock for a URL: ``redis://``, ``rediss://`` or ``unix://``."""
         lock = cls.__new__(cls)
-        lock._begin(arguments.url(url), api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace)
+        lock._begin(checked(url), api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace)
         return lock
 
     @property
@@ -113,6 +113,11 @@ class CallLock(LockCore[Lease]):
             await store.drive(self._leaving(owner, lease, failed=True))
             raise
         await store.drive(self._leaving(owner, lease, failed=False))
+
+    @property
+    def lease(self) -> Lease | None:
+        """The lease that this task holds, or None."""
+        return self._held(asyncio.current_task())
 
     async def cool_down(self, seconds: float, reason: str) -> float:
         """Let no call of this key start for a while, in no process; return how many seconds that goes on.

@@ -237,23 +237,30 @@ def store_for(source: Client | str) -> Store:
         key = id(source if isinstance(source, RedisCluster) else source.connection_pool)
     store = stores.get(key)
     if store is None:
-        store = stores[key] = Store(_client_from_url(source) if isinstance(source, str) else source)
+        store = stores[key] = Store(client_from_url(source) if isinstance(source, str) else source)
     return store
 
 
-def _client_from_url(url: str) -> redis.asyncio.Redis:
-    return redis.asyncio.Redis.from_url(
-        url,
-        socket_timeout=SOCKET_TIMEOUT,
-        socket_connect_timeout=SOCKET_TIMEOUT,
-        retry=Retry(NoBackoff(), 1),
-    )
+def client_from_url(url: str) -> redis.asyncio.Redis:
+    arguments.url(url)
+    try:
+        client = redis.asyncio.Redis.from_url(
+            url,
+            socket_timeout=SOCKET_TIMEOUT,
+            socket_connect_timeout=SOCKET_TIMEOUT,
+            retry=Retry(NoBackoff(), 1),
+        )
+        client.connection_pool.make_connection()  # which looks at the options, and connects later
+    except (ValueError, TypeError):
+        raise arguments.unusable_url() from None
+    return client
 
 
 def checked(source: object) -> Client | str:
     """Return a client of redis.asyncio, or a URL. Raises `InvalidArgument`."""
     if isinstance(source, str):
-        return arguments.url(source)
+        client_from_url(source)
+        return source
     if not isinstance(source, redis.asyncio.Redis | RedisCluster):
         raise InvalidArgument(
             "redis",
