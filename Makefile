@@ -20,13 +20,14 @@ endif
 bin := $(VENV)/bin
 pip_install := $(bin)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   eight processes on one API key: stock krakenex, then this library"
 	@echo "make test   the tests, on every server that this machine has"
 	@echo "make lint   ruff, mypy, pyright, luacheck"
+	@echo "make bench  the benchmarks, beside their rivals; a few minutes"
 	@echo "make clean  remove what the others made"
 	@echo
 	@echo "ARGS='...' goes to the demo or to pytest; PYTHON=... chooses the interpreter."
@@ -49,6 +50,12 @@ lint: $(VENV)/.dev-installed
 	else \
 		echo "luacheck: skipped, not on this machine"; \
 	fi
+
+bench: $(VENV)/.dev-installed
+	@$(pip_install) -e '.[bench]'
+	@for benchmark in free_section contended nonces many; do \
+		$(bin)/python benchmarks/$$benchmark.py $(ARGS) || exit; \
+	done
 
 clean:
 	rm -rf .venv .venv-* build dist htmlcov .coverage
