@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Final, TypeVar
-from urllib.parse import urlsplit
 
 from kraken_nonce_redis.errors import InvalidArgument
 
@@ -104,9 +103,9 @@ def url(value: object) -> str:
     """Return the URL of a Redis server. It may hold a password, so no error shows it."""
     if not isinstance(value, str):
         raise InvalidArgument("url", f"must be a str, not {type(value).__name__}")
-    scheme = urlsplit(value).scheme
-    if scheme not in URL_SCHEMES:
-        # A password can stand where the scheme should ("secret@host"), so only a known-harmless shape is shown.
-        shown = repr(scheme) if scheme.isalpha() and "://" in value else "none"
+    scheme, separator, _ = value.partition("://")
+    if not separator or scheme not in URL_SCHEMES:
+        # A password can stand where the scheme should ("secret@host"), so only a harmless shape is shown.
+        shown = repr(scheme) if separator and scheme.isalpha() else "none"
         raise InvalidArgument("url", f"must begin with redis://, rediss:// or unix://; its scheme is {shown}")
     return value

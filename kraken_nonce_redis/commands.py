@@ -366,7 +366,7 @@ def pack(words: Sequence[str | int]) -> bytes:
 
 def text(value: object) -> str:
     """Return what redis-py read as text, whether or not the client decodes."""
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def microseconds(seconds: float) -> int:

@@ -132,12 +132,13 @@ class LeaseCore:
         self._deadline = 0.0
         return self._pid == os.getpid()
 
-    def _extending(self, seconds: float, *, replace: bool = False) -> Flow[None]:
-        """Let the lease end ``seconds`` later, or that long from now."""
+    def _extending(self, seconds: float, *, replace: bool = False, name: str = "seconds") -> Flow[None]:
+        """Let the lease end ``seconds`` later, or that long from now; ``name`` is the caller's for the parameter."""
+        arguments.seconds(name, seconds, 0, arguments.LONGEST_TTL)
         term = seconds if replace else self.remaining() + seconds
         if not 0 < seconds <= term <= arguments.LONGEST_TTL:
             raise InvalidArgument(
-                "seconds",
+                name,
                 f"must be above 0 and leave the lease at most {arguments.LONGEST_TTL:g} s, not {seconds!r}",
             )
         if self._over or self._pid != os.getpid():

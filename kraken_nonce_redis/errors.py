@@ -175,38 +175,58 @@ def keeps_connection(error: BaseException) -> bool:
     return isinstance(error, redis.exceptions.ResponseError) and not isinstance(error, redis.exceptions.ReadOnlyError)
 
 
-# What the server says, wherever in the text: before 7.0 it wraps the errors of a script's commands.
-_SERVER_WORDS: tuple[tuple[str, type[StoreError], str], ...] = (
-    ("wrongtype", ForeignValue, "the key holds a value of another program; use another namespace"),
-    ("oom ", StoreOutOfMemory, "the server is over its maxmemory; nothing was changed"),
-    ("readonly", StoreReadOnly, "the server is a read-only replica; connect to the master"),
-    ("noperm", StorePermissionDenied, "the user lacks a right; the docs list those it needs"),
-    ("can't run this command", StorePermissionDenied, "the user lacks a right"),
-    ("unknown command", StoreUnsupported, "the server has no Lua scripts (EVAL, EVALSHA)"),
-    ("noauth", StorePermissionDenied, "the server wants a password"),
-    ("loading", StoreUnavailable, "the server is still loading"),
-    ("masterdown", StoreUnavailable, "the replica has lost its master"),
-    ("clusterdown", StoreUnavailable, "the cluster is down"),
-    ("tryagain", StoreUnavailable, "the cluster is moving the key"),
-    ("busy", StoreUnavailable, "the server is busy with a script"),
-    ("misconf", StoreUnavailable, "the server can't persist and refuses to write"),
-    ("noreplicas", StoreUnavailable, "the server has too few replicas and refuses to write"),
+_UNREACHABLE = (StoreUnavailable, "Redis can't be reached")
+_FULL = (StoreOutOfMemory, "the server is over its maxmemory; nothing was changed")
+_REPLICA = (StoreReadOnly, "the server is a read-only replica; connect to the master")
+_RIGHTS = (StorePermissionDenied, "the user lacks a right")
+_LOGIN = (StorePermissionDenied, "the server refuses the user name or password")
+_NO_MASTER = (StoreUnavailable, "the replica has lost its master")
+_NO_CLUSTER = (StoreUnavailable, "the cluster is down")
+_MOVING = (StoreUnavailable, "the cluster is moving the key")
+
+# The first that fits counts: some of redis-py's errors are subclasses of others.
+_KINDS: tuple[tuple[type[Exception], tuple[type[StoreError], str]], ...] = (
+    (redis.exceptions.AuthenticationError, _LOGIN),
+    (redis.exceptions.AuthorizationError, _LOGIN),
+    (redis.exceptions.TimeoutError, (StoreUnavailable, "Redis did not answer in time")),
+    (redis.exceptions.BusyLoadingError, (StoreUnavailable, "the server is still loading")),
+    (redis.exceptions.ConnectionError, _UNREACHABLE),
+    (redis.exceptions.ReadOnlyError, _REPLICA),
+    (redis.exceptions.OutOfMemoryError, _FULL),
+    (redis.exceptions.NoPermissionError, _RIGHTS),
+    (redis.exceptions.MasterDownError, _NO_MASTER),
+    (redis.exceptions.ClusterDownError, _NO_CLUSTER),
+    (redis.exceptions.TryAgainError, _MOVING),
+    (OSError, _UNREACHABLE),
+)
+
+# What a server says, wherever in the text: before 7.0 it wraps the errors of a script's commands.
+_WORDS: tuple[tuple[str, tuple[type[StoreError], str]], ...] = (
+    ("wrongtype", (ForeignValue, "the key holds a value of another program; use another namespace")),
+    ("oom command", _FULL),
+    ("readonly", _REPLICA),
+    ("read only replica", _REPLICA),
+    ("noperm", _RIGHTS),
+    ("no permission", _RIGHTS),
+    ("can't run this command", _RIGHTS),
+    ("unknown command", (StoreUnsupported, "the server has no Lua scripts (EVAL, EVALSHA)")),
+    ("noauth", _LOGIN),
+    ("masterdown", _NO_MASTER),
+    ("clusterdown", _NO_CLUSTER),
+    ("tryagain", _MOVING),
+    ("busy", (StoreUnavailable, "the server is busy with a script")),
+    ("misconf", (StoreUnavailable, "the server can't persist and refuses to write")),
+    ("noreplicas", (StoreUnavailable, "the server has too few replicas and refuses to write")),
 )
 
 
 def from_redis(error: Exception, operation: str, key: str) -> StoreError:
     """Return the error of our tree for what redis-py raised in an operation on a key."""
-    kind: type[StoreError] = StoreError
-    problem = "the server refused"
-    if isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.AuthorizationError):
-        kind, problem = StorePermissionDenied, "the server refuses the user name or password"
-    elif isinstance(error, redis.exceptions.TimeoutError):
-        kind, problem = StoreUnavailable, "Redis did not answer in time"
-    elif isinstance(error, redis.exceptions.ConnectionError):
-        kind, problem = StoreUnavailable, "Redis can't be reached"
-    else:
-        text = str(error).lower()
-        found = next((entry for entry in _SERVER_WORDS if entry[0] in text), None)
-        if found is not None:
-            _, kind, problem = found
+    said = str(error).lower()
+    fitting = (
+        *(entry for theirs, entry in _KINDS if isinstance(error, theirs)),
+        *(entry for words, entry in _WORDS if words in said),
+        (StoreError, "the server refused"),
+    )
+    kind, problem = fitting[0]
     return kind(operation, key, f"{problem} ({error})")

@@ -183,7 +183,7 @@ class CallLock(LockCore[Lease]):
                 self._holding(
                     threading.current_thread(),
                     self._lease,
-                    timeout=blocking_timeout if blocking else 0,
+                    timeout=arguments.timeout(blocking_timeout, "blocking_timeout") if blocking else 0,
                     token=arguments.token(token),
                 )
             )
@@ -202,7 +202,7 @@ class CallLock(LockCore[Lease]):
         Raises `CallLockError`, `LeaseLost` and `StoreError`.
         """
         lease = self._own(threading.current_thread(), "extend")
-        self._store.drive(lease._extending(additional_time, replace=replace_ttl))
+        self._store.drive(lease._extending(additional_time, replace=replace_ttl, name="additional_time"))
         return True
 
     def reacquire(self) -> Literal[True]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from kraken_nonce_redis.asyncio._store import checked, store_for
+from kraken_nonce_redis.asyncio._store import checked, checked_url, store_for
 from kraken_nonce_redis.commands import DEFAULT_NAMESPACE, Keyspace
 from kraken_nonce_redis.core import DEFAULT_MAX_LEAD, AllocatorCore
 
@@ -45,7 +45,7 @@ class NonceAllocator(AllocatorCore):
         """Return an allocator for a URL: ``redis://``, ``rediss://`` or ``unix://``."""
         allocator = cls.__new__(cls)
         AllocatorCore.__init__(allocator, Keyspace.of(namespace, api_key, scope), max_lead)
-        allocator._source = checked(url)
+        allocator._source = checked_url(url)
         return allocator
 
     async def next(self) -> int:

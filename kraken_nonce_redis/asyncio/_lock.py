@@ -7,7 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from kraken_nonce_redis import arguments, commands
-from kraken_nonce_redis.asyncio._store import checked, store_for
+from kraken_nonce_redis.asyncio._store import checked, checked_url, store_for
 from kraken_nonce_redis.commands import DEFAULT_NAMESPACE
 from kraken_nonce_redis.core import DEFAULT_TTL, LeaseCore, LockCore
 from kraken_nonce_redis.errors import HoldTimeout
@@ -77,7 +77,7 @@ class CallLock(LockCore[Lease]):
     ) -> Self:
         """Return a lock for a URL: ``redis://``, ``rediss://`` or ``unix://``."""
         lock = cls.__new__(cls)
-        lock._begin(checked(url), api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace)
+        lock._begin(checked_url(url), api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace)
         return lock
 
     @property
@@ -149,7 +149,7 @@ class CallLock(LockCore[Lease]):
                 self._holding(
                     asyncio.current_task(),
                     self._lease,
-                    timeout=blocking_timeout if blocking else 0,
+                    timeout=arguments.timeout(blocking_timeout, "blocking_timeout") if blocking else 0,
                     token=arguments.token(token),
                 )
             )
@@ -165,7 +165,7 @@ class CallLock(LockCore[Lease]):
     async def extend(self, additional_time: float, replace_ttl: bool = False) -> Literal[True]:  # noqa: FBT001, FBT002
         """Let this task's lease end so many seconds later, or that many seconds from now."""
         lease = self._own(asyncio.current_task(), "extend")
-        await self._store.drive(lease._extending(additional_time, replace=replace_ttl))
+        await self._store.drive(lease._extending(additional_time, replace=replace_ttl, name="additional_time"))
         return True
 
     async def reacquire(self) -> Literal[True]:

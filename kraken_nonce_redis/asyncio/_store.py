@@ -256,15 +256,18 @@ def client_from_url(url: str) -> redis.asyncio.Redis:
     return client
 
 
-def checked(source: object) -> Client | str:
-    """Return a client of redis.asyncio, or a URL. Raises `InvalidArgument`."""
-    if isinstance(source, str):
-        client_from_url(source)
-        return source
-    if not isinstance(source, redis.asyncio.Redis | RedisCluster):
+def checked(client: object) -> Client:
+    """Return a client of redis.asyncio. Raises `InvalidArgument`."""
+    if not isinstance(client, redis.asyncio.Redis | RedisCluster):
         raise InvalidArgument(
             "redis",
             "must be a client of redis.asyncio (Redis, RedisCluster), not "
-            f"{type(source).__module__}.{type(source).__qualname__}",
+            f"{type(client).__module__}.{type(client).__qualname__}",
         )
-    return source
+    return client
+
+
+def checked_url(url: str) -> str:
+    """Return a URL that a client can be made from. Raises `InvalidArgument`."""
+    client_from_url(url)
+    return url
