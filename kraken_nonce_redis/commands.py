@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Scope: TypeAlias = Literal["key", "global"]
 Priority: TypeAlias = Literal["normal", "high"]
+Release: TypeAlias = Literal["released", "gone", "lost"]
 Reply: TypeAlias = "Sequence[str]"
 T = TypeVar("T")
 
@@ -84,6 +85,7 @@ class Command(Generic[T]):
         keys: the keys it touches, the state first.
         args: its arguments, without the floor.
         read: makes the result from the reply; raises errors of our tree.
+        repeated: set when the command was sent more than once, so that it may have run more than once.
         highest: for a script that takes the caller's floor as its first argument, the highest nonce in a result.
     """
 
@@ -92,6 +94,7 @@ class Command(Generic[T]):
     args: tuple[str | int, ...]
     read: Callable[[Reply], T]
     highest: Callable[[T], int] | None = None
+    repeated: bool = False
 
     @property
     def script(self) -> scripts.Script:
@@ -134,12 +137,16 @@ class Waiting:
         ticket: the place; lower is earlier. It can be presented again when the queue was lost.
         joined: identifies the process's stay in the queue.
         left: seconds until the current lease or call ends, at most.
+        cool_down: seconds that a cool-down goes on, 0.0 for none.
+        reason: the reason of the cool-down.
         cause: ``held``.
     """
 
     ticket: int
     joined: str
     left: float
+    cool_down: float
+    reason: str
     cause: str = "held"
 
 
@@ -292,7 +299,7 @@ def _read_acquire(reply: Reply) -> Answer:
         first = int(reply[1])
         return Granted(range(first, first + BLOCK), _seconds(reply[2]))
     if reply[0] == "waiting":
-        return Waiting(int(reply[1]), reply[2], _seconds(reply[3]))
+        return Waiting(int(reply[1]), reply[2], _seconds(reply[3]), _seconds(reply[4]), " ".join(reply[5:]))
     if reply[0] == "booked":
         return Booked(int(reply[1]), _seconds(reply[2]), " ".join(reply[3:]))
     return Busy(_seconds(reply[1]), " ".join(reply[2:]))
@@ -302,9 +309,16 @@ def _highest_acquired(answer: Answer) -> int:
     return answer.nonces[-1] if isinstance(answer, Granted) else 0
 
 
-def release(keys: Keyspace, member: str, lease: int = 0) -> Command[bool]:
-    """Give up a lease, a call or a place. False: the lease had ended before."""
-    return Command("release", (keys.state, keys.queue), (member, lease), lambda reply: reply[0] == "released")
+def release(keys: Keyspace, member: str, lease: int = 0) -> Command[Release]:
+    """Give up a lease, a call or a place.
+
+    The result is ``gone`` when there was none and nobody knows why, ``lost`` when the lease is known to have ended.
+    """
+    return Command("release", (keys.state, keys.queue), (member, lease), _read_release)
+
+
+def _read_release(reply: Reply) -> Release:
+    return "released" if reply[0] == "released" else "lost" if reply[0] == "lost" else "gone"
 
 
 def wait(keys: Keyspace, process: str, oldest: str) -> Command[Attendance]:

@@ -22,7 +22,7 @@ from kraken_nonce_redis.waiting import Acquired, Run, acquiring, running
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kraken_nonce_redis.commands import Command, Priority, Scope, State
+    from kraken_nonce_redis.commands import Command, Priority, Release, Scope, State
     from kraken_nonce_redis.waiting import Flow, Local
 
 L = TypeVar("L", bound="LeaseCore")
@@ -242,13 +242,9 @@ class LockCore(Generic[L]):
             return held
         local = self._local()
         member = local.new_member(token)
-        try:
-            acquired = yield from acquiring(
-                local, self.keys, member, ttl=self.ttl, timeout=timeout, priority=priority, pace=pace
-            )
-        except BaseException:
-            local.members.pop(member, None)
-            raise
+        acquired = yield from acquiring(
+            local, self.keys, member, ttl=self.ttl, timeout=timeout, priority=priority, pace=pace
+        )
         lease = make_lease(acquired)
         local.held[owner, self.keys.state] = lease
         if auto_renew:
@@ -262,16 +258,17 @@ class LockCore(Generic[L]):
             return
         local = self._local()
         local.held.pop((owner, self.keys.state), None)
-        local.members.pop(lease._member, None)
         left = lease.remaining()
         if not lease._end():
             return
+        command = commands.release(self.keys, lease._member, lease.nonce)
         try:
-            released: bool = yield Run(commands.release(self.keys, lease._member, lease.nonce))
+            release: Release = yield Run(command)
         except BaseException:
             local.give_back(self.keys, lease._member, left)
             raise
-        if not released:
+        # Sent twice, the first one may have worked; sent once, nobody but another can have taken the lease away.
+        if release == "lost" or (release == "gone" and not (command.repeated and left)):
             raise LeaseLost(
                 f"the lease on {self.keys.state} ended before it was released; another caller may have held the "
                 "lock meanwhile. Choose a longer ttl, or auto_renew=True",

@@ -223,7 +223,7 @@ _WORDS: tuple[tuple[str, tuple[type[StoreError], str]], ...] = (
 def from_redis(error: Exception, operation: str, key: str) -> StoreError:
     """Return the error of our tree for what redis-py raised in an operation on a key."""
     said = str(error).lower()
-    fitting = (
+    fitting: tuple[tuple[type[StoreError], str], ...] = (
         *(entry for theirs, entry in _KINDS if isinstance(error, theirs)),
         *(entry for words, entry in _WORDS if words in said),
         (StoreError, "the server refused"),

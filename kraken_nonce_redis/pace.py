@@ -5,6 +5,7 @@ The figures are Kraken's, as data with a date; pass your own where they have cha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -12,8 +13,6 @@ from kraken_nonce_redis import arguments
 from kraken_nonce_redis.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from kraken_nonce_redis.commands import Priority
 
 FIGURES_DATE: Final = "2026-11"
@@ -64,6 +63,8 @@ ORDERS: Final = frozenset(method for method, cost in COSTS.items() if cost == 0)
 HEADROOM: Final = 1.0
 """Part of the counter that is left alone: Kraken counts when a request arrives, and requests travel unequally long."""
 
+_LONGEST_DRAIN: Final = 86_400.0  # seconds; the scripts' arithmetic is exact far beyond it
+
 TierName: TypeAlias = Literal["starter", "intermediate", "pro"]
 
 
@@ -101,11 +102,14 @@ class Pace:
         arguments.seconds("startup_window", self.startup_window, 0, 600)
         arguments.whole("startup_rate", self.startup_rate, 0, 100)
         arguments.seconds("startup_interval", self.startup_interval, 0, 60)
-        if isinstance(self.tier, str) and self.tier not in TIERS:
+        if isinstance(self.tier, str) and self.tier in TIERS:
+            pass
+        elif isinstance(self.tier, Tier):
+            _check_figures(self.tier)
+        elif self.tier is not None:
             raise InvalidArgument("tier", f"must be one of {', '.join(TIERS)}, a Tier or None, not {self.tier!r}")
-        tier = self.counter
-        if tier is not None and (tier.maximum <= HEADROOM or tier.decay <= 0):
-            raise InvalidArgument("tier", f"needs a maximum above {HEADROOM:g} and a decay above 0, not {tier}")
+        if not isinstance(self.costs, Mapping):
+            raise InvalidArgument("costs", f"must be a mapping from methods to costs, not {self.costs!r}")
         for method, cost in self.costs.items():
             arguments.cost(cost, f"costs[{method!r}]")
 
@@ -129,3 +133,12 @@ class Pace:
         words = [round(seconds * 1_000_000) for seconds in microseconds]
         words[2] = self.startup_rate
         return " ".join(map(str, (*words, int(startup_protection))))
+
+
+def _check_figures(tier: Tier) -> None:
+    """Make sure that a counter can work with these figures."""
+    maximum, decay = arguments.cost(tier.maximum, "tier"), arguments.cost(tier.decay, "tier")
+    if maximum <= HEADROOM or decay <= 0:
+        raise InvalidArgument("tier", f"needs a maximum above {HEADROOM:g} and a decay above 0, not {tier}")
+    if maximum / decay > _LONGEST_DRAIN:
+        raise InvalidArgument("tier", f"would take more than a day to fall from its maximum to 0: {tier}")

@@ -61,8 +61,8 @@ class _Connection:
         self._connection: AbstractConnection | None = None
         self._proven = False
 
-    def send(self, *words: Any) -> Any:
-        """Send a command and return its reply; once more over a new connection if one that worked before fails.
+    def send(self, command: Command[Any], words: tuple[Any, ...]) -> Any:
+        """Send a command's words and return the reply; once more over a new connection if one that worked before fails.
 
         A command may so be run twice, which every script of ours allows.
         """
@@ -74,7 +74,7 @@ class _Connection:
             try:
                 return self._exchange(self._connection, words)
             except (redis.ConnectionError, redis.TimeoutError):
-                pass
+                command.repeated = True
         return self._exchange(self._connection, words)
 
     def _exchange(self, connection: AbstractConnection, words: tuple[Any, ...]) -> Any:
@@ -100,7 +100,12 @@ class _ClusterConnections:
     """The connections of a cluster client, which finds the node of a key itself."""
 
     def __init__(self, client: RedisCluster) -> None:
-        self.send = client.execute_command
+        self._client = client
+
+    def send(self, command: Command[Any], words: tuple[Any, ...]) -> Any:
+        """Send a command's words and return the reply. The client may have sent them more than once."""
+        command.repeated = True
+        return self._client.execute_command(*words)
 
 
 class _Calls:
@@ -117,23 +122,29 @@ class _Calls:
         with self.turn:
             if self._local.listening:
                 return
-            self._close()
-            calls: PubSub = self._client.pubsub()  # type: ignore[no-untyped-call] # redis-py's cluster
-            self._subscription = calls
             try:
-                calls.subscribe(self._local.channel)
-                if calls.connection is not None:
-                    calls.connection.retry = Retry(NoBackoff(), 0)
-                while not self._local.listening:
-                    message = calls.get_message(timeout=SOCKET_TIMEOUT)
-                    if message is None:
-                        raise redis.TimeoutError("no answer to SUBSCRIBE")  # noqa: TRY301 - as redis-py's own
-                    self._local.hear(message)
+                try:
+                    self._subscribe()
+                except redis.ConnectionError:
+                    self._subscribe()
             except BaseException as error:
                 self._close()
                 if isinstance(error, RedisError | OSError):
                     raise from_redis(error, "subscribe", self._local.channel) from error
                 raise
+
+    def _subscribe(self) -> None:
+        self._close()
+        calls: PubSub = self._client.pubsub()  # type: ignore[no-untyped-call] # redis-py's cluster
+        self._subscription = calls
+        calls.subscribe(self._local.channel)
+        if calls.connection is not None:
+            calls.connection.retry = Retry(NoBackoff(), 0)
+        while not self._local.listening:
+            message = calls.get_message(timeout=SOCKET_TIMEOUT)
+            if message is None:
+                raise redis.TimeoutError("no answer to SUBSCRIBE")
+            self._local.hear(message)
 
     def listen(self, seconds: float) -> None:
         """Listen for one call, by whoever has the turn."""
@@ -192,9 +203,9 @@ class Store:
                 raise StoreUnavailable(command.name, command.keys[0], "Redis failed the call before, too")
             try:
                 try:
-                    raw = self._connection.send(*self.local.evalsha(command))
+                    raw = self._connection.send(command, self.local.evalsha(command))
                 except NoScriptError:
-                    raw = self._connection.send(*self.local.eval(command))
+                    raw = self._connection.send(command, self.local.eval(command))
             except RedisError as error:
                 failure = from_redis(error, command.name, command.keys[0])
                 if isinstance(failure, StoreUnavailable):

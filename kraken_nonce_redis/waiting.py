@@ -20,7 +20,6 @@ from kraken_nonce_redis.commands import COOLING, Attendance, Busy, Command, Gran
 from kraken_nonce_redis.errors import (
     CoolDown,
     HoldTimeout,
-    InvalidArgument,
     KrakenNonceError,
     StoreError,
     StoreUnavailable,
@@ -29,13 +28,16 @@ from kraken_nonce_redis.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kraken_nonce_redis.commands import Answer, Priority
+    from kraken_nonce_redis.commands import Answer, Priority, Release
     from kraken_nonce_redis.schedule import Agenda, Chore
 
 T = TypeVar("T")
 
 BEAT = 1.0
 """Seconds between two signs of life of a process that waits for a key, at least."""
+CALL = 0.75
+"""Seconds that a called waiter has to take the lock, as in lua/lib/lease.lua."""
+_ON_THE_WAY = 0.1
 _GONE = "-"
 _UNKNOWN = "="
 _JUST_AFTER = 0.002
@@ -193,8 +195,9 @@ class Room:
         called = self.waiters.get(result.called)
         if called is not None and not called.woken:
             called.wake()
-            # It should have heard so itself: what calls come on may be dead without showing it.
-            self._local.listening = False
+            if result.left < CALL - _ON_THE_WAY:
+                # It should have heard so long ago: what calls come on may be dead without showing it.
+                self._local.listening = False
         self.heard(result.joined)
         self.cooled(result.cool_down, result.reason)
         return now + until_beat(result.left)
@@ -230,7 +233,7 @@ class Returns:
             begin, self.running = not self.running, True
             return begin
 
-    def command(self, now: float) -> Command[bool] | None:
+    def command(self, now: float) -> Command[Release] | None:
         """Return the release of one member, or None when none is left."""
         with self._lock:
             self._members = {m: give_up for m, give_up in self._members.items() if give_up > now}
@@ -239,7 +242,7 @@ class Returns:
                 return None
             return commands.release(self.keys, next(iter(self._members)))
 
-    def succeeded(self, command: Command[bool], result: bool, now: float) -> float:  # noqa: FBT001
+    def succeeded(self, command: Command[Release], result: Release, now: float) -> float:
         """Go on with the next one at once."""
         del result
         with self._lock:
@@ -262,8 +265,6 @@ class Local:
     floors: dict[str, int] = field(default_factory=dict)
     held: dict[tuple[object, str], Any] = field(default_factory=dict)
     """The leases held, by owner (thread or task) and state key."""
-    members: dict[str, object] = field(default_factory=dict)
-    """The members made from tokens, while in use."""
     rooms: dict[str, Room] = field(default_factory=dict)
     returns: dict[str, Returns] = field(default_factory=dict)
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
@@ -285,13 +286,9 @@ class Local:
                 waiter.wake()
 
     def new_member(self, token: str | None) -> str:
-        """Return the id for an acquisition, from a token if given. Raises `InvalidArgument` when that is in use."""
-        if token is None:
-            return f"{self.process}:{next(self._numbers)}"
-        member, mine = f"{self.process}:token:{token}", object()
-        if self.members.setdefault(member, mine) is not mine:
-            raise InvalidArgument("token", f"{token!r} is in use by another acquisition of this process")
-        return member
+        """Return the id of a new acquisition; a caller's token is a part of it."""
+        member = f"{self.process}:{next(self._numbers)}"
+        return member if token is None else f"{member}:{token}"
 
     def evalsha(self, command: Command[Any]) -> tuple[str | int, ...]:
         """Return the words of a command for a server that has the script, with the floor where it takes one."""
@@ -422,6 +419,7 @@ def _asking(local: Local, room: Room, waiter: Waiter, ttl: float, pace: str) -> 
         if isinstance(answer, Waiting):
             room.heard(answer.joined)
             local.attend(room, answer.left)
+            room.cooled(answer.cool_down, answer.reason)
         if not local.listening:
             yield Listen()  # and ask again, since a call may have come before
             continue

@@ -1,4 +1,5 @@
 -- include: lease
+-- include: pace
 -- acquire: takes the lock and a block of nonces, or a place in the queue.
 -- Atomic because lock and nonce must come from one moment: whoever holds the lock has the highest nonces.
 -- Run twice with the same member, it returns the same lease or the same place.
@@ -14,8 +15,9 @@
 --       6 priority  'normal' or 'high'
 --       7 pace      settings as in lib/pace.lua
 -- Returns 'granted <first nonce> <left>': the lease, its end in `left` microseconds
---         'waiting <ticket> <joined> <left>': queued; `joined` identifies this stay of the process in the queue;
---         the current lease or call ends in `left` microseconds at the latest
+--         'waiting <ticket> <joined> <left> <cool> <reason>': queued; `joined` identifies this stay of the process in
+--         the queue; the current lease or call ends in `left` microseconds at the latest; a cool-down goes on for
+--         `cool` microseconds, 0 for none
 --         'booked <ticket> <wait> <cause>': first in line, to ask again in `wait` microseconds, when the pace allows
 --         the call; cause is interval, startup or counter, or 'cool-down <reason>'
 --         'busy <left> <cause>': not to be had now, and the caller does not wait; `cause` as above, or 'held'
@@ -27,27 +29,38 @@ local now = clock()
 local mine = state.member == member
 if mine and state.lease then return 'granted ' .. state.lease .. ' ' .. left(state, now) end
 
-if not mine then
-  if ended(state, KEYS[2], now) then
-    local next_member, next_ticket = dequeue(state, KEYS[2])
-    mine = next_member == nil or next_member == member
-    if not mine then call(state, next_member, next_ticket, now) end
-  elseif high and state.overtakable and may_overtake(state) then
-    queue_up(KEYS[2], state.member, tonumber(state.ticket), now)
-    mine = true
-  end
-end
-
-if mine then
-  local wait, reason = cooling(state.cool_down, now)
-  local cause = 'cool-down ' .. reason
-  local settings, pace
+local wait, cause, settings, pace
+local function look_at_pace()
+  local reason
+  wait, reason = cooling(state.cool_down, now)
+  cause = 'cool-down ' .. reason
   if ARGV[7] ~= '' then
     settings = numbers(ARGV[7])
     pace = read_pace(state.pace, settings, tonumber(now))
     local at, why = earliest(pace, settings, tonumber(now))
     if at - now > wait then wait, cause = at - now, why end
   end
+end
+
+if not mine then
+  if ended(state, KEYS[2], now) then
+    local next_member, next_ticket = dequeue(state, KEYS[2])
+    mine = next_member == nil or next_member == member
+    if not mine then call(state, next_member, next_ticket, now) end
+  elseif high and state.overtakable then
+    look_at_pace()
+    if (wait == 0 or ticket ~= '')
+      and (not delays(state.since + state.term - CALL, now + wait, settings) or may_overtake(state)) then
+      queue_up(KEYS[2], state.member, tonumber(state.ticket), now)
+      redis.call('ZREM', KEYS[2], member)
+      mine = true
+    end
+  end
+end
+
+if mine then
+  if not wait then look_at_pace() end
+  local waited = ticket ~= '' and ticket ~= '0'
   if wait == 0 then
     local first, last = allocate(state.nonce, ARGV[1], now, tonumber(ARGV[4]))
     if not first then return 'overflow ' .. (state.nonce or ARGV[1]) end
@@ -57,19 +70,29 @@ if mine then
     else
       redis.call('HSET', KEYS[1], 'nonce', last, 'lock', entry)
     end
-    if state.cool_down or state.overtakable then redis.call('HDEL', KEYS[1], 'cool_down', 'overtaken') end
+    if state.cool_down then redis.call('HDEL', KEYS[1], 'cool_down') end
+    if waited and not high then redis.call('HDEL', KEYS[1], 'overtaken') end
     return 'granted ' .. first .. ' ' .. ARGV[3]
   end
   if ticket == '' then
     hand_over(state, KEYS[2])
     return table.concat({ 'busy', whole(wait), cause }, ' ')
   end
-  if ticket == '0' then ticket = whole(redis.call('HINCRBY', KEYS[1], 'ticket', 1)) end
+  if not waited then ticket = whole(redis.call('HINCRBY', KEYS[1], 'ticket', 1)) end
   redis.call('HSET', KEYS[1], 'lock', lock(state, high and '-' or '~', now, whole(wait + CALL), ticket, member))
+  if not high then -- those who came while this one was called may go before it
+    for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(0', 'LIMIT', 0, MOST_OVERTAKINGS)) do
+      wake(other)
+    end
+  end
   return table.concat({ 'booked', ticket, whole(wait), cause }, ' ')
 end
 
-if ticket == '' then return 'busy ' .. left(state, now) .. ' held' end
+if ticket == '' then
+  local cool, reason = cooling(state.cool_down, now)
+  if cool > 0 then return 'busy ' .. whole(cool) .. ' cool-down ' .. reason end
+  return 'busy ' .. left(state, now) .. ' held'
+end
 local score = tonumber(redis.call('ZSCORE', KEYS[2], member) or nil)
 if not score then
   if ticket == '0' then
@@ -84,4 +107,5 @@ if not score then
 end
 local joined = queue_up(KEYS[2], member, score, now)
 if score < 0 then score = score + PROCESSES end
-return table.concat({ 'waiting', whole(score), joined, left(state, now) }, ' ')
+local cool, reason = cooling(state.cool_down, now)
+return table.concat({ 'waiting', whole(score), joined, left(state, now), whole(cool), reason }, ' ')

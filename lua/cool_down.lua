@@ -1,4 +1,5 @@
 -- include: lease
+-- include: pace
 -- cool_down: lets no call start for a while, for everyone; or ends that.
 -- Atomic because of several replicas that learn of a limit at once, the longest must count.
 -- Run twice, the end moves by the time between the two runs at most.
@@ -23,7 +24,9 @@ if term > cool then
   cool, reason = term, ARGV[2]
   redis.call('HSET', KEYS[1], 'cool_down', now .. ' ' .. whole(cool) .. ' ' .. reason)
 end
-for _, process in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], whole(PROCESSES), '+inf')) do
+local processes = redis.call('ZRANGEBYSCORE', KEYS[2], whole(PROCESSES), '+inf')
+if state.member and not state.lease then processes[#processes + 1] = process_of(state.member) end
+for _, process in ipairs(processes) do
   redis.call('PUBLISH', 'kraken-nonce:wake:' .. process, 'cool-down ' .. KEYS[1] .. ' ' .. whole(cool) .. ' ' .. reason)
 end
 return 'ok ' .. whole(cool) .. ' ' .. reason

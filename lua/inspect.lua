@@ -1,4 +1,5 @@
 -- include: lease
+-- include: pace
 -- inspect: what the state says, read-only.
 --
 -- KEYS  1 state   hash

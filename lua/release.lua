@@ -1,15 +1,16 @@
 -- include: lease
 -- release: gives up whatever the member has, lease, call or place, and hands the lock over.
 -- Atomic because between the end of one lease and the call to the next nobody may slip in.
--- Run twice, the second run finds nothing to give up and says 'released' again.
+-- Run twice, the second run finds nothing to give up.
 -- The first write needs no memory, so that out of memory cannot keep a lock.
 --
 -- KEYS  1 state   hash
 --       2 queue   sorted set
 -- ARGV  1 member  as in acquire
 --       2 lease   first nonce of the lease that the caller believes to hold, '0' for none
--- Returns 'released', 'lost' when that lease had ended before (another member has had the lock since, or the state
---         was lost), or 'foreign <value>': nothing changed.
+-- Returns 'released'; 'lost' when that lease is known to have ended before (it ran out, or the state was lost);
+--         'gone' when the member has no lease and nobody knows why: it was released before, which a caller that has
+--         sent this once only knows not to be so; or 'foreign <value>': nothing changed.
 local member = ARGV[1]
 local state, value = load(KEYS[1])
 if not state then return 'foreign ' .. value end
@@ -21,4 +22,4 @@ if redis.call('ZREM', KEYS[2], member) == 1 and not anyone_waits(KEYS[2]) then
   redis.call('DEL', KEYS[2])
 end
 if redis.call('HGET', KEYS[1], 'lost') == member or greater(ARGV[2], state.nonce or '0') then return 'lost' end
-return 'released'
+return 'gone'

@@ -1,4 +1,5 @@
 -- include: lease
+-- include: pace
 -- reset_startup: forgets the startup window, so that the next call opens a new one. The counter stays.
 -- Atomic because a start recorded between reading and writing would be forgotten.
 -- Safe to run twice.

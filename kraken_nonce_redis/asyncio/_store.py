@@ -42,8 +42,8 @@ class _Connection:
         self._connection: AbstractConnection | None = None
         self._proven = False
 
-    async def send(self, *words: Any) -> Any:
-        """Send a command and return its reply; once more over a new connection if one that worked before fails."""
+    async def send(self, command: Command[Any], words: tuple[Any, ...]) -> Any:
+        """Send a command's words and return the reply; once more if a connection that worked before fails."""
         if self._connection is None:
             self._connection = self._pool.make_connection()
             self._connection.retry = Retry(NoBackoff(), 0)
@@ -51,7 +51,7 @@ class _Connection:
             try:
                 return await self._exchange(self._connection, words)
             except (RedisConnectionError, RedisTimeoutError):
-                pass
+                command.repeated = True
         return await self._exchange(self._connection, words)
 
     async def _exchange(self, connection: AbstractConnection, words: tuple[Any, ...]) -> Any:
@@ -79,8 +79,13 @@ class _ClusterConnections:
     """The connections of a cluster client, which finds the node of a key itself."""
 
     def __init__(self, client: RedisCluster) -> None:
-        self.send = client.execute_command
+        self._client = client
         self.close = client.aclose
+
+    async def send(self, command: Command[Any], words: tuple[Any, ...]) -> Any:
+        """Send a command's words and return the reply. The client may have sent them more than once."""
+        command.repeated = True
+        return await self._client.execute_command(*words)
 
 
 class Store:
@@ -109,9 +114,9 @@ class Store:
                 raise StoreUnavailable(command.name, command.keys[0], "Redis failed the call before, too")
             try:
                 try:
-                    raw = await self._connection.send(*self.local.evalsha(command))
+                    raw = await self._connection.send(command, self.local.evalsha(command))
                 except NoScriptError:
-                    raw = await self._connection.send(*self.local.eval(command))
+                    raw = await self._connection.send(command, self.local.eval(command))
             except RedisError as error:
                 failure = from_redis(error, command.name, command.keys[0])
                 if isinstance(failure, StoreUnavailable):
@@ -200,29 +205,43 @@ class _Listener:
         self.task = asyncio.create_task(self._run(), name="kraken-nonce-listener")
 
     async def _run(self) -> None:
-        calls = self._client.pubsub()
         try:
-            await calls.subscribe(self._local.channel)
-            if calls.connection is not None:
-                calls.connection.retry = Retry(NoBackoff(), 0)
-            await self._take(calls)
+            try:
+                await self._listen()
+            except RedisConnectionError:
+                if self.ready.is_set():
+                    raise
+                await self._listen()
         except (RedisError, OSError) as error:
             self.failure = from_redis(error, "subscribe", self._local.channel)
         finally:
             self._local.listening = False
             self._local.ask_again()
             self.ready.set()
+
+    async def _listen(self) -> None:
+        calls = self._client.pubsub()
+        try:
+            await calls.subscribe(self._local.channel)
+            if calls.connection is not None:
+                calls.connection.retry = Retry(NoBackoff(), 0)
+            while self.ready.is_set() or await self._confirmed(calls):
+                message = await calls.get_message(timeout=_IDLE)
+                if message is not None:
+                    self._local.hear(message)
+                elif not self._local.anyone_waits:
+                    return
+        finally:
             # Before 5.0.1 redis-py had only close(), which later versions call deprecated.
             await getattr(calls, "aclose", calls.close)()
 
-    async def _take(self, calls: PubSub) -> None:
-        while True:
-            message = await calls.get_message(timeout=_IDLE)
-            if message is not None:
-                self._local.hear(message)
-                self.ready.set()
-            elif not self._local.anyone_waits:
-                return
+    async def _confirmed(self, calls: PubSub) -> bool:
+        message = await calls.get_message(timeout=SOCKET_TIMEOUT)
+        if message is None:
+            raise RedisTimeoutError("no answer to SUBSCRIBE")
+        self._local.hear(message)
+        self.ready.set()
+        return True
 
 
 _stores: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, Store]] = weakref.WeakKeyDictionary()

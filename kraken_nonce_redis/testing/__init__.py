@@ -14,7 +14,8 @@ Importing this package needs nothing beyond the standard library. Creating a `Kr
 needs aiohttp: `pip install 'kraken-nonce-redis[testing]'`.
 """
 
+from ._limits import Limits
 from ._records import SimulatedOrder, SimulatedRequest
 from .simulator import KrakenSimulator
 
-__all__ = ["KrakenSimulator", "SimulatedOrder", "SimulatedRequest"]
+__all__ = ["KrakenSimulator", "Limits", "SimulatedOrder", "SimulatedRequest"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from ._market import ASSETS, PAIRS, TAKER_FEE, asset_named, pair_named
 from ._orders import (
@@ -34,6 +34,14 @@ _ZERO: Final = Decimal(0)
 _Entry = TypeVar("_Entry")
 
 
+class CountChange(Protocol):
+    """Counts a change of an order against the limit of its pair, see `Usage.change`."""
+
+    def __call__(self, pair: str, kind: str, now: float, since: float | None) -> None:
+        """Raise `Refusal` if it is too many."""
+        ...
+
+
 class Account:
     """What one client owns and has ordered.
 
@@ -41,12 +49,13 @@ class Account:
     they are amended, edited or cancelled.
 
     The methods that answer a request raise `Refusal` where Kraken would refuse, and then have
-    changed nothing. `now` is Unix time in seconds.
+    changed nothing. Each change of an order is counted with `count` first, valid or not. `now` is Unix time in seconds.
     """
 
-    def __init__(self, name: str, random: Random, now: float) -> None:
+    def __init__(self, name: str, random: Random, now: float, count: CountChange) -> None:
         self.name = name
         self._random = random
+        self._count = count
         self._balances = dict.fromkeys(ASSETS, _ZERO)
         self._held = dict.fromkeys(ASSETS, _ZERO)
         self._orders: dict[str, Order] = {}
@@ -124,6 +133,8 @@ class Account:
     def add_order(self, params: Params, nonce: int, now: float) -> object:
         """Answer AddOrder. With `validate` the order is checked and not placed."""
         order = read_new(params, txid=self.new_id("O"), nonce=nonce, now=now)
+        if not params.flag("validate"):
+            self._count(order.pair.id, "add", now, None)
         check_deadline(params, now)
         if order.cl_ord_id and canonical(order.cl_ord_id) in self._open_by_client_id:
             raise bad_argument("cl_ord_id not unique")
@@ -137,6 +148,7 @@ class Account:
     def amend_order(self, params: Params, now: float) -> object:
         """Answer AmendOrder: change volume or prices of an open order, which keeps its txid."""
         order = self._find_open(params.text("txid"), params.text("cl_ord_id"))[0]
+        self._count(order.pair.id, "amend", now, order.since)
         check_deadline(params, now)
         limit = read_price(params, "limit_price", order.pair)
         trigger = read_price(params, "trigger_price", order.pair)
@@ -151,6 +163,7 @@ class Account:
         self._check_funds(changed, instead_of=order)
         self._hold(order, -1)
         order.volume, order.price, order.price2 = changed.volume, changed.price, changed.price2
+        order.amended = now
         self._hold(order, 1)
         return {"amend_id": self.new_id("T")}
 
@@ -160,8 +173,10 @@ class Account:
         The new order has no `cl_ord_id`, and a `userref` only if the request gives one.
         """
         order = self._find_open(params.text("txid"), None)[0]
-        check_deadline(params, now)
         pair = order.pair
+        if not params.flag("validate"):
+            self._count(pair.id, "edit", now, order.since)
+        check_deadline(params, now)
         if pair_named(params.required("pair")) is not pair:
             raise bad_argument("pair")
         changed = replace(
@@ -175,6 +190,7 @@ class Account:
             userref=params.integer("userref"),
             nonce=nonce,
             opened=now,
+            amended=None,
         )
         self._check_funds(changed, instead_of=order)
         descr = {"order": changed.description()}
@@ -195,7 +211,7 @@ class Account:
 
     def cancel_order(self, params: Params, now: float) -> object:
         """Answer CancelOrder: by txid, by userref (given as txid) or by cl_ord_id."""
-        return self._cancel(self._find_open(params.text("txid"), params.text("cl_ord_id")), now)
+        return self._cancel_counted(self._find_open(params.text("txid"), params.text("cl_ord_id")), now)
 
     def cancel_batch(self, params: Params, now: float) -> object:
         """Answer CancelOrderBatch: txids or userrefs in `orders`, client ids in `cl_ord_ids`."""
@@ -204,11 +220,11 @@ class Account:
             raise bad_argument("orders")
         found = [order for name in references for order in self._find_open(name, None)]
         found += [order for name in client_ids for order in self._find_open(None, name)]
-        return self._cancel({order.txid: order for order in found}.values(), now)
+        return self._cancel_counted({order.txid: order for order in found}.values(), now)
 
     def cancel_all(self, now: float) -> object:
         """Answer CancelAll."""
-        return self._cancel(list(self._open.values()), now)
+        return self._cancel_counted(list(self._open.values()), now)
 
     # Looking up
 
@@ -318,6 +334,12 @@ class Account:
     def _close(self, order: Order, status: str, now: float, *, reason: str | None) -> None:
         order.status, order.closed, order.reason = status, now, reason
         self._closed.append(order)
+
+    def _cancel_counted(self, orders: Iterable[Order], now: float) -> object:
+        orders = list(orders)
+        for order in orders:
+            self._count(order.pair.id, "cancel", now, order.since)
+        return self._cancel(orders, now)
 
     def _cancel(self, orders: Iterable[Order], now: float, *, reason: str = "User requested") -> object:
         count = 0

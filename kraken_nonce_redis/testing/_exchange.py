@@ -5,7 +5,8 @@ call. A private request goes through these stages, and `_server.py` calls them o
 
 1. `under_way` opens: the request was read from the network.
 2. `arrive`: it has reached the exchange, and gets its place in the log.
-3. `answer`: it is admitted (known method, readable body, key, signature, nonce) and acted upon.
+3. `answer`: it is admitted (known method, readable body, key, limits, signature, nonce) and acted
+   upon.
 4. `finish`: the answer has made its way back.
 """
 
@@ -21,6 +22,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from ._account import Account
+from ._limits import Usage
 from ._market import ASSETS, EARN_STRATEGIES, PUBLIC_METHODS, asset_named
 from ._protocol import Params, Refusal, nonce_of
 from ._records import Settings, SimulatedOrder, SimulatedRequest
@@ -47,6 +49,7 @@ class ApiKey:
 
     secret: bytes = field(repr=False)
     account: Account
+    usage: Usage
     highest_nonce: int = -1
     used_nonces: set[int] = field(default_factory=set[int], repr=False)
 
@@ -205,9 +208,17 @@ class Exchange:
         self.reset(now)
 
     def reset(self, now: float) -> None:
-        """Forget all requests, orders, balances and nonces."""
+        """Forget all requests, orders, balances, nonces and what was used up of the limits."""
         self._log: dict[int, SimulatedRequest] = {}
-        self._keys = {key: ApiKey(secret, Account(name, self._random, now)) for name, key, secret in self._accounts}
+        self._keys = {key: self._new_key(name, secret, now) for name, key, secret in self._accounts}
+
+    def _new_key(self, name: str, secret: bytes, now: float) -> ApiKey:
+        usage = Usage()
+
+        def count(pair: str, kind: str, now: float, since: float | None) -> None:
+            usage.change(self.settings.limits, pair, kind, now, since)
+
+        return ApiKey(secret, Account(name, self._random, now, count), usage)
 
     def requests(self) -> list[SimulatedRequest]:
         """Return the private requests in order of arrival."""
@@ -257,7 +268,7 @@ class Exchange:
         `now` is Unix time in seconds.
         """
         try:
-            admitted = self._admit(call, now)
+            admitted = self._admit(call, sequence, now)
             result = _METHODS[call.method](admitted)
         except Refusal as refusal:
             error = (refusal.error,)
@@ -277,20 +288,28 @@ class Exchange:
         if sequence in self._log:  # a reset may have come between
             self._log[sequence] = change(self._log[sequence])
 
-    def _admit(self, call: Call, now: float) -> _Admitted:
+    def _admit(self, call: Call, sequence: int, now: float) -> _Admitted:
         """Check everything that Kraken checks before a method sees the request.
 
-        The nonce is used up last: whoever has no valid signature can't drive it up. It stays used
-        whatever the method then says.
+        The nonce is used up last but one: whoever has no valid signature can't drive it up. It
+        stays used whatever the counter of calls and the method then say.
         """
+        limits = self.settings.limits
         if call.method not in _METHODS:
             raise Refusal("EGeneral:Unknown method")
         params = call.params()
         key = self._keys.get(call.key)
         if key is None:
             raise Refusal("EAPI:Invalid key")
-        nonce = nonce_of(params)
-        if not call.is_signed_with(key.secret, params.required("nonce")):
-            raise Refusal("EAPI:Invalid signature")
-        key.use(nonce, self.settings.nonce_window)
+        record = self._log.get(sequence)
+        key.usage.arrive(limits, record.in_flight if record else 1, now)
+        try:
+            nonce = nonce_of(params)
+            if not call.is_signed_with(key.secret, params.required("nonce")):
+                raise Refusal("EAPI:Invalid signature")  # noqa: TRY301 - one way to note what was bad
+            key.use(nonce, self.settings.nonce_window)
+        except Refusal:
+            key.usage.spoil(limits, now)
+            raise
+        key.usage.call(limits, call.method, now)
         return _Admitted(key, params, nonce, now, self.settings)

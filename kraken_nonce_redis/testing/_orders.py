@@ -47,10 +47,16 @@ class Order:
     userref: int | None
     nonce: int
     opened: float
+    amended: float | None = None
     status: str = "open"
     reason: str | None = None
     closed: float | None = None
     trade: Trade | None = None
+
+    @property
+    def since(self) -> float:
+        """When the order was placed or last amended."""
+        return self.amended or self.opened
 
     def description(self) -> str:
         """Describe the order in one line, as Kraken does."""

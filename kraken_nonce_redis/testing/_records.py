@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ._limits import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,8 @@ class Settings:
     """Least and most seconds that a request takes one way."""
     nonce_window: int = 0
     """How far below the highest nonce a late one is still accepted, in nonce ticks."""
+    limits: Limits = field(default_factory=Limits)
+    """How many calls and changes of orders the exchange takes."""
 
     def __post_init__(self) -> None:
         least, most = self.latency
@@ -83,3 +91,8 @@ class Settings:
             raise ValueError(f"latency must be (least, most) seconds with 0 <= least <= most, not {self.latency}")
         if self.nonce_window < 0:
             raise ValueError(f"nonce_window must be 0 or more ticks, not {self.nonce_window}")
+
+    @classmethod
+    def read(cls, settings: Mapping[str, Any]) -> Settings:
+        """Make settings from what JSON left of `dataclasses.asdict`."""
+        return cls(settings["latency"], settings["nonce_window"], Limits(**settings["limits"]))

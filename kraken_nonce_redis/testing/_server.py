@@ -18,7 +18,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -43,15 +43,11 @@ class Startup:
 
     accounts: list[tuple[str, str, str]]
     """Name, API key and base64 secret of each account."""
-    latency: tuple[float, float]
-    nonce_window: int
+    settings: dict[str, Any]
+    """The part that can be changed later, as for `Settings.read`."""
     seed: int
     host: str
     port: int
-
-    def settings(self) -> Settings:
-        """Return the part that can be changed later."""
-        return Settings(latency=self.latency, nonce_window=self.nonce_window)
 
 
 class Server:
@@ -109,7 +105,7 @@ class Server:
         return web.json_response([asdict(order) for order in self._exchange.orders()])
 
     async def _configure(self, request: web.Request) -> web.Response:
-        self._exchange.settings = Settings(**await request.json())
+        self._exchange.settings = Settings.read(await request.json())
         return web.json_response({})
 
     async def _reset(self, _request: web.Request) -> web.Response:
@@ -138,7 +134,7 @@ async def _serve(startup: Startup) -> None:
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signal_number, over.set)
 
-    exchange = Exchange(startup.accounts, startup.settings(), seed=startup.seed, now=time.time())
+    exchange = Exchange(startup.accounts, Settings.read(startup.settings), seed=startup.seed, now=time.time())
     app = Server(exchange, seed=startup.seed).app()
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
     await runner.setup()
@@ -172,8 +168,9 @@ def main() -> None:
     """Run the server until stdin closes."""
     # A client under test that breaks HTTP is no news; our own faults go through our own logger.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
-    startup = Startup(**json.loads(sys.stdin.readline()))
-    asyncio.run(_serve(startup))
+    line = sys.stdin.readline()
+    if line:  # else the one who started us has ended already
+        asyncio.run(_serve(Startup(**json.loads(line))))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -10,16 +11,20 @@ import subprocess
 import sys
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from http.client import HTTPConnection
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Unpack, cast
 
 from ._exchange import decode_secret
+from ._limits import Limits
 from ._records import Settings, SimulatedOrder, SimulatedRequest
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
+
+    from ._limits import LimitSettings
 
 _SERVER: Final = f"{__package__}._server"
 _PATIENCE: Final = 30.0  # seconds for the process to answer or to end
@@ -48,10 +53,12 @@ class KrakenSimulator:
         seed: of the delays and of the ids of orders. Keys are random in any case.
         host: address to listen on.
         port: port to listen on; 0 for any free one.
+        limits: how many calls and changes of orders it takes, as in `Limits`: `tier="pro"` counts calls
+            as Kraken does for that tier. All of them are off unless given.
 
     Raises:
         ImportError: aiohttp is not installed.
-        ValueError: an account, the latency or the window makes no sense.
+        ValueError: an account, the latency, the window or a limit makes no sense.
     """
 
     def __init__(
@@ -63,6 +70,7 @@ class KrakenSimulator:
         seed: int = 0,
         host: str = "127.0.0.1",
         port: int = 0,
+        **limits: Unpack[LimitSettings],
     ) -> None:
         if importlib.util.find_spec("aiohttp") is None:
             raise ImportError(
@@ -70,7 +78,7 @@ class KrakenSimulator:
                 name="aiohttp",
             )
         self._accounts = _named_pairs(accounts)
-        self._settings = Settings(latency=latency, nonce_window=nonce_window)
+        self._settings = Settings(latency=latency, nonce_window=nonce_window, limits=Limits(**limits))
         self._seed = seed
         self._host = host
         self._port = port
@@ -165,27 +173,31 @@ class KrakenSimulator:
         """Return the orders that were placed, account by account, oldest first."""
         return [SimulatedOrder(**row) for row in self._control("GET", "orders")]
 
-    def configure(self, *, latency: tuple[float, float] | None = None, nonce_window: int | None = None) -> None:
-        """Change settings from now on; what is None stays as it is.
+    def configure(
+        self,
+        *,
+        latency: tuple[float, float] | None = None,
+        nonce_window: int | None = None,
+        **limits: Unpack[LimitSettings],
+    ) -> None:
+        """Change settings from now on; what is not given stays as it is, and so does what was counted.
 
-        Requests that are under way keep the latency that they were given.
+        Requests that are under way keep the latency that they were given. A limit set to None is off.
 
         Raises:
             ValueError: a setting makes no sense.
         """
+        old = self._settings
         settings = Settings(
-            latency=self._settings.latency if latency is None else latency,
-            nonce_window=self._settings.nonce_window if nonce_window is None else nonce_window,
+            latency=old.latency if latency is None else latency,
+            nonce_window=old.nonce_window if nonce_window is None else nonce_window,
+            limits=replace(old.limits, **limits),
         )
-        self._control(
-            "POST",
-            "configure",
-            {"latency": settings.latency, "nonce_window": settings.nonce_window},
-        )
+        self._control("POST", "configure", asdict(settings))
         self._settings = settings
 
     def reset(self) -> None:
-        """Forget requests, orders, balances and nonces; settings stay."""
+        """Forget requests, orders, balances, nonces and what was used up of the limits; settings stay."""
         self._control("POST", "reset")
 
     def _running(self) -> tuple[str, int]:
@@ -199,14 +211,14 @@ class KrakenSimulator:
         assert process.stdout is not None  # noqa: S101
         startup = {
             "accounts": self._accounts,
-            "latency": self._settings.latency,
-            "nonce_window": self._settings.nonce_window,
+            "settings": asdict(self._settings),
             "seed": self._seed,
             "host": self._host,
             "port": self._port,
         }
-        process.stdin.write(json.dumps(startup).encode() + b"\n")
-        process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it says why on its error output
+            process.stdin.write(json.dumps(startup).encode() + b"\n")
+            process.stdin.flush()
         line = process.stdout.readline()
         if not line:
             raise RuntimeError("the simulator's process ended at once; see its error output")

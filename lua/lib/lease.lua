@@ -1,5 +1,4 @@
 -- include: nonce
--- include: pace
 -- The lock and its queue.
 --
 -- State hash fields, next to `nonce`:
@@ -11,7 +10,7 @@
 --             ticket  the member's place in the queue, '0' if it never was there
 --             member  '<process>:<number or token>'
 --   ticket    places in the queue given out so far
---   overtaken how often in a row a high-priority waiter went before a waiting normal one
+--   overtaken how often in a row a high-priority waiter went before a waiting normal one and cost it time
 --   lost      the last member whose lease ended without its release
 --
 -- Queue, a sorted set, exists only while somebody waits:
@@ -92,7 +91,6 @@ local function first_waiter(state, queue)
     if not normal[1] or may_overtake(state) then return member, score + PROCESSES, more end
     member, score = normal[1], tonumber(normal[2])
   end
-  redis.call('HDEL', state.key, 'overtaken')
   return member, score, more
 end
 

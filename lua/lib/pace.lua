@@ -52,11 +52,17 @@ local function earliest(pace, settings, now)
   if rate > 0 and protected == 1 and now - pace.started < window and now - pace.opened < window then
     local starts = pace.starts
     local nth = starts[#starts - rate + 1]
-    if nth and nth + SECOND > now then
-      wait(math.max(nth + SECOND, starts[#starts] + interval), 'startup')
+    if nth and starts[#starts] - nth < SECOND then
+      wait(math.min(math.max(nth + SECOND, starts[#starts] + interval), pace.opened + window), 'startup')
     end
   end
   return at, cause
+end
+
+-- delays(booked, time, settings): whether a call that starts at a time makes one wait longer that is booked for a time;
+-- `settings` of the former, nil for no pace.
+local function delays(booked, time, settings)
+  return settings and settings[6] > 0 or time + (settings and settings[1] or 0) > booked
 end
 
 -- start(pace, settings, now): the value of the field `pace` once a call has started.
