@@ -293,6 +293,8 @@ def _reset_in_child() -> None:
     global _by_client_lock  # noqa: PLW0603 - it may have been held by another thread of the parent
     _by_client_lock = threading.Lock()
     for store in _stores:
+        for lease in store.local.held.values():
+            lease._end()  # noqa: SLF001 - its nonces are the parent's
         store.reset(store.local.floors)
 
 

@@ -152,6 +152,8 @@ class Room:
         """Remove a waiter."""
         with self._lock:
             self.waiters.pop(waiter.member, None)
+            if not self.waiters:
+                self._joined = _GONE  # the next stay in the queue is another one, and nobody has to hear of it
 
     def everyone(self) -> list[Waiter]:
         """Return the waiters, the oldest first."""

@@ -133,7 +133,7 @@ class Proxy:
         task.add_done_callback(self._links.discard)
         try:
             server = await asyncio.open_connection(HOST, self.target_port)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             _close(writer)
             return
         await _Link(self, (reader, writer), server).run()
