@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # A further requirement for the environment of `make test`, such as redis==5.0.0.
 WITH ?=
+# Test processes at once; most tests wait more than they work.
+WORKERS ?= 4
 # More arguments for the demo or for pytest.
 ARGS ?=
 
@@ -36,7 +38,7 @@ demo: $(VENV)/.demo-installed
 	$(bin)/kraken-nonce demo $(ARGS)
 
 test: $(VENV)/.dev-installed
-	$(bin)/python -m pytest $(ARGS)
+	$(bin)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.dev-installed
 	$(bin)/ruff check .

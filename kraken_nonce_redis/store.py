@@ -188,6 +188,7 @@ class Store:
         )
         self._turn = threading.Lock()
         self._failures = 0
+        self._failed_for = 0.0
         self._threads = threading.Condition()
         self._calls = _Calls(self.client, self.local)
         self._chores: threading.Thread | None = None
@@ -196,9 +197,10 @@ class Store:
 
     def run(self, command: Command[T]) -> T:
         """Run a command and return its result. Raises `StoreError` and what the command's reply says."""
-        failures = self._failures
+        failures, entered = self._failures, clock.now()
         with self._turn:
-            if self._failures != failures:
+            began = clock.now()
+            if self._failures != failures and began - entered > self._failed_for / 2:
                 # It failed for a caller ahead while this one stood in line: no need to wait for the timeout again.
                 raise StoreUnavailable(command.name, command.keys[0], "Redis failed the call before, too")
             try:
@@ -210,6 +212,7 @@ class Store:
                 failure = from_redis(error, command.name, command.keys[0])
                 if isinstance(failure, StoreUnavailable):
                     self._failures += 1
+                    self._failed_for = clock.now() - began
                 raise failure from error
             result = command.result(raw)
             self.local.learn(command, result)

@@ -56,7 +56,7 @@ def timed(measure: Callable[[], T], is_good: Callable[[T], bool]) -> T:
 def say(capsys: pytest.CaptureFixture[str], text: str) -> None:
     """Show a figure."""
     with capsys.disabled():
-        print(f"\n  {text}", end="")  # noqa: T201
+        print(f"\n  {text}", end="")
 
 
 @pytest.fixture(scope="module")

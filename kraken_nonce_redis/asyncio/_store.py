@@ -97,6 +97,7 @@ class Store:
         self._connection = _ClusterConnections(client) if isinstance(client, RedisCluster) else _Connection(client)
         self._turn = asyncio.Lock()
         self._failures = 0
+        self._failed_for = 0.0
         self._changed = asyncio.Event()
         self._listener: _Listener | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -108,9 +109,11 @@ class Store:
         """Run a command and return its result. Raises `StoreError` and what the command's reply says."""
         if self._keeper is None and not self._loop_ends:
             self._keeper = asyncio.create_task(self._keep(), name="kraken-nonce-chores")
-        failures = self._failures
+        failures, entered = self._failures, clock.now()
         async with self._turn:
-            if self._failures != failures:
+            began = clock.now()
+            if self._failures != failures and began - entered > self._failed_for / 2:
+                # It failed for a caller ahead while this one stood in line: no need to wait for the timeout again.
                 raise StoreUnavailable(command.name, command.keys[0], "Redis failed the call before, too")
             try:
                 try:
@@ -121,6 +124,7 @@ class Store:
                 failure = from_redis(error, command.name, command.keys[0])
                 if isinstance(failure, StoreUnavailable):
                     self._failures += 1
+                    self._failed_for = clock.now() - began
                 raise failure from error
             finally:
                 if self._loop_ends:
