@@ -71,10 +71,11 @@ def test_token(lock: CallLock, view: View, token: str | bytes) -> None:
 def test_tokens_of_one_process_are_told_apart(face: Face, lock: CallLock, view: View) -> None:
     """Two callers of a process can't share a lock by using the same token, which redis-py would let pass."""
     assert lock.acquire(token="mine")
-    assert not face.start(lambda: lock.acquire(blocking=False, token="mine")).result()
-    assert not face.start(lambda: lock.acquire(blocking=False, token="yours")).result()
+    for token in ("mine", "yours"):
+        assert not face.start(lambda token=token: lock.acquire(blocking=False, token=token)).result()
+    assert lock.owned()
     lock.release()
-    assert lock.acquire(blocking=False, token="mine")
+    assert lock.acquire(blocking=False, token="mine"), "it is free again with the lease"
     lock.release()
     view.assert_nothing_left()
 
