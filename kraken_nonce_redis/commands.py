@@ -58,7 +58,8 @@ class Keyspace:
             raise InvalidArgument("api_key", f"must be a non-empty str, got {_kind(api_key)}")
         if scope == "global":
             return cls(namespace, "global")
-        digest = hashlib.sha256(api_key.encode()).hexdigest()
+        # A secret from a file often ends in a line break; it is the same key for all that.
+        digest = hashlib.sha256(api_key.strip().encode()).hexdigest()
         return cls(namespace, digest[:_DIGEST_LENGTH])
 
     @property

@@ -51,6 +51,14 @@ def test_nonces_are_exact_to_the_last_digit(face: Face, server: AnyServer, redis
     assert redis_client.hget(KEYS.state, "nonce") == str(start + 25).encode()
 
 
+def test_white_space_around_a_key(face: Face, server: AnyServer, redis_client: redis.Redis) -> None:
+    """A key from a file that ends in a line break is the same key as without it, so its callers share a sequence."""
+    client = face.client(server)
+    first = face.allocator(client, f" {KEY}\n").next()
+    assert face.allocator(client).next() > first
+    assert redis_client.keys("*") == [KEYS.state.encode()]
+
+
 @pytest.mark.parametrize("stored", [10**19 // 5 - 1, 2 * 10**18 + 9_999_999_999, 9_007_199_254_740_993 * 200])
 def test_carries_are_exact(face: Face, server: AnyServer, redis_client: redis.Redis, stored: int) -> None:
     """Wherever the digits roll over, the next nonce is the last one and one."""
