@@ -275,8 +275,10 @@ def test_ctrl_c_again_and_again(worker: Callable[..., Worker], view: View) -> No
 
 
 WAIT_IN_ASYNCIO_RUN = """
-import asyncio, sys
+import asyncio, signal, sys
 from kraken_nonce_redis.asyncio import CallLock
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored, as in a shell's background
 
 async def main():
     async with CallLock.from_url(sys.argv[1], sys.argv[2]).hold():
