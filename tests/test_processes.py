@@ -324,6 +324,12 @@ def test_fork_of_a_holder(worker: Callable[..., Worker], view: View) -> None:
     view.assert_nothing_left()
 
 
+def test_fork_and_lost_state(worker: Callable[..., Worker]) -> None:
+    """A child knows what its parent has seen: when state is lost, it goes on above that."""
+    last, first = worker().do("fork_and_forget")
+    assert first > last
+
+
 def test_fork_while_a_thread_waits(worker: Callable[..., Worker], view: View) -> None:
     """A child of a process that waits is a process of its own: it waits for itself, and the parent gets its turn."""
     rival = Rival(view.client)

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import redis
+
 from tests.faces import FACES, KEY
 
 if TYPE_CHECKING:
@@ -113,6 +115,7 @@ class Work:
     """What a worker can do; each method's result is what it says."""
 
     def __init__(self, face: Face, url: str, settings: dict[str, Any]) -> None:
+        self._url = url
         self._nonces = face.allocator_from_url(url, KEY)
         self._lock = face.lock_from_url(url, KEY, **settings)
         self._held = contextlib.ExitStack()
@@ -199,6 +202,21 @@ class Work:
             os.close(reading)
             os.close(writing)
             return {"child": said, "lost": lease.lost, "owned": self._lock.owned(), "nonces": nonces}
+
+    def fork_and_forget(self) -> list[int]:
+        """Fork, and have the child lose all state first; say the parent's last nonce and the child's first one."""
+        reading, writing = os.pipe()
+        last = self._nonces.jump_forward(1000 * 10**9)
+        if not os.fork():
+            with redis.Redis.from_url(self._url) as client:
+                client.flushall()
+            os.write(writing, str(self._nonces.next()).encode())
+            os._exit(0)
+        os.wait()
+        first = int(os.read(reading, 100))
+        os.close(reading)
+        os.close(writing)
+        return [last, first]
 
     def fork_while_waiting(self) -> Any:
         """Fork while a thread waits for the lock; say whether the child got it after the parent's thread had."""

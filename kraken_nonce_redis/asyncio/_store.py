@@ -109,7 +109,7 @@ class Store:
         """Run a command and return its result. Raises `StoreError` and what the command's reply says."""
         if self._keeper is None and not self._loop_ends:
             self._keeper = asyncio.create_task(self._keep(), name="kraken-nonce-chores")
-        failures, entered = self._failures, clock.now()
+        failures, entered, cancellations = self._failures, clock.now(), _cancellations()
         async with self._turn:
             began = clock.now()
             if self._failures != failures and began - entered > self._failed_for / 2:
@@ -131,7 +131,8 @@ class Store:
                     await self._connection.close()
             result = command.result(raw)
             self.local.learn(command, result)
-            return result
+        _heed(cancellations)
+        return result
 
     async def drive(self, flow: Flow[T]) -> T:
         """Carry out a flow's steps and return what it comes to."""
@@ -155,8 +156,7 @@ class Store:
             case Pause(waiter, until):
                 waiter.signal = signal = asyncio.Event()
                 if not waiter.woken:
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(signal.wait(), None if until is None else until - clock.now())
+                    await _set_before(signal, until)
                 return None
             case Listen():
                 return await self._listen()
@@ -188,14 +188,35 @@ class Store:
                     await self.drive(doing(agenda, chore))
                     continue
                 self._changed.clear()
-                due = agenda.next_due()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), None if due is None else due - clock.now())
+                await _set_before(self._changed, agenda.next_due())
         finally:
             # Tasks that are cancelled beside this one may still have something to give back.
             self._loop_ends = True
             if not self._turn.locked():
                 await self._connection.close()
+
+
+def _cancellations() -> int:
+    """Return how often the running task was asked to end."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def _heed(cancellations: int) -> None:
+    """Raise a cancellation that was swallowed since there were so many.
+
+    Up to Python 3.11 asyncio.wait_for, with which redis-py sends, does that when its work ends in the same moment.
+    """
+    if _cancellations() > cancellations:
+        raise asyncio.CancelledError
+
+
+async def _set_before(event: asyncio.Event, until: float | None) -> None:
+    """Wait for an event, until a time of `clock.now` at most."""
+    # Not by asyncio.wait_for, for the reason given in _heed.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(None if until is None else until - clock.now()):
+            await event.wait()
 
 
 class _Listener:
@@ -230,6 +251,7 @@ class _Listener:
             if calls.connection is not None:
                 calls.connection.retry = Retry(NoBackoff(), 0)
             while self.ready.is_set() or await self._confirmed(calls):
+                _heed(0)
                 message = await calls.get_message(timeout=_IDLE)
                 if message is not None:
                     self._local.hear(message)
