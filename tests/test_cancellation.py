@@ -11,7 +11,7 @@ from kraken_nonce_redis.asyncio import CallLock
 if TYPE_CHECKING:
     from tests.servers import Server
 
-ROUNDS = 150
+ROUNDS = 80
 
 
 def test_no_cancellation_is_swallowed(valkey: Server) -> None:
