@@ -231,8 +231,6 @@ class Model:
                 self.overtaken += 1
                 if self.overtaken > MOST_OVERTAKINGS:
                     member = normal
-            if self.queue[member] > 0:
-                self.overtaken = 0
             is_alive = process_of(member) in self.alive
             self.leave(member)
             if is_alive:
@@ -262,6 +260,8 @@ class Model:
                 self.holder = Holder(following, leased=False, since=now, term=CALL)
         if mine:
             self.holder = Holder(member, leased=True, since=now, term=term)
+            if ticket and not high:
+                self.overtaken = 0  # one that waited has it; those that only were called don't count
             return "granted"
         if ticket is None:
             return "busy"
