@@ -238,7 +238,10 @@ class Store:
             return self.run(step.command)
         if isinstance(step, Pause):
             return self._pause(step.waiter, step.until)
-        return self._calls.open()
+        try:
+            return self._calls.open()
+        finally:
+            self.local.rouse()  # one who wanted to listen meanwhile has gone to sleep instead
 
     def _pause(self, waiter: Waiter, until: float | None) -> None:
         """Sleep until woken. The first to sleep listens for calls; leaving, it lets another one do so."""

@@ -111,6 +111,17 @@ def test_a_newcomer_does_not_overtake(face: Face, server: AnyServer, queue: Queu
     queue.results()
 
 
+@ON_VALKEY
+def test_a_newcomer_does_not_profit_from_an_end(server: AnyServer, rival: Rival, view: View) -> None:
+    """When a lease runs out, whoever asks first notices it, and the first in the queue gets the lock all the same."""
+    first, newcomer = Rival(view.client), Rival(view.client)
+    rival.take(ttl=1)
+    first.queue_up()
+    eventually(lambda: view.state.left == 0, 1.2)
+    assert isinstance(newcomer.ask(ticket=None), commands.Busy)
+    assert view.state.holder == first.member()
+
+
 def test_hand_over_is_prompt(face: Face, server: AnyServer, queue: Queue, rival: Rival) -> None:
     """The next waiter has the lock a moment after its release, not at its next look."""
     lock = face.lock(face.client(server))
