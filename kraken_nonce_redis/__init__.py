@@ -14,8 +14,11 @@ from kraken_nonce_redis.errors import (
     InvalidArgument,
     KrakenNonceError,
     LeaseLost,
+    NoncePoisoned,
     NoncesUsedUp,
     NonceTooFarAhead,
+    NotCarriedOut,
+    OutcomeUnknown,
     StoreError,
     StoreOutOfMemory,
     StorePermissionDenied,
@@ -24,12 +27,15 @@ from kraken_nonce_redis.errors import (
     StoreUnsupported,
 )
 from kraken_nonce_redis.lock import CallLock, Lease
+from kraken_nonce_redis.outcomes import CoolDowns
 from kraken_nonce_redis.pace import Pace, Tier
+from kraken_nonce_redis.retries import Retries
 
 __all__ = [
     "CallLock",
     "CallLockError",
     "CoolDown",
+    "CoolDowns",
     "ForeignValue",
     "HoldTimeout",
     "IncompatibleClient",
@@ -38,9 +44,13 @@ __all__ = [
     "Lease",
     "LeaseLost",
     "NonceAllocator",
+    "NoncePoisoned",
     "NonceTooFarAhead",
     "NoncesUsedUp",
+    "NotCarriedOut",
+    "OutcomeUnknown",
     "Pace",
+    "Retries",
     "StoreError",
     "StoreOutOfMemory",
     "StorePermissionDenied",

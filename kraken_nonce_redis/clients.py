@@ -1,39 +1,41 @@
-"""What the adapters for exchange clients share: which Redis, how long, and the lease that a call runs under."""
+"""What the adapters for exchange clients share: their settings, and the two shells that make calls."""
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import os
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar
 
 from kraken_nonce_redis import arguments
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
+from kraken_nonce_redis.calls import LONGEST_CALL, Call, Calls
 from kraken_nonce_redis.commands import DEFAULT_NAMESPACE
-from kraken_nonce_redis.core import DEFAULT_TTL, logger
-from kraken_nonce_redis.errors import InvalidArgument, LeaseLost, StoreError
+from kraken_nonce_redis.core import DEFAULT_TTL
+from kraken_nonce_redis.errors import InvalidArgument
 from kraken_nonce_redis.lock import CallLock
 from kraken_nonce_redis.outcomes import CoolDowns
-from kraken_nonce_redis.pace import Pace, priority_of
+from kraken_nonce_redis.retries import Retries
+from kraken_nonce_redis.steps import Sleep
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+    from collections.abc import Awaitable, Callable
 
-    from kraken_nonce_redis.asyncio import Lease as AsyncLease
+    from kraken_nonce_redis.calls import OnUnknown
     from kraken_nonce_redis.commands import Scope
-    from kraken_nonce_redis.core import LeaseCore
-    from kraken_nonce_redis.lock import Lease
+    from kraken_nonce_redis.events import Hook
+    from kraken_nonce_redis.pace import Pace
+    from kraken_nonce_redis.steps import Heard, Send
 
 URL_VARIABLES: Final = ("KRAKEN_NONCE_REDIS_URL", "REDIS_URL")
-DEFAULT_LOCK_TIMEOUT: Final = 60.0
+DEFAULT_WAIT_TIMEOUT: Final = 60.0
 DEFAULT_CALL_TIMEOUT: Final = 10.0
-LONGEST_CALL: Final = arguments.LONGEST_TTL / 2 - 1
+LONGEST_TIMEOUT: Final = LONGEST_CALL / 2
 """The longest timeout of a request, in seconds: it may count twice, for connecting and reading, within one lease."""
 
-_SLACK: Final = 0.1
-# An order that was placed must not look as if it were not.
-_ANSWERED: Final = "%s was answered, though its lease did not last: %s"
 _COOL_DOWNS: Final = CoolDowns()
+_RETRIES: Final = Retries()
 
 LockType = TypeVar("LockType", CallLock, AsyncCallLock)
 
@@ -47,21 +49,31 @@ class Options(TypedDict, total=False):
         ttl: length of a lease in seconds, 1 to 3600, by default 30; a call with a longer timeout extends its lease.
         scope: ``"key"`` (default): one call at a time for each API key; ``"global"``: for all of the namespace.
         namespace: what the Redis keys begin with; all who share the API key need the same.
-        lock_timeout: seconds that a call waits for its turn at most, by default 60; None waits for ever.
+        wait_timeout: seconds that a call waits at most, for its turn and between its attempts, by default 60; None
+            waits for ever. What looks into a call with an unknown outcome comes on top.
         call_timeout: seconds for a request that has no timeout of its own, by default 10.
         pace: how often calls may start, a `Pace`; by default as often as the lock is free. What a call costs and
             whether it goes first follows from its method.
         cool_downs: how long nobody calls after Kraken's refusals, `kraken_nonce_redis.outcomes.CoolDowns`.
+        retries: when a call is made again, `kraken_nonce_redis.retries.Retries`.
+        on_unknown: what is done about a call that changes something and got no answer. ``"settle"`` (default): Kraken's
+            lists of orders are asked, under the same lease. ``"raise"``: `OutcomeUnknown` at once. ``"replay"``: the
+            same bytes are sent once more, then as ``"settle"``; that Kraken refuses them for their nonce if the first
+            ones arrived is inferred and not documented.
+        on_event: is called with what happens beside a call, `kraken_nonce_redis.events`.
     """
 
     redis: Any
     ttl: float
     scope: Scope
     namespace: str
-    lock_timeout: float | None
+    wait_timeout: float | None
     call_timeout: float
     pace: Pace | None
     cool_downs: CoolDowns
+    retries: Retries
+    on_unknown: OnUnknown
+    on_event: Hook | None
 
 
 class _GuardCore(Generic[LockType]):
@@ -76,19 +88,27 @@ class _GuardCore(Generic[LockType]):
         ttl: float = DEFAULT_TTL,
         scope: Scope = "key",
         namespace: str = DEFAULT_NAMESPACE,
-        lock_timeout: float | None = DEFAULT_LOCK_TIMEOUT,
+        wait_timeout: float | None = DEFAULT_WAIT_TIMEOUT,
         call_timeout: float = DEFAULT_CALL_TIMEOUT,
         pace: Pace | None = None,
         cool_downs: CoolDowns = _COOL_DOWNS,
+        retries: Retries = _RETRIES,
+        on_unknown: OnUnknown = "settle",
+        on_event: Hook | None = None,
     ) -> None:
         self._redis = url_from_environment() if redis is None else redis
         self._settings: dict[str, Any] = {"ttl": ttl, "scope": scope, "pace": pace, "namespace": namespace}
-        self._lock_timeout = arguments.timeout(lock_timeout, "lock_timeout")
-        self.call_timeout: Final = arguments.seconds("call_timeout", call_timeout, 0.001, LONGEST_CALL)
-        self._pace = pace
-        self._cool_downs = cool_downs
+        self.call_timeout: Final = arguments.seconds("call_timeout", call_timeout, 0.001, LONGEST_TIMEOUT)
         self._locks: dict[str, LockType] = {}
         self._make_lock("any")  # so that a wrong setting shows now and not at the first call
+        self._calls = Calls(
+            retries=retries,
+            on_unknown=on_unknown,
+            wait_timeout=wait_timeout,
+            pace=pace,
+            cool_downs=cool_downs,
+            on_event=on_event,
+        )
 
     def _make_lock(self, api_key: str) -> LockType:
         lock: Any = self._lock_type
@@ -102,46 +122,28 @@ class _GuardCore(Generic[LockType]):
             lock = self._locks[api_key] = self._make_lock(api_key)
         return lock
 
-    def _hold_options(self, method: str) -> dict[str, Any]:
-        return {
-            "timeout": self._lock_timeout,
-            "cost": self._pace.cost_of(method) if self._pace else 0,
-            "priority": priority_of(method),
-        }
-
-    def _cool_down(self, errors: Iterable[str]) -> tuple[float, str]:
-        return self._cool_downs.after(errors, time.time())
-
 
 class Guard(_GuardCore[CallLock]):
-    """Holds the lock around the private calls of one exchange client. Takes `Options`."""
+    """Makes the private calls of one exchange client, one at a time. Takes `Options`."""
 
     _lock_type = CallLock
 
-    @contextlib.contextmanager
-    def call(self, api_key: str, seconds: float, method: str = "") -> Generator[Lease]:
-        """Hold the lock for a call of a method that takes so many seconds at most; the lease is long enough for it."""
-        answered = False
-        try:
-            with self.lock(api_key).hold(**self._hold_options(method)) as lease:
-                missing = _missing(lease, seconds)
-                if missing > 0:
-                    lease.extend(missing)
-                yield lease
-                answered = True
-        except LeaseLost as error:
-            if not answered:
-                raise
-            logger.warning(_ANSWERED, method, error)
+    def make(self, api_key: str, call: Call, send: Callable[[Send], Heard]) -> Any:
+        """Make a call; return or raise what the client does, or raise as `Calls.calling`.
 
-    def learn(self, api_key: str, errors: Iterable[str]) -> None:
-        """Take note of the errors in Kraken's answer: some of them stop all calls of the key for a while."""
-        seconds, reason = self._cool_down(errors)
-        if seconds > 0:
-            try:
-                self.lock(api_key).cool_down(seconds, reason)
-            except StoreError as error:  # must not hide Kraken's answer
-                logger.warning("The other processes could not be told of %r: %s", reason, error)
+        ``send`` signs and sends one request. It is called for the call, for its repetitions, and for the questions that
+        settle a call with an unknown outcome.
+        """
+        lock = self.lock(api_key)
+
+        def carry_out(step: Send | Sleep) -> Heard | None:
+            if isinstance(step, Sleep):
+                time.sleep(step.seconds)
+                return None
+            return send(step)
+
+        owner = threading.current_thread()
+        return lock._store.drive(self._calls.calling(lock, owner, call), carry_out).unwrap()
 
 
 class AsyncGuard(_GuardCore[AsyncCallLock]):
@@ -149,35 +151,18 @@ class AsyncGuard(_GuardCore[AsyncCallLock]):
 
     _lock_type = AsyncCallLock
 
-    @contextlib.asynccontextmanager
-    async def call(self, api_key: str, seconds: float, method: str = "") -> AsyncGenerator[AsyncLease]:
-        """Hold the lock for a call of a method that takes so many seconds at most; the lease is long enough for it."""
-        answered = False
-        try:
-            async with self.lock(api_key).hold(**self._hold_options(method)) as lease:
-                missing = _missing(lease, seconds)
-                if missing > 0:
-                    await lease.extend(missing)
-                yield lease
-                answered = True
-        except LeaseLost as error:
-            if not answered:
-                raise
-            logger.warning(_ANSWERED, method, error)
+    async def make(self, api_key: str, call: Call, send: Callable[[Send], Awaitable[Heard]]) -> Any:
+        """Make a call, as `Guard.make`."""
+        lock = self.lock(api_key)
 
-    async def learn(self, api_key: str, errors: Iterable[str]) -> None:
-        """Take note of the errors in Kraken's answer: some of them stop all calls of the key for a while."""
-        seconds, reason = self._cool_down(errors)
-        if seconds > 0:
-            try:
-                await self.lock(api_key).cool_down(seconds, reason)
-            except StoreError as error:
-                logger.warning("The other processes could not be told of %r: %s", reason, error)
+        async def carry_out(step: Send | Sleep) -> Heard | None:
+            if isinstance(step, Sleep):
+                await asyncio.sleep(step.seconds)
+                return None
+            return await send(step)
 
-
-def _missing(lease: LeaseCore, seconds: float) -> float:
-    """Return by how many seconds a lease is too short for a call."""
-    return seconds + _SLACK - lease.remaining()
+        owner = asyncio.current_task()
+        return (await lock._store.drive(self._calls.calling(lock, owner, call), carry_out)).unwrap()
 
 
 def url_from_environment() -> str:

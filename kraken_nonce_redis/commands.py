@@ -11,12 +11,13 @@ import hashlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, Literal, TypeAlias, TypeVar
+from urllib.parse import quote, unquote
 
-from kraken_nonce_redis import scripts
+from kraken_nonce_redis import arguments, scripts
 from kraken_nonce_redis.errors import ForeignValue, InvalidArgument, NonceTooFarAhead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 Scope: TypeAlias = Literal["key", "global"]
 Priority: TypeAlias = Literal["normal", "high"]
@@ -58,9 +59,7 @@ class Keyspace:
             raise InvalidArgument("api_key", f"must be a non-empty str, got {_kind(api_key)}")
         if scope == "global":
             return cls(namespace, "global")
-        # A secret from a file often ends in a line break; it is the same key for all that.
-        digest = hashlib.sha256(api_key.strip().encode()).hexdigest()
-        return cls(namespace, digest[:_DIGEST_LENGTH])
+        return cls(namespace, digest(api_key))
 
     @property
     def state(self) -> str:
@@ -73,11 +72,17 @@ class Keyspace:
         return f"{self.state}:queue"
 
 
+def digest(api_key: str) -> str:
+    """Return what stands for an API key in Redis and in logs: its SHA-256, the first 16 hex digits."""
+    # A secret from a file often ends in a line break; it is the same key for all that.
+    return hashlib.sha256(api_key.strip().encode()).hexdigest()[:_DIGEST_LENGTH]
+
+
 def _kind(value: object) -> str:
     return "an empty str" if isinstance(value, str) else type(value).__name__
 
 
-@dataclass(slots=True)  # a frozen one takes four times as long to make
+@dataclass(slots=True, eq=False)  # a frozen one takes four times as long to make
 class Command(Generic[T]):
     """One run of a script.
 
@@ -121,10 +126,17 @@ class Command(Generic[T]):
 
 @dataclass(slots=True)
 class Granted:
-    """The lock is the caller's: the nonces of its lease, and the seconds to the lease's end."""
+    """The lock is the caller's.
+
+    Attributes:
+        nonces: of its lease.
+        left: seconds to the lease's end.
+        pending: how many intents of earlier holders wait to be settled.
+    """
 
     nonces: range
     left: float
+    pending: int
 
 
 COOLING: Final = "cool-down "
@@ -212,6 +224,7 @@ class State:
         leased: whether the holder has a lease that still runs.
         left: seconds until the lease or call ends, 0.0 when it ran out.
         waiting: number of waiters.
+        pending: number of calls of earlier holders that wait to be settled.
         cool_down: seconds that a cool-down goes on, 0.0 for none.
         reason: the reason of the cool-down.
     """
@@ -222,8 +235,36 @@ class State:
     leased: bool
     left: float
     waiting: int
+    pending: int
     cool_down: float
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A call that changes something and of which nobody knows what became of it.
+
+    Attributes:
+        nonce: of its first request, ns since 1970; a later attempt of the same call has a higher one.
+        since: server time when its holder was gone, ns since 1970.
+        reported: whether a later holder has looked at it and could do no more.
+        key: digest of the API key.
+        method: Kraken's name.
+        cl_ord_ids: of the orders that it places; empty when they had none.
+    """
+
+    nonce: int
+    since: int
+    reported: bool
+    key: str
+    method: str
+    cl_ord_ids: tuple[str, ...]
+
+
+def intent(key: str, method: str, cl_ord_ids: Iterable[str]) -> str:
+    """Return what the scripts note of a call that changes something."""
+    ids = ",".join(quote(cl_ord_id, safe="").replace("-", "%2D", cl_ord_id == "-") for cl_ord_id in cl_ord_ids)
+    return f"{key} {quote(method, safe='/')} {ids or '-'}"
 
 
 def channel(process: str) -> str:
@@ -242,8 +283,8 @@ def reserve(keys: Keyspace, count: int) -> Command[range]:
     )
 
 
-def advance(keys: Keyspace, target: int, max_lead: int) -> Command[int]:
-    """Raise the last nonce to at least a target; ns, both."""
+def advance(keys: Keyspace, target: int, max_lead: int, below: int | None = None) -> Command[int]:
+    """Raise the last nonce to at least a target, unless it has reached ``below`` already; ns, all."""
 
     def read(reply: Reply) -> int:
         if reply[0] == "too-far":
@@ -257,14 +298,20 @@ def advance(keys: Keyspace, target: int, max_lead: int) -> Command[int]:
             )
         return int(reply[1])
 
-    return Command("advance", (keys.state,), (target, max_lead), read, lambda last: last)
+    return Command(
+        "advance",
+        (keys.state,),
+        (target, max_lead, arguments.HIGHEST_NONCE if below is None else below),
+        read,
+        lambda last: last,
+    )
 
 
 def inspect(keys: Keyspace) -> Command[State]:
     """Look, without changing anything."""
 
     def read(reply: Reply) -> State:
-        _, now, nonce, lease, left, waiting, member, cool_down, *reason = reply
+        _, now, nonce, lease, left, waiting, member, pending, cool_down, *reason = reply
         return State(
             now=int(now) * 1000,
             last=None if nonce == "-" else int(nonce),
@@ -272,6 +319,7 @@ def inspect(keys: Keyspace) -> Command[State]:
             leased=lease != "-" and left != "0",
             left=_seconds(left),
             waiting=int(waiting),
+            pending=int(pending),
             cool_down=_seconds(cool_down),
             reason=" ".join(reason),
         )
@@ -280,16 +328,16 @@ def inspect(keys: Keyspace) -> Command[State]:
 
 
 def acquire(
-    keys: Keyspace, member: str, ttl: float, *, ticket: int | None, priority: Priority, pace: str
+    keys: Keyspace, member: str, ttl: float, *, ticket: int | None, priority: Priority, pace: str, intent: str = ""
 ) -> Command[Answer]:
     """Take the lock and a block of nonces, or a place in the queue unless ``ticket`` is None.
 
-    ``pace`` is from `Pace.settings`, or empty.
+    ``pace`` is from `Pace.settings`, ``intent`` from `intent`; either may be empty.
     """
     return Command(
         "acquire",
         (keys.state, keys.queue),
-        (member, microseconds(ttl), BLOCK, "" if ticket is None else ticket, priority, pace),
+        (member, microseconds(ttl), BLOCK, "" if ticket is None else ticket, priority, pace, intent),
         _read_acquire,
         _highest_acquired,
     )
@@ -298,7 +346,7 @@ def acquire(
 def _read_acquire(reply: Reply) -> Answer:
     if reply[0] == "granted":
         first = int(reply[1])
-        return Granted(range(first, first + BLOCK), _seconds(reply[2]))
+        return Granted(range(first, first + BLOCK), _seconds(reply[2]), int(reply[3]))
     if reply[0] == "waiting":
         return Waiting(int(reply[1]), reply[2], _seconds(reply[3]), _seconds(reply[4]), " ".join(reply[5:]))
     if reply[0] == "booked":
@@ -310,12 +358,13 @@ def _highest_acquired(answer: Answer) -> int:
     return answer.nonces[-1] if isinstance(answer, Granted) else 0
 
 
-def release(keys: Keyspace, member: str, lease: int = 0) -> Command[Release]:
+def release(keys: Keyspace, member: str, lease: int = 0, intent: int = 0, *, known: bool = True) -> Command[Release]:
     """Give up a lease, a call or a place.
 
+    ``intent`` is the nonce of the intent noted last, 0 for none; ``known`` is whether the outcome of its call is.
     The result is ``gone`` when there was none and nobody knows why, ``lost`` when the lease is known to have ended.
     """
-    return Command("release", (keys.state, keys.queue), (member, lease), _read_release)
+    return Command("release", (keys.state, keys.queue), (member, lease, intent, int(known)), _read_release)
 
 
 def _read_release(reply: Reply) -> Release:
@@ -332,8 +381,13 @@ def wait(keys: Keyspace, process: str, oldest: str) -> Command[Attendance]:
     )
 
 
-def extend(keys: Keyspace, member: str, seconds: float) -> Command[range | None]:
-    """Let a lease end so many seconds from now, with fresh nonces. None: it is lost."""
+def extend(
+    keys: Keyspace, member: str, seconds: float, intent: str = "", *, known: bool = True
+) -> Command[range | None]:
+    """Let a lease end so many seconds from now, with fresh nonces. None: it is lost.
+
+    ``intent`` is noted for the next call; ``known`` is whether the outcome of the one before is.
+    """
 
     def read(reply: Reply) -> range | None:
         if reply[0] == "lost":
@@ -344,7 +398,7 @@ def extend(keys: Keyspace, member: str, seconds: float) -> Command[range | None]
     return Command(
         "extend",
         (keys.state,),
-        (member, microseconds(seconds), BLOCK),
+        (member, microseconds(seconds), BLOCK, intent, int(known)),
         read,
         lambda block: block[-1] if block else 0,
     )
@@ -353,6 +407,29 @@ def extend(keys: Keyspace, member: str, seconds: float) -> Command[range | None]
 def unlock(keys: Keyspace, member: str) -> Command[bool]:
     """End a holder's lease by force. False: it was not the holder."""
     return Command("unlock", (keys.state, keys.queue), (member,), lambda reply: reply[0] == "unlocked")
+
+
+def pending(keys: Keyspace) -> Command[tuple[Pending, ...]]:
+    """Look at the calls that nobody knows the outcome of, the oldest first."""
+
+    def read(reply: Reply) -> tuple[Pending, ...]:
+        words = iter(reply[2:])
+        found = [
+            Pending(int(nonce), int(since) * 1000, state == "reported", key, method, _split(ids))
+            for nonce, since, state, key, method, ids in zip(*[words] * 6, strict=True)
+        ]
+        return tuple(sorted(found, key=lambda entry: entry.nonce))
+
+    return Command("pending", (keys.state,), (), read)
+
+
+def _split(ids: str) -> tuple[str, ...]:
+    return () if ids == "-" else tuple(map(unquote, ids.split(",")))
+
+
+def settle(keys: Keyspace, nonce: int, outcome: Literal["known", "reported"]) -> Command[bool]:
+    """Remove a pending call whose outcome is known, or leave it for people. False: there was none."""
+    return Command("settle", (keys.state,), (nonce, outcome), lambda reply: reply[0] == "ok")
 
 
 def cool_down(keys: Keyspace, seconds: float, reason: str) -> Command[float]:

@@ -30,6 +30,9 @@ L = TypeVar("L", bound="LeaseCore")
 DEFAULT_TTL: Final = 30.0
 DEFAULT_MAX_LEAD: Final = 3_600 * 10**9
 
+# Seconds by which a lease is longer than the call that it is extended for.
+_SLACK: Final = 0.1
+
 # The part of a lease that its holder does not use: so much faster may the server's clock run than ours.
 _CLOCK_DRIFT: Final = 0.001
 
@@ -72,8 +75,18 @@ class LeaseCore:
         nonce: the first nonce of the lease, for its first call; ns since 1970.
     """
 
+    # What the clients note of their calls: whether any was made, for which nonce an intent was noted, whether the
+    # outcome of the last one is known, and how many of earlier holders wait to be settled.
+    _used = False
+    _intent = 0
+    _known = True
+    _pending = 0
+
     def __init__(self, lock: LockCore[Any], acquired: Acquired) -> None:
         self.nonce: Final[int] = acquired.nonces[0]
+        self._pending = acquired.pending
+        if acquired.noted:
+            self._intent = self.nonce
         self._lock = lock
         self._member = acquired.member
         self._pid = os.getpid()
@@ -143,13 +156,38 @@ class LeaseCore:
             )
         if self._over or self._pid != os.getpid():
             self.check()
+        yield from self._renewing(term)
+
+    def _renewing(self, term: float, intent: str = "") -> Flow[None]:
         started = clock.now()
-        nonces = yield from running(commands.extend(self._lock.keys, self._member, term))
+        nonces = yield from running(commands.extend(self._lock.keys, self._member, term, intent, known=self._known))
         if nonces is None:
             self._end()
             self.check()
         else:
             self._renewed(nonces, started + term)
+
+    # For the clients' calls.
+
+    def _beginning(self, intent: str, seconds: float) -> Flow[int]:
+        """Return the nonce for a call that takes so many seconds at most, its intent noted if it has one.
+
+        The lease is long enough for the call then. Raises `LeaseLost` and `StoreError`.
+        """
+        fresh, self._used = not self._used and self._depth == 1, True
+        if fresh and self.remaining() > seconds and (self._intent or not intent):
+            return self.nonce
+        yield from self._renewing(max(self.remaining(), seconds + _SLACK), intent)
+        nonce = self.next_nonce()
+        if intent:
+            self._intent, self._known = nonce, True
+        return nonce
+
+    def _lasting(self, seconds: float) -> Flow[None]:
+        """Make sure that the lease lasts so many seconds. Raises `LeaseLost` and `StoreError`."""
+        if self.remaining() <= seconds:
+            yield from self._renewing(seconds + _SLACK)
+        self.check(seconds)
 
 
 class _Renewal:
@@ -188,8 +226,10 @@ class _Renewal:
 class LockCore(Generic[L]):
     """What a `CallLock` says to Redis, and which leases its callers have.
 
-    An owner is a thread or a task.
+    An owner is a thread or a task. Subclasses make the leases.
     """
+
+    _lease: Callable[[Acquired], L]
 
     def __init__(
         self, local: Callable[[], Local], api_key: str, *, ttl: float, scope: Scope, pace: Pace | None, namespace: str
@@ -222,7 +262,6 @@ class LockCore(Generic[L]):
     def _holding(
         self,
         owner: object,
-        make_lease: Callable[[Acquired], L],
         *,
         timeout: float | None,
         cost: float = 0,
@@ -230,6 +269,7 @@ class LockCore(Generic[L]):
         auto_renew: bool = False,
         startup_protection: bool = True,
         token: str | None = None,
+        intent: str = "",
     ) -> Flow[L]:
         """Get a lease, or one more hold on the one that the owner has."""
         timeout = arguments.timeout(timeout)
@@ -243,9 +283,9 @@ class LockCore(Generic[L]):
         local = self._local()
         member = local.new_member(token)
         acquired = yield from acquiring(
-            local, self.keys, member, ttl=self.ttl, timeout=timeout, priority=priority, pace=pace
+            local, self.keys, member, ttl=self.ttl, timeout=timeout, priority=priority, pace=pace, intent=intent
         )
-        lease = make_lease(acquired)
+        lease = self._lease(acquired)
         local.held[owner, self.keys.state] = lease
         if auto_renew:
             local.agenda.add(clock.now() + self.ttl / 3, _Renewal(lease))
@@ -261,11 +301,11 @@ class LockCore(Generic[L]):
         left = lease.remaining()
         if not lease._end():
             return
-        command = commands.release(self.keys, lease._member, lease.nonce)
+        command = commands.release(self.keys, lease._member, lease.nonce, lease._intent, known=lease._known)
         try:
             release: Release = yield Run(command)
         except BaseException:
-            local.give_back(self.keys, lease._member, left)
+            local.give_back(command, left)
             raise
         # Sent twice, the first one may have worked; sent once, nobody but another can have taken the lease away.
         if release == "lost" or (release == "gone" and not (command.repeated and left)):

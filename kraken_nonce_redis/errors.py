@@ -14,6 +14,10 @@
      │   └─ ForeignValue                      our key holds somebody else's value
      ├─ NonceTooFarAhead                      a raise past max_lead, or past int64
      ├─ NoncesUsedUp                          the block of a lease is empty
+ ├─ NoncePoisoned                         Kraken refuses every nonce up to max_lead
+ ├─ CallUnsettled                         a call that changes something got no answer
+ │   ├─ OutcomeUnknown                    nobody knows whether it was carried out
+ │   └─ NotCarriedOut                     it was not, nor ever will be
      └─ CallLockError (redis LockError)       the lock was not had, or not released
          ├─ HoldTimeout (TimeoutError)        the lock was not to be had in time
          │   └─ CoolDown                      Kraken wants no calls for longer than that
@@ -129,6 +133,58 @@ class NonceTooFarAhead(KrakenNonceError):
 
 class NoncesUsedUp(KrakenNonceError):
     """The block of nonces of a lease is used up. ``lease.extend()`` gives it a new one."""
+
+
+class NoncePoisoned(KrakenNonceError):
+    """Kraken refuses every nonce that may be used: another program has driven the API key's nonce ahead.
+
+    Attributes:
+        nonce: the highest one that Kraken refused, ns since 1970.
+        lead: how far it lay ahead of the Redis server's clock, ns.
+    """
+
+    def __init__(self, key: str, nonce: int, lead: int) -> None:
+        super().__init__(
+            f"Kraken refuses nonce {nonce} of {key} (EAPI:Invalid nonce), which is {lead / 1e9:.0f} s ahead of the "
+            "server's clock. Another program uses the same API key, with a clock that is ahead or a smaller unit than "
+            "nanoseconds: find and stop it. A nonce can't be lowered: give this program an API key of its own. If you "
+            "know the last nonce that Kraken accepted and want to keep the key: kraken-nonce advance --max-lead"
+        )
+        self.nonce = nonce
+        self.lead = lead
+
+
+class CallUnsettled(KrakenNonceError):
+    """A call that changes something was sent and got no answer.
+
+    Attributes:
+        method: Kraken's name, such as ``"AddOrder"``.
+        nonce: of the request, ns since 1970.
+        cl_ord_id: of the order, to look for it by; with commas between them if there are several, ``""`` for none.
+        known: what is known, in words.
+    """
+
+    verdict = ""
+
+    def __init__(self, method: str, nonce: int, cl_ord_id: str, known: str) -> None:
+        order = f", cl_ord_id {cl_ord_id}" if cl_ord_id else ""
+        super().__init__(f"{method} (nonce {nonce}{order}) {self.verdict}: {known}")
+        self.method = method
+        self.nonce = nonce
+        self.cl_ord_id = cl_ord_id
+        self.known = known
+
+
+class OutcomeUnknown(CallUnsettled):
+    """Nobody knows whether a call was carried out. Look it up before you make it again."""
+
+    verdict = "may or may not have been carried out"
+
+
+class NotCarriedOut(CallUnsettled):
+    """A call got no answer and was not carried out; it never will be, since Kraken has accepted a later nonce."""
+
+    verdict = "was not carried out"
 
 
 class CallLockError(KrakenNonceError, redis.exceptions.LockError):

@@ -15,12 +15,14 @@ import asyncio
 import contextlib
 import functools
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from kraken_nonce_redis.calls import Call
 from kraken_nonce_redis.clients import AsyncGuard, Guard, Options
 from kraken_nonce_redis.errors import CallLockError, IncompatibleClient
+from kraken_nonce_redis.steps import Heard
 
 try:
     from kraken import base_api, spot
@@ -30,7 +32,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Mapping
 
-    from kraken_nonce_redis.core import LeaseCore
+    from kraken_nonce_redis.steps import Send
 
 __all__ = [
     "AsyncEarn",
@@ -51,6 +53,8 @@ __all__ = [
 ]
 
 _SDK_TIMEOUT: Final = 10  # seconds; what the SDK's methods pass on when they are given none
+_PRIVATE: Final = "/0/private/"
+_HTTP_OK: Final = 200
 _ROUNDED_UP: Final = 1.0  # second; so much later than asked for may aiohttp give up
 
 
@@ -66,42 +70,60 @@ if not hasattr(spot, "SpotAsyncClient"):
     raise _incompatible("it has no SpotAsyncClient")
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A private call under way: its lease, the seconds that its request may take, and Kraken's errors."""
+@dataclass(slots=True)
+class _Request:
+    """A private request under way, whether anything of it may have been sent, and Kraken's answer."""
 
-    lease: LeaseCore
-    seconds: float
-    errors: list[str] = field(default_factory=list)
+    step: Send
+    sent: bool = False
+    answer: Mapping[str, Any] | None = None
 
 
-# The SDK signs several methods below the one that holds the lock, and knows nothing of a lease on the way there.
-_under_way: ContextVar[_Call | None] = ContextVar("kraken_nonce_call", default=None)
+# The SDK signs several methods below the one that holds the lock, and knows nothing of a nonce on the way there.
+_under_way: ContextVar[_Request | None] = ContextVar("kraken_nonce_request", default=None)
 
 
 @contextlib.contextmanager
-def _calling(lease: LeaseCore, seconds: float) -> Generator[_Call]:
-    call = _Call(lease, seconds)
-    token = _under_way.set(call)
+def _requesting(step: Send) -> Generator[_Request]:
+    request = _Request(step)
+    token = _under_way.set(request)
     try:
-        yield call
+        yield request
     finally:
         _under_way.reset(token)
 
 
-class _ErrorListener(base_api.ErrorHandler):
-    """Hears Kraken's errors before the SDK makes exceptions of them, which hold them in a text only."""
+class _AnswerListener(base_api.ErrorHandler):
+    """Hears Kraken's answers before the SDK makes results and exceptions of them."""
 
     def check(self, data: dict[str, Any]) -> Any:
-        call = _under_way.get()
-        if call is not None:
-            call.errors.extend(data.get("error", ()))
+        request = _under_way.get()
+        if request is not None:
+            request.answer = data
         return super().check(data)
 
 
-def _kraken_method(uri: str) -> str:
-    """Return Kraken's name of what a URI calls, such as ``"AddOrder"``."""
-    return uri.partition("/private/")[2]
+def _address(verb: str, uri: str, step: Send) -> tuple[str, str, dict[str, Any]]:
+    """Return the first arguments of the SDK's ``request`` for a step of a call."""
+    own = uri == _PRIVATE + step.method
+    return verb if own else "POST", _PRIVATE + step.method, dict(step.params)
+
+
+def _extras(uri: str, step: Send, rest: dict[str, Any]) -> dict[str, Any]:
+    """Return the call's other arguments for the call itself, and none for a question that settles it."""
+    return rest if uri == _PRIVATE + step.method else {}
+
+
+def _is_json(response: Any) -> bool:
+    """Return whether a response that the SDK was told to pass on as it is has an answer, and no file."""
+    return "json" in response.headers.get("Content-Type", "")
+
+
+def _raw_answer(status: int, content: Any) -> Mapping[str, Any] | None:
+    """Return Kraken's answer in such a response; a file is an answer, too."""
+    if isinstance(content, dict):
+        return content
+    return {} if content is None and status == _HTTP_OK else None
 
 
 class _Signing(spot.SpotClient):
@@ -116,27 +138,34 @@ class _Signing(spot.SpotClient):
         if "call_timeout" in options:
             self.TIMEOUT = cast("int", self._guard.call_timeout)
         super().__init__(*args, **kwargs)
-        self._err_handler = _ErrorListener()
+        self._err_handler = _AnswerListener()
 
     def get_nonce(self) -> str:
         """Return the next nonce of the call under way: ns since 1970, 19 digits.
 
         Raises `CallLockError` outside of `request`: a nonce is good for nothing but a request under the same lease.
         """
-        call = _under_way.get()
-        if call is None:
+        request = _under_way.get()
+        if request is None:
             raise CallLockError("a nonce is given to a private request alone; make it with request()")
-        return str(call.lease.next_nonce())
+        return str(request.step.nonce)
 
-    def _prepare_request(self, **request: Any) -> Any:
-        prepared = super()._prepare_request(**request)
-        call = _under_way.get()
-        if call is not None:
-            call.lease.check(call.seconds)
+    def _prepare_request(self, **arguments: Any) -> Any:
+        prepared = super()._prepare_request(**arguments)
+        request = _under_way.get()
+        if request is not None:
+            request.step.check()
+            request.sent = True
         return prepared
 
-    def _is_private(self, auth: bool) -> bool:  # noqa: FBT001
-        return auth and bool(self._key and self._secret)  # without them, the SDK says what is missing
+    def _call(self, uri: str, params: Mapping[str, Any] | None, seconds: float) -> Call:
+        method = uri.removeprefix(_PRIVATE)
+        return Call.of(self._key, method, params or {}, seconds, lambda answer: answer.get("result"))
+
+    def _is_private(self, uri: str, auth: bool) -> bool:  # noqa: FBT001
+        return (
+            auth and uri.startswith(_PRIVATE) and bool(self._key and self._secret)
+        )  # without them, the SDK says what is missing
 
     def _timeouts(self, timeout: float | None) -> tuple[float, float]:
         """Return the timeout to give to the SDK, and the longest that it makes of it; seconds, both.
@@ -173,16 +202,25 @@ class KrakenNonceMixin(_Signing):
         **rest: Any,
     ) -> Any:
         """Make a call, under the lock if it is private; arguments and result as in the SDK."""
-        send = cast("Callable[..., Any]", super().request)
-        if not self._is_private(auth):
-            return send(method, uri, params, timeout, auth=auth, **rest)
+        stock = cast("Callable[..., Any]", super().request)
+        if not self._is_private(uri, auth):
+            return stock(method, uri, params, timeout, auth=auth, **rest)
         timeout, longest = self._timeouts(timeout)
-        seconds = 2 * longest  # requests counts connecting and reading apart
-        with self._guard.call(self._key, seconds, _kraken_method(uri)) as lease, _calling(lease, seconds) as call:
-            try:
-                return send(method, uri, dict(params or {}), timeout, auth=auth, **rest)
-            finally:
-                self._guard.learn(self._key, call.errors)
+
+        def send(step: Send) -> Heard:
+            with _requesting(step) as request:
+                try:
+                    value = stock(*_address(method, uri, step), timeout, auth=auth, **_extras(uri, step, rest))
+                    if request.answer is None:
+                        request.answer = _raw_answer(value.status_code, value.json() if _is_json(value) else None)
+                except Exception as failure:
+                    if not request.sent:
+                        raise
+                    return Heard(failure=failure, answer=request.answer)
+                return Heard(value, answer=request.answer)
+
+        # requests counts connecting and reading apart
+        return self._guard.make(self._key, self._call(uri, params, 2 * longest), send)
 
 
 class AsyncKrakenNonceMixin(_Signing, spot.SpotAsyncClient):
@@ -209,17 +247,24 @@ class AsyncKrakenNonceMixin(_Signing, spot.SpotAsyncClient):
         **rest: Any,
     ) -> Any:
         """Make a call, under the lock if it is private; arguments and result as in the SDK."""
-        send = cast("Callable[..., Awaitable[Any]]", super().request)
-        if not self._is_private(auth):
-            return await send(method, uri, params, timeout, auth=auth, **rest)
+        stock = cast("Callable[..., Awaitable[Any]]", super().request)
+        if not self._is_private(uri, auth):
+            return await stock(method, uri, params, timeout, auth=auth, **rest)
         timeout, longest = self._timeouts(timeout)
-        seconds = longest + _ROUNDED_UP
-        async with self._guard.call(self._key, seconds, _kraken_method(uri)) as lease:
-            with _calling(lease, seconds) as call:
+
+        async def send(step: Send) -> Heard:
+            with _requesting(step) as request:
                 try:
-                    return await send(method, uri, dict(params or {}), timeout, auth=auth, **rest)
-                finally:
-                    await self._guard.learn(self._key, call.errors)
+                    value = await stock(*_address(method, uri, step), timeout, auth=auth, **_extras(uri, step, rest))
+                    if request.answer is None:
+                        request.answer = _raw_answer(value.status, await value.json() if _is_json(value) else None)
+                except Exception as failure:
+                    if not request.sent:
+                        raise
+                    return Heard(failure=failure, answer=request.answer)
+                return Heard(value, answer=request.answer)
+
+        return await self._guard.make(self._key, self._call(uri, params, longest + _ROUNDED_UP), send)
 
 
 class SpotClient(KrakenNonceMixin, spot.SpotClient):

@@ -6,10 +6,14 @@ Needs the extra ``krakenex``.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack, cast
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, Unpack, cast
 
+from kraken_nonce_redis.calls import Call
 from kraken_nonce_redis.clients import Guard, Options
-from kraken_nonce_redis.errors import IncompatibleClient
+from kraken_nonce_redis.errors import CallLockError, IncompatibleClient
+from kraken_nonce_redis.steps import Heard
 
 try:
     import krakenex
@@ -19,7 +23,21 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kraken_nonce_redis.steps import Send
+
 Timeout: TypeAlias = float | tuple[float, float]
+
+
+# The request that is being made; of its own in each thread, as leases are.
+_under_way: Final[ContextVar[_Request | None]] = ContextVar("kraken_nonce_request", default=None)
+
+
+@dataclass(slots=True)
+class _Request:
+    """One request, and whether anything of it may have been sent."""
+
+    step: Send
+    sent: bool = False
 
 
 class _Guarded(krakenex.API):  # type: ignore[misc] # it has no types
@@ -31,30 +49,56 @@ class _Guarded(krakenex.API):  # type: ignore[misc] # it has no types
         """Make a private call under the lock; arguments and result as in krakenex, ``data`` stays as it was.
 
         ``timeout`` is in seconds, or a pair for connecting and reading; the lease is made long enough for it. Without
-        one the call gets the guard's ``call_timeout``.
+        one the call gets the guard's ``call_timeout``. A refusal that may be over soon and a reading call without an
+        answer are tried again, as ``retries`` say; what comes back then is that of the last attempt.
 
         Raises, besides what krakenex does: `HoldTimeout` when the key was not free in time, `LeaseLost` and
-        `StoreError`; in each of these cases nothing was sent.
+        `StoreError`, with nothing carried out; `NoncePoisoned`; for a call that changes something and got no answer
+        `OutcomeUnknown` or `NotCarriedOut`, and what krakenex does only if nothing was sent.
         """
         if timeout is None:
             timeout = self._guard.call_timeout
         if not self.key or not self.secret:
             return super().query_private(method, data, timeout)  # which says what is missing
-        with self._guard.call(self.key, _longest(timeout), method):
-            answer = super().query_private(method, dict(data or {}), timeout)
-            if isinstance(answer, dict):
-                self._guard.learn(self.key, answer.get("error") or ())
-            return answer
+        query = super().query_private
+
+        def send(step: Send) -> Heard:
+            request = _Request(step)
+            token = _under_way.set(request)
+            try:
+                answer = query(step.method, dict(step.params), timeout)
+            except Exception as failure:
+                if not request.sent:
+                    raise
+                return Heard(failure=failure, answer=_answer_in(failure))
+            finally:
+                _under_way.reset(token)
+            return Heard(answer, answer=answer if isinstance(answer, dict) else None)
+
+        return self._guard.make(self.key, Call.of(self.key, method, data or {}, _longest(timeout)), send)
 
     def _nonce(self) -> int:
-        with self._guard.lock(self.key).hold() as lease:
-            return lease.next_nonce()
+        request = _under_way.get()
+        if request is None:
+            raise CallLockError("a nonce is given to a private request alone; make it with query_private()")
+        return request.step.nonce
 
     def _query(self, urlpath: str, data: Any, headers: Any = None, timeout: Timeout | None = None) -> Any:
-        if "/private/" in urlpath and timeout is not None:
-            with self._guard.lock(self.key).hold() as lease:
-                lease.check(_longest(timeout))
+        request = _under_way.get()
+        if request is not None:
+            request.step.check()
+            request.sent = True
         return super()._query(urlpath, data, headers, timeout)
+
+
+def _answer_in(failure: Exception) -> Mapping[str, Any] | None:
+    """Return Kraken's answer if that is what came with a bad HTTP status."""
+    response = getattr(failure, "response", None)
+    try:
+        answer = None if response is None else response.json()
+    except ValueError:
+        return None
+    return answer if isinstance(answer, dict) and isinstance(answer.get("error"), list) else None
 
 
 def _longest(timeout: Timeout) -> float:

@@ -125,7 +125,6 @@ class CallLock(LockCore[Lease]):
         lease = self._store.drive(
             self._holding(
                 owner,
-                self._lease,
                 timeout=timeout,
                 cost=cost,
                 priority=priority,
@@ -182,7 +181,6 @@ class CallLock(LockCore[Lease]):
             self._store.drive(
                 self._holding(
                     threading.current_thread(),
-                    self._lease,
                     timeout=arguments.timeout(blocking_timeout, "blocking_timeout") if blocking else 0,
                     token=arguments.token(token),
                 )

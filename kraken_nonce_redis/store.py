@@ -18,14 +18,16 @@ from kraken_nonce_redis import arguments, clock
 from kraken_nonce_redis.commands import pack
 from kraken_nonce_redis.errors import InvalidArgument, StoreUnavailable, from_redis, keeps_connection
 from kraken_nonce_redis.schedule import Agenda
-from kraken_nonce_redis.waiting import Local, Pause, Run, doing
+from kraken_nonce_redis.waiting import Listen, Local, Pause, Run, doing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
     from redis.client import PubSub
     from redis.connection import AbstractConnection
 
     from kraken_nonce_redis.commands import Command
-    from kraken_nonce_redis.waiting import Flow, Step, Waiter
+    from kraken_nonce_redis.waiting import Step, Waiter
 
 T = TypeVar("T")
 Client: TypeAlias = redis.Redis | RedisCluster
@@ -218,13 +220,13 @@ class Store:
             self.local.learn(command, result)
             return result
 
-    def drive(self, flow: Flow[T]) -> T:
-        """Carry out a flow's steps and return what it comes to."""
+    def drive(self, flow: Generator[Any, Any, T], carry_out: Callable[[Any], Any] | None = None) -> T:
+        """Carry out a flow's steps and return what it comes to. ``carry_out`` does those that are not Redis' matter."""
         try:
             step = next(flow)
             while True:
                 try:
-                    result = self._carry_out(step)
+                    result = self._carry_out(step, carry_out)
                 except BaseException as error:  # noqa: BLE001 - the flow cleans up and raises it again
                     step = flow.throw(error)
                 else:
@@ -233,11 +235,13 @@ class Store:
             value: T = stop.value
             return value
 
-    def _carry_out(self, step: Step) -> Any:
+    def _carry_out(self, step: Step, other: Callable[[Any], Any] | None) -> Any:
         if isinstance(step, Run):
             return self.run(step.command)
         if isinstance(step, Pause):
             return self._pause(step.waiter, step.until)
+        if other is not None and not isinstance(step, Listen):
+            return other(step)
         try:
             return self._calls.open()
         finally:

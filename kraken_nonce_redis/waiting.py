@@ -222,33 +222,32 @@ def until_beat(left: float) -> float:
 class Returns:
     """A chore: give up what callers had and could not give back themselves, until the lease has ended anyway."""
 
-    def __init__(self, keys: Keyspace) -> None:
-        self.keys = keys
+    def __init__(self) -> None:
         self.running = False
-        self._members: dict[str, float] = {}
+        self._commands: dict[Command[Release], float] = {}
         self._lock = threading.Lock()
 
-    def add(self, member: str, give_up: float) -> bool:
-        """Add a member and the time when it is not worth trying any more; return whether the chore must be begun."""
+    def add(self, command: Command[Release], give_up: float) -> bool:
+        """Add a release and the time when it is not worth trying any more; return whether the chore must be begun."""
         with self._lock:
-            self._members[member] = give_up
+            self._commands[command] = give_up
             begin, self.running = not self.running, True
             return begin
 
     def command(self, now: float) -> Command[Release] | None:
         """Return the release of one member, or None when none is left."""
         with self._lock:
-            self._members = {m: give_up for m, give_up in self._members.items() if give_up > now}
-            if not self._members:
+            self._commands = {command: give_up for command, give_up in self._commands.items() if give_up > now}
+            if not self._commands:
                 self.running = False
                 return None
-            return commands.release(self.keys, next(iter(self._members)))
+            return next(iter(self._commands))
 
     def succeeded(self, command: Command[Release], result: Release, now: float) -> float:
         """Go on with the next one at once."""
         del result
         with self._lock:
-            self._members.pop(str(command.args[0]), None)
+            self._commands.pop(command, None)
         return now
 
     def failed(self, error: KrakenNonceError, now: float) -> float:
@@ -321,11 +320,11 @@ class Local:
             # The first one may come within the second: nobody has looked yet when the current lease ends.
             self.agenda.add(clock.now() + min(left + _JUST_AFTER, until_beat(left)), room)
 
-    def give_back(self, keys: Keyspace, member: str, seconds: float) -> None:
-        """Leave it to the agenda to give up what a member may have."""
+    def give_back(self, command: Command[Release], seconds: float) -> None:
+        """Leave it to the agenda to give up what a member may have, for so many seconds."""
         now = clock.now()
-        chore = self.returns.setdefault(keys.state, Returns(keys))
-        if chore.add(member, now + seconds):
+        chore = self.returns.setdefault(command.keys[0], Returns())
+        if chore.add(command, now + seconds):
             self.agenda.add(now, chore)
 
     def hear(self, message: Mapping[str, Any]) -> None:
@@ -358,11 +357,21 @@ class Local:
 
 @dataclass(slots=True)
 class Acquired:
-    """What came of acquiring: the member, its nonces, and the end of its lease on `clock.now`."""
+    """What came of acquiring.
+
+    Attributes:
+        member: who has the lock now.
+        nonces: of its lease.
+        deadline: the end of its lease on `clock.now`.
+        pending: how many intents of earlier holders wait to be settled.
+        noted: whether an intent was noted for the first nonce.
+    """
 
     member: str
     nonces: range
     deadline: float
+    pending: int
+    noted: bool
 
 
 def acquiring(
@@ -374,6 +383,7 @@ def acquiring(
     timeout: float | None,
     priority: Priority,
     pace: str,
+    intent: str = "",
 ) -> Flow[Acquired]:
     """Get the lock, waiting for it up to ``timeout`` seconds (None: for ever, 0: not at all).
 
@@ -385,9 +395,9 @@ def acquiring(
     room = local.room(keys)
     room.enter(waiter)
     try:
-        return (yield from _asking(local, room, waiter, ttl, pace))
+        return (yield from _asking(local, room, waiter, ttl, pace=pace, intent=intent))
     except (StoreUnavailable, GeneratorExit):
-        local.give_back(keys, member, ttl)
+        local.give_back(commands.release(keys, member), ttl)
         raise
     except BaseException as error:
         if waiter.ticket or not isinstance(error, StoreError | HoldTimeout):
@@ -397,7 +407,7 @@ def acquiring(
         room.leave(waiter)
 
 
-def _asking(local: Local, room: Room, waiter: Waiter, ttl: float, pace: str) -> Flow[Acquired]:
+def _asking(local: Local, room: Room, waiter: Waiter, ttl: float, *, pace: str, intent: str) -> Flow[Acquired]:
     """Ask for the lock until it is granted; between two questions sleep until called, or until the time is ripe."""
     while True:
         waiter.woken = False
@@ -411,10 +421,11 @@ def _asking(local: Local, room: Room, waiter: Waiter, ttl: float, pace: str) -> 
                 ticket=waiter.ticket if patient else None,
                 priority=waiter.priority,
                 pace=pace,
+                intent=intent,
             )
         )
         if isinstance(answer, Granted):
-            return Acquired(waiter.member, answer.nonces, started + answer.left)
+            return Acquired(waiter.member, answer.nonces, started + answer.left, answer.pending, bool(intent))
         if isinstance(answer, Busy):
             raise waiter.too_late(answer.left, answer.cause)
         waiter.ticket = answer.ticket
@@ -438,9 +449,10 @@ def _asking(local: Local, room: Room, waiter: Waiter, ttl: float, pace: str) -> 
 
 
 def _giving_up(local: Local, waiter: Waiter, ttl: float) -> Flow[None]:
+    release = commands.release(waiter.keys, waiter.member)
     try:
-        yield Run(commands.release(waiter.keys, waiter.member))
+        yield Run(release)
     except BaseException as error:
-        local.give_back(waiter.keys, waiter.member, ttl)
+        local.give_back(release, ttl)
         if not isinstance(error, StoreError):
             raise

@@ -14,7 +14,9 @@
 --       5 ticket    '' not to wait, '0' to wait, or the ticket of the place that the member had
 --       6 priority  'normal' or 'high'
 --       7 pace      settings as in lib/pace.lua
--- Returns 'granted <first nonce> <left>': the lease, its end in `left` microseconds
+--       8 intent    '<key> <method> <ids>' as in lib/lease.lua, '' for a call that changes nothing
+-- Returns 'granted <first nonce> <left> <pending>': the lease, its end in `left` microseconds, and how many intents of
+--         earlier holders wait to be settled
 --         'waiting <ticket> <joined> <left> <cool> <reason>': queued; `joined` identifies this stay of the process in
 --         the queue; the current lease or call ends in `left` microseconds at the latest; a cool-down goes on for
 --         `cool` microseconds, 0 for none
@@ -27,7 +29,10 @@ local state, value = load(KEYS[1])
 if not state then return 'foreign ' .. value end
 local now = clock()
 local mine = state.member == member
-if mine and state.lease then return 'granted ' .. state.lease .. ' ' .. left(state, now) end
+local function granted()
+  return table.concat({ 'granted', state.lease, left(state, now), state.pending }, ' ')
+end
+if mine and state.lease then return granted() end
 
 local wait, cause, settings, pace
 local function look_at_pace()
@@ -64,15 +69,17 @@ if mine then
   if wait == 0 then
     local first, last = allocate(state.nonce, ARGV[1], now, tonumber(ARGV[4]))
     if not first then return 'overflow ' .. (state.nonce or ARGV[1]) end
-    local entry = lock(state, first, now, ARGV[3], '0', member)
+    local fields = { 'nonce', last, 'lock', lock(state, first, now, ARGV[3], '0', member) }
     if pace then
-      redis.call('HSET', KEYS[1], 'nonce', last, 'lock', entry, 'pace', start(pace, settings, tonumber(now)))
-    else
-      redis.call('HSET', KEYS[1], 'nonce', last, 'lock', entry)
+      fields[5], fields[6] = 'pace', start(pace, settings, tonumber(now))
     end
+    if ARGV[8] ~= '' then
+      fields[#fields + 1], fields[#fields + 2] = 'intent', first .. ' ' .. ARGV[8]
+    end
+    redis.call('HSET', KEYS[1], unpack(fields))
     if state.cool_down then redis.call('HDEL', KEYS[1], 'cool_down') end
     if waited and not high then redis.call('HDEL', KEYS[1], 'overtaken') end
-    return 'granted ' .. first .. ' ' .. ARGV[3]
+    return granted()
   end
   if ticket == '' then
     hand_over(state, KEYS[2])

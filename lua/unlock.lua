@@ -10,6 +10,9 @@
 local state, value = load(KEYS[1])
 if not state then return 'foreign ' .. value end
 if state.member ~= ARGV[1] then return 'free' end
-if state.lease then redis.call('HSET', KEYS[1], 'lost', state.member) end
+if state.lease then
+  redis.call('HSET', KEYS[1], 'lost', state.member)
+  shelve(state, clock())
+end
 hand_over(state, KEYS[2])
 return 'unlocked'

@@ -104,7 +104,7 @@ def _calls(what: dict[str, Any]) -> None:
             self.sent = time.monotonic()
             return nonce
 
-    api = Api(what["key"], what["secret"], redis=what["redis"], pace=_pace(what["pace"]), lock_timeout=90)
+    api = Api(what["key"], what["secret"], redis=what["redis"], pace=_pace(what["pace"]), wait_timeout=90)
     api.uri = what["simulator"]
     with api._guard.lock("another key").hold():  # connects, and loads the script
         pass

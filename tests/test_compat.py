@@ -394,7 +394,7 @@ class TestLock:
     def test_client_inside(self, valkey: Server) -> None:
         """A client of this library with the global scope may be used while the lock is held."""
         with KrakenSimulator() as sim:
-            api = krakenex.API(sim.key, sim.secret, redis=valkey.url, scope="global", lock_timeout=1)
+            api = krakenex.API(sim.key, sim.secret, redis=valkey.url, scope="global", wait_timeout=1)
             api.uri = sim.url
             with compat.get_kraken_api_lock():
                 before = compat.get_kraken_nonce()

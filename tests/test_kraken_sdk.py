@@ -30,6 +30,7 @@ from kraken_nonce_redis import (
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from kraken_nonce_redis.commands import Keyspace
 from kraken_nonce_redis.pace import Pace, Tier
+from kraken_nonce_redis.retries import Retries
 from kraken_nonce_redis.testing import KrakenSimulator
 from tests.helpers import View
 
@@ -348,7 +349,7 @@ class TestLease:
             options = {"key": slow.key, "secret": slow.secret, "url": slow.url, "redis": valkey.url}
             started = time.monotonic()
             with pytest.raises((TimeoutError, requests.Timeout)):
-                call(lambda: client(**options, call_timeout=0.2), ask_balance)
+                call(lambda: client(**options, call_timeout=0.2, retries=Retries(waits=())), ask_balance)
             assert time.monotonic() - started < 1.4
             with CallLock.from_url(valkey.url, slow.key).hold(timeout=0):
                 pass
@@ -375,9 +376,9 @@ class TestLease:
         assert sim.requests() == []
 
     def test_busy(self, sim: KrakenSimulator, access: dict[str, Any]) -> None:
-        """While another holds the key, a call waits, and after ``lock_timeout`` gives up with nothing sent."""
+        """While another holds the key, a call waits, and after ``wait_timeout`` gives up with nothing sent."""
         ws = kraken_sdk.SpotWSClient
-        options = {"lock_timeout": 0.2, "redis": access["redis"]}
+        options = {"wait_timeout": 0.2, "redis": access["redis"]}
         with CallLock.from_url(access["redis"], sim.key).hold():
             with pytest.raises(HoldTimeout):
                 awaited(lambda: ws(access["key"], access["secret"], **options), lambda client: client.get_ws_token())
@@ -390,13 +391,13 @@ class TestLease:
     def expect_timeout(access: dict[str, Any]) -> None:
         """Make a call that must not get the key."""
         with pytest.raises(HoldTimeout):
-            kraken_sdk.User(**access, lock_timeout=0.2).get_account_balance()
+            kraken_sdk.User(**access, wait_timeout=0.2).get_account_balance()
 
     @pytest.mark.parametrize(("call", "client"), [(called, "Trade"), (awaited, "AsyncTrade")])
     def test_pace(self, access: dict[str, Any], *, sim: KrakenSimulator, call: Any, client: str) -> None:
         """A query waits while Kraken's counter is full; an order costs nothing of it and goes out at once."""
         pace = Pace(tier=Tier(maximum=2, decay=0.01))
-        make = functools.partial(getattr(kraken_sdk, client), **access, pace=pace, lock_timeout=0.2)
+        make = functools.partial(getattr(kraken_sdk, client), **access, pace=pace, wait_timeout=0.2)
         query = functools.partial(asking, "POST", "/0/private/Balance")
         call(make, query)
         with pytest.raises(HoldTimeout):
@@ -407,7 +408,7 @@ class TestLease:
     def test_several_calls(self, sim: KrakenSimulator, access: dict[str, Any]) -> None:
         """Who holds the lock for several calls makes them all, and nobody comes between."""
         with CallLock.from_url(access["redis"], sim.key).hold():
-            user = kraken_sdk.User(**access, lock_timeout=0)
+            user = kraken_sdk.User(**access, wait_timeout=0)
             for _ in range(3):
                 user.get_account_balance()
 
@@ -416,7 +417,7 @@ class TestLease:
                 for _ in range(3):
                     await user.get_account_balance()
 
-        awaited(lambda: kraken_sdk.AsyncUser(**access, lock_timeout=0), use)
+        awaited(lambda: kraken_sdk.AsyncUser(**access, wait_timeout=0), use)
         assert_in_turn(sim.requests(), 6)
 
     def test_nonce_alone(self, access: dict[str, Any]) -> None:
@@ -460,7 +461,7 @@ class TestErrors:
             with contextlib.suppress(exceptions.KrakenTemporaryLockoutError):
                 call(lambda: getattr(kraken_sdk, client)(**access), functools.partial(self.refused, error))
             with pytest.raises(CoolDown):
-                call(lambda: getattr(kraken_sdk, client)(**access, lock_timeout=0.1), ask_order)
+                call(lambda: getattr(kraken_sdk, client)(**access, wait_timeout=0.1), ask_order)
             lock.cool_down(0, "over")
 
     @staticmethod

@@ -526,7 +526,7 @@ def test_a_cool_down_stops_orders_too(face: Face, server: AnyServer) -> None:
 @pytest.fixture
 def api(valkey: Server, sim: KrakenSimulator) -> Iterator[API]:
     """Yield a krakenex client under the lock."""
-    api = API(sim.key, sim.secret, redis=valkey.url, lock_timeout=0)
+    api = API(sim.key, sim.secret, redis=valkey.url, wait_timeout=0)
     api.uri = sim.url
     yield api
     api.close()
@@ -556,7 +556,7 @@ def test_throttled_until_its_time(api: API, sim: KrakenSimulator) -> None:
         api.query_private("Balance")
     assert caught.value.seconds == pytest.approx(until - time.time(), abs=0.1)
     assert caught.value.reason == error
-    api._guard._lock_timeout = 10
+    api._guard._wait_timeout = 10
     assert api.query_private("Balance")["error"] == []
     assert until <= time.time() < until + 0.5
     assert len(sim.requests()) == 3

@@ -99,7 +99,6 @@ class CallLock(LockCore[Lease]):
         lease = await store.drive(
             self._holding(
                 owner,
-                self._lease,
                 timeout=timeout,
                 cost=cost,
                 priority=priority,
@@ -148,7 +147,6 @@ class CallLock(LockCore[Lease]):
             await self._store.drive(
                 self._holding(
                     asyncio.current_task(),
-                    self._lease,
                     timeout=arguments.timeout(blocking_timeout, "blocking_timeout") if blocking else 0,
                     token=arguments.token(token),
                 )

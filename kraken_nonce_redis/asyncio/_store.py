@@ -23,11 +23,13 @@ from kraken_nonce_redis.store import SOCKET_TIMEOUT
 from kraken_nonce_redis.waiting import Listen, Local, Pause, Run, doing
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator
+
     from redis.asyncio.client import PubSub
     from redis.asyncio.connection import AbstractConnection
 
     from kraken_nonce_redis.commands import Command
-    from kraken_nonce_redis.waiting import Flow, Step
+    from kraken_nonce_redis.waiting import Step
 
 T = TypeVar("T")
 _IDLE = 30.0
@@ -134,13 +136,13 @@ class Store:
         _heed(cancellations)
         return result
 
-    async def drive(self, flow: Flow[T]) -> T:
-        """Carry out a flow's steps and return what it comes to."""
+    async def drive(self, flow: Generator[Any, Any, T], carry_out: Callable[[Any], Awaitable[Any]] | None = None) -> T:
+        """Carry out a flow's steps and return what it comes to. ``carry_out`` does those that are not Redis' matter."""
         try:
             step = next(flow)
             while True:
                 try:
-                    result = await self._carry_out(step)
+                    result = await self._carry_out(step, carry_out)
                 except BaseException as error:  # noqa: BLE001 - the flow cleans up and raises it again
                     step = flow.throw(error)
                 else:
@@ -149,7 +151,7 @@ class Store:
             value: T = stop.value
             return value
 
-    async def _carry_out(self, step: Step) -> Any:
+    async def _carry_out(self, step: Step, other: Callable[[Any], Awaitable[Any]] | None) -> Any:
         match step:
             case Run(command):
                 return await self.run(command)
@@ -160,6 +162,9 @@ class Store:
                 return None
             case Listen():
                 return await self._listen()
+            case _:
+                assert other is not None  # noqa: S101 - only flows of calls have such steps
+                return await other(step)
 
     # Calls
 

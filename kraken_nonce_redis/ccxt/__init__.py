@@ -6,7 +6,7 @@ Needs the extra ``ccxt``.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kraken_nonce_redis.clients import Guard
 
@@ -15,7 +15,10 @@ try:
 except ImportError as error:
     raise ImportError("ccxt is not installed: pip install 'kraken-nonce-redis[ccxt]'") from error
 
-from kraken_nonce_redis.ccxt._calls import Calls, Unsigned
+from kraken_nonce_redis.ccxt._calls import Calls, Unsigned, of_failure, of_value
+
+if TYPE_CHECKING:
+    from kraken_nonce_redis.steps import Heard, Send
 
 __all__ = ["kraken"]
 
@@ -52,11 +55,14 @@ class kraken(Calls, ccxt.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt n
         """Send a request and return the decoded answer; a private one under the lock."""
         if not isinstance(body, Unsigned):
             return super().fetch(url, method, headers, body)
-        with self._guard.call(self.apiKey, self._longest(), body.method) as lease:
-            request = self._signed(body, lease.next_nonce())
-            lease.check(self._longest())
+        stock = super().fetch
+
+        def send(step: Send) -> Heard:
+            request = self._signed(body, step)
+            step.check()
             try:
-                return super().fetch(*request)
-            except ccxt.BaseError as error:
-                self._guard.learn(self.apiKey, getattr(error, "kraken_errors", ()))
-                raise
+                return of_value(stock(*request))
+            except Exception as failure:  # noqa: BLE001 - whatever it is, it is heard
+                return of_failure(failure)
+
+        return self._guard.make(self.apiKey, self._call(body), send)

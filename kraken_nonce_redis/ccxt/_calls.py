@@ -8,22 +8,25 @@ is not held while a call is throttled or waits for its next attempt, and each at
 
 from __future__ import annotations
 
-import copy
 import functools
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import ccxt
 
 from kraken_nonce_redis import arguments
-from kraken_nonce_redis.clients import LONGEST_CALL, Options
+from kraken_nonce_redis.calls import Call
+from kraken_nonce_redis.clients import LONGEST_TIMEOUT, Options
 from kraken_nonce_redis.errors import IncompatibleClient
+from kraken_nonce_redis.steps import Heard, Send
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 _OPTIONS: Final = tuple(Options.__annotations__)
 _PROBE_NONCE: Final = 1_700_000_000_000_000_001
+_PROBE: Final[Mapping[str, Any]] = {"method": "Balance", "params": {}, "nonce": _PROBE_NONCE}
 
 _Stock: Any = object  # stands for ccxt's class, which comes after `Calls` in each that is put together
 
@@ -36,23 +39,34 @@ class Unsigned:
 
     Attributes:
         method: Kraken's name of the method, such as ``"AddOrder"``.
+        params: without nonce.
     """
 
-    def __init__(self, method: str, *args: Any, **named: Any) -> None:
+    def __init__(self, method: str, api: Any, verb: str = "GET", params: Any = None, *rest: Any, **named: Any) -> None:
         self.method: Final = method
-        # A copy, since the caller may change its own while this one waits for the lock.
-        self._args, self._named = copy.deepcopy((args, named))
+        self.params: Final[Mapping[str, Any]] = params or {}
+        self._api, self._verb, self._rest, self._named = api, verb, rest, named
 
     def __repr__(self) -> str:
         return f"<{self.method}, not signed yet>"
 
-    def signed(self, sign: Any, nonce: int) -> Any:
-        """Return the request that a ``sign`` of ccxt makes of this, with a nonce."""
-        token = _nonce.set(nonce)
+    def signed(self, sign: Any, step: Send) -> Any:
+        """Return the request that a ``sign`` of ccxt makes of a step of this call."""
+        token = _nonce.set(step.nonce)
         try:
-            return sign(self.method, *self._args, **self._named)
+            return sign(step.method, self._api, self._verb, dict(step.params), *self._rest, **self._named)
         finally:
             _nonce.reset(token)
+
+
+def of_value(value: Any) -> Heard:
+    """Return what a value of ccxt's ``fetch`` says."""
+    return Heard(value, answer=value if isinstance(value, dict) else None)
+
+
+def of_failure(failure: Exception) -> Heard:
+    """Return what an exception of ccxt's ``fetch`` says."""
+    return Heard(failure=failure, answer=getattr(failure, "kraken_answer", None))
 
 
 class _Headers(dict[str, str]):
@@ -74,6 +88,7 @@ class Calls(_Stock):  # type: ignore[misc] # it has no types
 
     _stock: ClassVar[Any]
     _guard_type: ClassVar[Any]
+    _longest: Callable[[], float]
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         check_seam(self._stock)
@@ -110,16 +125,20 @@ class Calls(_Stock):  # type: ignore[misc] # it has no types
         except ccxt.BaseError as caught:
             error: Any = caught
             _headers, _body, response, *_ = answer
+            error.kraken_answer = response if isinstance(response, dict) else None
             error.kraken_errors = response.get("error", ()) if isinstance(response, dict) else ()
             raise
 
     def _timeout(self) -> float:
         """Return ccxt's timeout in seconds. Raises `InvalidArgument` if there is none, or none that fits a lease."""
-        return arguments.seconds("timeout", (self.timeout or 0) / 1000, 0.001, LONGEST_CALL)
+        return arguments.seconds("timeout", (self.timeout or 0) / 1000, 0.001, LONGEST_TIMEOUT)
 
-    def _signed(self, call: Unsigned, nonce: int) -> tuple[Any, Any, Any, Any]:
-        """Sign a call, note it as ccxt does with what it is about to send, and return the arguments of ``fetch``."""
-        request = call.signed(super().sign, nonce)
+    def _call(self, unsigned: Unsigned) -> Call:
+        return Call.of(self.apiKey, unsigned.method, unsigned.params, self._longest())
+
+    def _signed(self, unsigned: Unsigned, step: Send) -> tuple[Any, Any, Any, Any]:
+        """Sign a request, note it as ccxt does with what it is about to send, and return the arguments of ``fetch``."""
+        request = unsigned.signed(super().sign, step)
         self.last_request_url = request["url"]
         self.last_request_headers = headers = _Headers(request["headers"])
         self.last_request_body = request["body"]
@@ -143,7 +162,7 @@ def check_seam(stock: Any) -> None:
             stock.__init__(self, {"apiKey": "key", "secret": "c2VjcmV0", "enableRateLimit": False})
 
         def fetch(self, *request: Any) -> Any:
-            raise _Sent(*self._signed(request[-1], _PROBE_NONCE))
+            raise _Sent(*self._signed(request[-1], cast("Any", SimpleNamespace(**_PROBE))))
 
     seen: Any
     try:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ccxt.async_support
 
-from kraken_nonce_redis.ccxt._calls import Calls, Unsigned
+from kraken_nonce_redis.ccxt._calls import Calls, Unsigned, of_failure, of_value
 from kraken_nonce_redis.clients import AsyncGuard
+
+if TYPE_CHECKING:
+    from kraken_nonce_redis.steps import Heard, Send
 
 __all__ = ["kraken"]
 
@@ -24,14 +27,17 @@ class AsyncCalls(Calls):
         """Send a request and return the decoded answer; a private one under the lock."""
         if not isinstance(body, Unsigned):
             return await super().fetch(url, method, headers, body)
-        async with self._guard.call(self.apiKey, self._longest(), body.method) as lease:
-            request = self._signed(body, lease.next_nonce())
-            lease.check(self._longest())
+        stock = super().fetch
+
+        async def send(step: Send) -> Heard:
+            request = self._signed(body, step)
+            step.check()
             try:
-                return await super().fetch(*request)
-            except ccxt.BaseError as error:
-                await self._guard.learn(self.apiKey, getattr(error, "kraken_errors", ()))
-                raise
+                return of_value(await stock(*request))
+            except Exception as failure:  # noqa: BLE001 - whatever it is, it is heard
+                return of_failure(failure)
+
+        return await self._guard.make(self.apiKey, self._call(body), send)
 
 
 class kraken(AsyncCalls, ccxt.async_support.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt names it

@@ -12,6 +12,15 @@
 --   ticket    places in the queue given out so far
 --   overtaken how often in a row a high-priority waiter went before a waiting normal one and cost it time
 --   lost      the last member whose lease ended without its release
+--   intent    what the holder is about to do: '<nonce> <key> <method> <ids>', absent when it changes nothing
+--             nonce   of its first request, which is also the name of the entry among the pending ones
+--             key     digest of the API key
+--             method  Kraken's name
+--             ids     the cl_ord_id of each order, percent-encoded, with commas between them, '-' for none
+--   pending:<nonce>  an intent that nobody knows the outcome of: '<since> <state> <key> <method> <ids>'
+--             since   server time in microseconds when it became pending
+--             state   'new', or 'reported' once a later holder could do no more about it
+--   pending   number of the new ones, absent for 0
 --
 -- Queue, a sorted set, exists only while somebody waits:
 --   waiters   member -> ticket (normal priority) or ticket - 4e15 (high)
@@ -27,8 +36,11 @@ local MOST_OVERTAKINGS = 10
 
 -- load(key): the state, or nil and the value when the stored nonce is not ours.
 local function load(key)
-  local fields = redis.call('HMGET', key, 'nonce', 'lock', 'pace', 'cool_down')
-  local state = { key = key, nonce = fields[1] or nil, pace = fields[3], cool_down = fields[4] }
+  local fields = redis.call('HMGET', key, 'nonce', 'lock', 'pace', 'cool_down', 'intent', 'pending')
+  local state = {
+    key = key, nonce = fields[1] or nil, pace = fields[3], cool_down = fields[4], intent = fields[5],
+    pending = fields[6] or '0',
+  }
   if foreign(state.nonce) then return nil, state.nonce end
   if fields[2] then
     local lease
@@ -60,6 +72,28 @@ local function anyone_waits(queue)
   return redis.call('ZRANGEBYSCORE', queue, '-inf', WAITERS, 'LIMIT', 0, 1)[1] ~= nil
 end
 
+-- shelve(state, now): makes the intent of the lease a pending one.
+local function shelve(state, now)
+  if not state.intent then return end
+  local nonce, intent = state.intent:match('^(%d+) (.+)$')
+  if redis.call('HSET', state.key, 'pending:' .. nonce, now .. ' new ' .. intent) == 1 then
+    state.pending = whole(redis.call('HINCRBY', state.key, 'pending', 1))
+  end
+  redis.call('HDEL', state.key, 'intent')
+  state.intent = nil
+end
+
+-- strike(key, nonce): removes a pending intent; returns whether there was one.
+local function strike(key, nonce)
+  local entry = redis.call('HGET', key, 'pending:' .. nonce)
+  if not entry then return false end
+  redis.call('HDEL', key, 'pending:' .. nonce)
+  if entry:find('^%d+ new ') and redis.call('HINCRBY', key, 'pending', -1) <= 0 then
+    redis.call('HDEL', key, 'pending')
+  end
+  return true
+end
+
 -- ended(state, queue, now): whether nobody has the lock or a running call for it; settles what ran out.
 local function ended(state, queue, now)
   if not state.member then return true end
@@ -70,6 +104,7 @@ local function ended(state, queue, now)
   if now - state.since < tonumber(state.term) then return false end
   if state.lease then
     redis.call('HSET', state.key, 'lost', state.member)
+    shelve(state, now)
   else
     redis.call('ZREM', queue, process_of(state.member))
   end

@@ -1,0 +1,361 @@
+"""How a client's private call is made, made again, and looked into when nobody knows what became of it; no I/O.
+
+Beside the steps of `kraken_nonce_redis.waiting` the flows here yield `Send` and `Sleep`. In short::
+
+    hold the lock, with the intent noted in the same script
+        settle what earlier holders left behind
+        send
+        refused for its nonce: once more with a fresh one, then raise the nonce for everyone
+        no answer: a reading call once more; one that changes something is settled, or raises OutcomeUnknown
+    release, which clears the intent only if the outcome is known
+    refused for now, or no answer to a reading call: wait, then all of it again
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+from kraken_nonce_redis import arguments, clock, commands, outcomes
+from kraken_nonce_redis.core import logger
+from kraken_nonce_redis.errors import (
+    CallLockError,
+    HoldTimeout,
+    InvalidArgument,
+    NoncePoisoned,
+    NotCarriedOut,
+    OutcomeUnknown,
+    StoreError,
+)
+from kraken_nonce_redis.events import NonceRaised, OrderSettled
+from kraken_nonce_redis.outcomes import CoolDowns, Outcome, Remedy
+from kraken_nonce_redis.pace import priority_of
+from kraken_nonce_redis.retries import Retries
+from kraken_nonce_redis.settling import Settlement, settling
+from kraken_nonce_redis.steps import Heard, Send, Sleep
+from kraken_nonce_redis.waiting import Run, running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from kraken_nonce_redis.core import LeaseCore, LockCore
+    from kraken_nonce_redis.events import Event, Hook
+    from kraken_nonce_redis.pace import Pace
+    from kraken_nonce_redis.steps import CallFlow
+
+OnUnknown: TypeAlias = Literal["settle", "raise", "replay"]
+LONGEST_CALL: Final = arguments.LONGEST_TTL - 1
+"""Seconds that one request takes at most, so that a lease can cover it."""
+ON_UNKNOWN: Final = ("settle", "raise", "replay")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A private call of a client; `of` makes one.
+
+    Attributes:
+        key: digest of the API key.
+        method: Kraken's name.
+        params: without nonce; each order has a cl_ord_id, where it can.
+        seconds: that one request takes at most.
+        present: makes what the client returns from Kraken's answer.
+        cl_ord_ids: of the orders that it places; empty if one of them has none.
+    """
+
+    key: str
+    method: str
+    params: Mapping[str, Any]
+    seconds: float
+    present: Callable[[Mapping[str, Any]], Any]
+    cl_ord_ids: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        api_key: str,
+        method: str,
+        params: Mapping[str, Any],
+        seconds: float,
+        present: Callable[[Mapping[str, Any]], Any] = lambda answer: answer,
+    ) -> Call:
+        """Return a call with the caller's parameters, which stay as they are. Raises `InvalidArgument`."""
+        arguments.seconds("timeout", seconds, 0, LONGEST_CALL)
+        copied = copy.deepcopy(dict(params))
+        ids = _name_orders(method, copied) if outcomes.changes(method, copied) else ()
+        return cls(commands.digest(api_key), method, copied, seconds, present, ids)
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes anything at Kraken."""
+        return outcomes.changes(self.method, self.params)
+
+    @property
+    def intent(self) -> str:
+        """What is noted in Redis before it is sent."""
+        return commands.intent(self.key, self.method, self.cl_ord_ids) if self.changes else ""
+
+
+def _name_orders(method: str, params: dict[str, Any]) -> tuple[str, ...]:
+    """Give each order that is to be placed a cl_ord_id, unless one has a userref, which excludes it; return the ids."""
+    orders = {"AddOrder": [params], "AddOrderBatch": params.get("orders")}.get(method)
+    if not isinstance(orders, list) or not all(isinstance(order, dict) for order in orders):
+        return ()
+    if any(order.get("userref") and not order.get("cl_ord_id") for order in orders):
+        return ()
+    for order in orders:
+        order["cl_ord_id"] = str(order.get("cl_ord_id") or uuid.uuid4())
+    return tuple(order["cl_ord_id"] for order in orders)
+
+
+class Calls:
+    """How the calls of one client are made.
+
+    Args:
+        retries: when they are made again.
+        on_unknown: what is done about a call that changes something and got no answer.
+        wait_timeout: seconds that a call waits at most, for its turn and between its attempts; None for ever.
+        pace: how often calls may start.
+        cool_downs: how long nobody calls after Kraken's refusals.
+        on_event: gets the events.
+    """
+
+    def __init__(
+        self,
+        *,
+        retries: Retries,
+        on_unknown: OnUnknown,
+        wait_timeout: float | None,
+        pace: Pace | None,
+        cool_downs: CoolDowns,
+        on_event: Hook | None,
+    ) -> None:
+        if on_unknown not in ON_UNKNOWN:
+            raise InvalidArgument("on_unknown", f"must be one of {', '.join(ON_UNKNOWN)}, not {on_unknown!r}")
+        if on_event is not None and not callable(on_event):
+            raise InvalidArgument("on_event", f"must be callable or None, not {on_event!r}")
+        self.retries: Final = arguments.instance("retries", retries, Retries) or Retries()
+        self.on_unknown: Final = on_unknown
+        self.cool_downs: Final = arguments.instance("cool_downs", cool_downs, CoolDowns) or CoolDowns()
+        self._wait_timeout = arguments.timeout(wait_timeout, "wait_timeout")
+        self._pace = pace
+        self._on_event = on_event
+
+    def calling(self, lock: LockCore[Any], owner: object, call: Call) -> CallFlow[Heard]:
+        """Make a call and return what was heard last, which may be a refusal.
+
+        Raises `HoldTimeout` when the lock was not had in time, `LeaseLost` and `StoreError`; then nothing was sent.
+        Raises `NoncePoisoned`, and for a call that changes something `OutcomeUnknown` and `NotCarriedOut`.
+        """
+        until = None if self._wait_timeout is None else clock.now() + self._wait_timeout
+        heard: Heard | None = None
+        attempts = 0
+        while True:
+            try:
+                lease = yield from lock._holding(
+                    owner,
+                    timeout=None if until is None else max(0.0, until - clock.now()),
+                    cost=self._pace.cost_of(call.method) if self._pace else 0,
+                    priority=priority_of(call.method),
+                    intent=call.intent,
+                )
+            except HoldTimeout:
+                if heard is None:
+                    raise
+                return heard
+            try:
+                heard = yield from _Attempt(self, lock, lease, call).making(first=attempts == 0)
+            except BaseException:
+                yield from lock._leaving(owner, lease, failed=True)
+                raise
+            # A call that was answered must not look as if it were not, so a lease that did not last is logged only.
+            yield from lock._leaving(owner, lease, failed=True)
+            attempts += 1
+            verdict = heard.verdict
+            wait = self.retries.wait(attempts)
+            if verdict.remedy is Remedy.NONE or wait is None or (until is not None and clock.now() + wait > until):
+                return heard
+            logger.info("%s is made again in %.1f s: %s", call.method, wait, heard.reason)
+            yield Sleep(wait)
+
+    def tell(self, event: Event) -> None:
+        """Give an event to the hook."""
+        if self._on_event is not None:
+            try:
+                self._on_event(event)
+            except Exception:  # noqa: BLE001 - whatever it is, it is the hook's and no reason to lose an answer
+                logger.exception("on_event failed for a %s", type(event).__name__)
+
+
+class _Attempt:
+    """One attempt at a call, under one lease."""
+
+    def __init__(self, calls: Calls, lock: LockCore[Any], lease: LeaseCore, call: Call) -> None:
+        self._calls = calls
+        self._retries = calls.retries
+        self._lock = lock
+        self._lease = lease
+        self._call = call
+        self._unheard: int | None = None
+        """The nonce of a request that may have changed something and whose outcome is not known."""
+
+    def making(self, *, first: bool) -> CallFlow[Heard]:
+        """Make the attempt. What it returns is final, or asks for a later attempt."""
+        try:
+            return (yield from self._making(first=first))
+        except (CallLockError, StoreError) as error:
+            if self._unheard is None:
+                raise
+            raise self._unknown(self._unheard, str(error)) from error
+
+    def _making(self, *, first: bool) -> CallFlow[Heard]:
+        call, lease = self._call, self._lease
+        if lease._pending and not lease._used:
+            yield from self._settling_inherited()
+        nonce = yield from lease._beginning(call.intent, call.seconds)
+        heard = yield from self._sending(nonce)
+        if heard.verdict.remedy is Remedy.NONCE:
+            if first:
+                nonce = yield from lease._beginning(call.intent, call.seconds)
+                heard = yield from self._sending(nonce)
+            if heard.verdict.remedy is Remedy.NONCE:
+                yield from self._raising_the_nonce(nonce)
+        elif self._harmless(first=first) and heard.answer is None and heard.verdict.outcome is Outcome.UNKNOWN:
+            nonce = lease.next_nonce()
+            heard = yield from self._sending(nonce)
+        if call.changes and heard.verdict.outcome is Outcome.UNKNOWN:
+            heard = yield from self._finding_out(nonce, heard)
+        return heard
+
+    def _harmless(self, *, first: bool) -> bool:
+        """Return whether the call may be made a second time at once."""
+        return self._call.method in outcomes.CANCELS or (first and not self._call.changes)
+
+    def _sending(self, nonce: int) -> CallFlow[Heard]:
+        """Send the call, once."""
+        call, lease = self._call, self._lease
+        yield from lease._lasting(call.seconds)
+        if call.changes:
+            lease._known = False  # from now on, whatever may happen
+            self._unheard = nonce
+        try:
+            heard: Heard = yield Send(call.method, call.params, nonce, lease, call.seconds)
+        except Exception:
+            lease._known, self._unheard = True, None  # nothing was sent
+            raise
+        if call.changes and heard.verdict.outcome is not Outcome.UNKNOWN:
+            lease._known = True
+            self._unheard = None
+        yield from self._learning(heard.errors)
+        return heard
+
+    def _asking(self, method: str, params: Mapping[str, Any]) -> CallFlow[Heard]:
+        """Make a reading call with a later nonce."""
+        lease, seconds = self._lease, self._call.seconds
+        yield from lease._lasting(seconds)
+        heard: Heard = yield Send(method, params, lease.next_nonce(), lease, seconds)
+        yield from self._learning(heard.errors)
+        return heard
+
+    def _pausing(self, seconds: float) -> CallFlow[None]:
+        """Sleep with the lock held."""
+        yield from self._lease._lasting(seconds + self._call.seconds)
+        yield Sleep(seconds)
+
+    def _learning(self, errors: tuple[str, ...]) -> CallFlow[None]:
+        """Let Kraken's refusals stop all calls of the key for a while."""
+        seconds, reason = self._calls.cool_downs.after(errors, time.time())
+        if seconds > 0:
+            try:
+                yield Run(self._lock._cool_down(seconds, reason))
+            except StoreError as error:  # must not hide Kraken's answer
+                logger.warning("The other processes could not be told of %r: %s", reason, error)
+
+    def _raising_the_nonce(self, refused: int) -> CallFlow[None]:
+        """Raise the nonce for all who share the key, unless another caller just has."""
+        keys = self._lock.keys
+        state = yield from running(commands.inspect(keys))
+        lead = self._retries.lead_after((refused - state.now) / 1e9)
+        if lead is None:
+            raise NoncePoisoned(keys.state, refused, refused - state.now)
+        distance = round(lead * 1e9)
+        if (state.last or 0) > state.now + distance // 2:
+            return
+        yield from running(
+            commands.advance(
+                keys, state.now + distance, round(self._retries.max_lead * 1e9), below=state.now + distance // 2
+            )
+        )
+        logger.warning("Kraken refused nonce %d of %s; nonces are now %g s ahead", refused, keys.state, lead)
+        self._calls.tell(NonceRaised(self._call.key, refused, lead))
+
+    # Calls that nobody knows the outcome of
+
+    def _finding_out(self, nonce: int, heard: Heard) -> CallFlow[Heard]:
+        """Return what became of a call that changes something and got no answer, or raise that it can't be told."""
+        call, how, known = self._call, self._calls.on_unknown, heard.reason
+        if how == "replay":
+            again = yield from self._sending(nonce)
+            if again.verdict.outcome is Outcome.CARRIED_OUT:
+                return again
+            # No other refusal says what became of the first request: Kraken may refuse before it looks at the nonce.
+            self._lease._known = False
+            self._unheard = nonce
+            if again.verdict.remedy is Remedy.NONCE:
+                known += "; the same request again was refused for its nonce, so the first one has arrived"
+        if how == "raise" or not call.cl_ord_ids:
+            raise self._unknown(nonce, known) from heard.failure
+        settlement = yield from self._settling(call.method, nonce, call.cl_ord_ids, inherited=False)
+        known += f"; {settlement.known}"
+        self._lease._known = settlement.outcome != "unknown"
+        if settlement.outcome == "found":
+            answer = settlement.answer(call.method)
+            return Heard(call.present(answer), answer=answer)
+        if settlement.outcome == "absent":
+            raise NotCarriedOut(call.method, nonce, ",".join(call.cl_ord_ids), known) from heard.failure
+        raise self._unknown(nonce, known) from heard.failure
+
+    def _unknown(self, nonce: int, known: str) -> OutcomeUnknown:
+        return OutcomeUnknown(self._call.method, nonce, ",".join(self._call.cl_ord_ids), known)
+
+    def _settling(self, method: str, nonce: int, ids: tuple[str, ...], *, inherited: bool) -> CallFlow[Settlement]:
+        """Ask Kraken's lists what became of orders."""
+        settlement = yield from settling(
+            self._asking,
+            self._pausing,
+            ids,
+            opened=min(nonce / 1e9, time.time()),
+            waits=self._retries.settle_waits,
+            hasty=inherited,
+        )
+        logger.warning("%s (nonce %d, cl_ord_id %s): %s", method, nonce, ",".join(ids), settlement.known)
+        self._calls.tell(
+            OrderSettled(self._call.key, method, nonce, ids, settlement.outcome, settlement.txids, inherited)
+        )
+        return settlement
+
+    def _settling_inherited(self) -> CallFlow[None]:
+        """Settle what earlier holders with the same API key left behind, or report it."""
+        keys, call = self._lock.keys, self._call
+        entries = yield from running(commands.pending(keys))
+        for entry in entries:
+            if entry.reported or entry.key != call.key:
+                continue
+            self._lease._used = True
+            if entry.cl_ord_ids and self._calls.on_unknown != "raise":
+                settlement = yield from self._settling(entry.method, entry.nonce, entry.cl_ord_ids, inherited=True)
+                if settlement.outcome == "unknown":
+                    return  # Kraken can't be asked now; the next holder tries again
+                yield from running(commands.settle(keys, entry.nonce, "known"))
+                continue
+            logger.warning(
+                "%s (nonce %d): its process was gone before it heard; nobody knows whether it was carried out",
+                entry.method,
+                entry.nonce,
+            )
+            self._calls.tell(
+                OrderSettled(entry.key, entry.method, entry.nonce, entry.cl_ord_ids, "unknown", {}, inherited=True)
+            )
+            yield from running(commands.settle(keys, entry.nonce, "reported"))

@@ -1,0 +1,81 @@
+"""When a call is made again, and how far the nonce jumps: policy as data, no I/O."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from kraken_nonce_redis import arguments
+from kraken_nonce_redis.core import DEFAULT_MAX_LEAD
+from kraken_nonce_redis.errors import InvalidArgument
+
+_LONGEST_WAIT: Final = 3_600.0
+_MOST: Final = 20
+
+
+@dataclass(frozen=True)
+class Retries:
+    """When a call that Kraken did not carry out is made again, and how unknown outcomes are looked into.
+
+    Args:
+        waits: seconds before the second, third, ... attempt. The lock is free meanwhile. An attempt that would begin
+            after the caller's ``wait_timeout`` is not made. ``()`` makes no attempt that has to wait.
+        jitter: part of a wait by which it is longer at random, at most; 0 to 1.
+        leads: how many seconds ahead of the server's clock the nonce is raised, for all who share the key, when one
+            that was fresh was refused: to the first of these; when that is refused as well, to the second, ...
+        max_lead: seconds ahead of the server's clock to which a nonce is raised at most, up to 90 days.
+        settle_waits: seconds between two looks at Kraken's lists of orders, for one that nobody knows the outcome of.
+            The lock is held meanwhile. An order is absent when it is missing in all of these looks. At least one.
+
+    Raises `InvalidArgument`.
+    """
+
+    waits: tuple[float, ...] = (5.0, 10.0, 20.0, 40.0)
+    jitter: float = 0.1
+    leads: tuple[float, ...] = (60.0, 600.0, 6_000.0)
+    max_lead: float = DEFAULT_MAX_LEAD / 1e9
+    settle_waits: tuple[float, ...] = (1.0, 2.0, 5.0)
+
+    CLASSIC: ClassVar[Retries]
+    """Raises the nonce 30 s at a time, as many bots do by themselves."""
+
+    def __post_init__(self) -> None:
+        for name, highest in (
+            ("waits", _LONGEST_WAIT),
+            ("leads", arguments.LONGEST_LEAD / 1e9),
+            ("settle_waits", 60.0),
+        ):
+            values = getattr(self, name)
+            if not isinstance(values, tuple) or len(values) > _MOST:
+                raise InvalidArgument(name, f"must be a tuple of at most {_MOST} numbers, not {values!r}")
+            for value in values:
+                arguments.seconds(name, value, 0, highest)
+        if list(self.leads) != sorted(set(self.leads)):
+            raise InvalidArgument("leads", f"must rise, {self.leads!r} does not")
+        if not self.settle_waits:
+            raise InvalidArgument("settle_waits", "must hold at least one wait: Kraken may list an order late")
+        arguments.seconds("jitter", self.jitter, 0, 1)
+        arguments.seconds("max_lead", self.max_lead, 0, arguments.LONGEST_LEAD / 1e9)
+
+    def wait(self, attempts: int) -> float | None:
+        """Return the seconds to wait after so many attempts, at random; None when there is no further one."""
+        if attempts > len(self.waits):
+            return None
+        return self.waits[attempts - 1] * (1 + self.jitter * random.random())  # noqa: S311 - no secret
+
+    def lead_after(self, refused: float) -> float | None:
+        """Return the lead to raise the nonce to when one with this lead was refused, in seconds; None for no further.
+
+        The lead of a refused nonce has become less since it was raised, so the nearest one counts as tried.
+        """
+        below = 0.0
+        for lead in self.leads:
+            bounded = min(lead, self.max_lead)
+            if refused < (below + bounded) / 2:
+                return bounded
+            below = bounded
+        return None
+
+
+Retries.CLASSIC = Retries(leads=(30.0, 60.0, 90.0, 120.0))

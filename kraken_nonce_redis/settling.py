@@ -1,0 +1,170 @@
+"""Did an order go through? Found, absent and unknown are three different answers; no I/O.
+
+Kraken's lists of open and of closed orders are asked by cl_ord_id. Each of these requests has a higher nonce than the
+one that was lost; so once the first of them is accepted, the lost one can never be carried out any more (nonce window
+0). What is left is that Kraken may list an order later than it accepts it, so the lists are asked again after a while:
+an order is absent when it is missing from both lists in every look, the first of which was the fence.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from kraken_nonce_redis.outcomes import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from kraken_nonce_redis.steps import CallFlow, Heard
+
+_CLOCKS_DIFFER: Final = 60.0
+"""Seconds by which Kraken's clock may differ from ours, where an id that may not be unique has to be told by time."""
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What the lists said.
+
+    Attributes:
+        outcome: as in `kraken_nonce_redis.events.OrderSettled`.
+        orders: by cl_ord_id, txid and Kraken's description of each that was found.
+        known: the same in words.
+    """
+
+    outcome: Literal["found", "absent", "partly", "unknown"]
+    orders: Mapping[str, tuple[str, str]]
+    known: str
+
+    @property
+    def txids(self) -> dict[str, str]:
+        """Kraken's txid of each order that was found, by cl_ord_id."""
+        return {cl_ord_id: txid for cl_ord_id, (txid, _) in self.orders.items()}
+
+    def answer(self, method: str) -> dict[str, Any]:
+        """Return what Kraken would have answered to the call that placed the orders."""
+        placed = [(txid, {"order": description}) for txid, description in self.orders.values()]
+        if method == "AddOrder":
+            txid, description = placed[0]
+            return {"error": [], "result": {"descr": description, "txid": [txid]}}
+        return {"error": [], "result": {"orders": [{"txid": txid, "descr": descr} for txid, descr in placed]}}
+
+
+@dataclass
+class _Search:
+    """What the looks at the lists have shown so far."""
+
+    ids: tuple[str, ...]
+    opened: float
+    found: dict[str, tuple[str, str]] = field(default_factory=dict)
+    clear: bool = True
+    """Whether the current look had clear answers only."""
+    fenced: bool = False
+    """Whether an earlier look had, so that a later nonce was accepted before the current one began."""
+    stop: bool = False
+    """Whether Kraken refused to answer, so that asking again is no use now."""
+    trouble: str = ""
+    """Why a look was not clear."""
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        return tuple(cl_ord_id for cl_ord_id in self.ids if cl_ord_id not in self.found)
+
+    def take(self, heard: Heard, name: str) -> None:
+        """Take an answer whose result has the orders under a name."""
+        if heard.answer is None or heard.errors:
+            self.stop = heard.verdict.outcome is Outcome.NOT_CARRIED_OUT
+            self._unclear(heard.reason)
+            return
+        result = heard.answer.get("result")
+        orders = result.get(name) if isinstance(result, dict) else None
+        if not isinstance(orders, dict):
+            self._unclear("an answer without orders")
+            return
+        for txid, order in orders.items():
+            self._match(str(txid), order)
+
+    def _match(self, txid: str, order: Mapping[str, Any]) -> None:
+        for cl_ord_id in self.missing:
+            if _same(cl_ord_id, order.get("cl_ord_id")):
+                if _uuid(cl_ord_id) or float(order.get("opentm") or 0) > self.opened - _CLOCKS_DIFFER:
+                    self.found[cl_ord_id] = txid, str((order.get("descr") or {}).get("order", ""))
+                else:
+                    self._unclear(f"{txid} has the same cl_ord_id and is older")
+                return
+        if len(self.ids) == 1:
+            self._unclear(f"{txid} was listed with another cl_ord_id")
+
+    def _unclear(self, trouble: str) -> None:
+        self.clear = False
+        self.trouble = trouble
+
+
+def settling(
+    ask: Callable[[str, Mapping[str, Any]], CallFlow[Heard]],
+    pause: Callable[[float], CallFlow[None]],
+    ids: tuple[str, ...],
+    *,
+    opened: float,
+    waits: tuple[float, ...],
+    hasty: bool,
+) -> CallFlow[Settlement]:
+    """Find out what became of the orders with these ids.
+
+    Args:
+        ask: makes a reading call with a later nonce.
+        pause: waits so many seconds.
+        ids: their cl_ord_id.
+        opened: when they were sent, in seconds since 1970.
+        waits: seconds between two looks.
+        hasty: whether to give up at the first look that gave no clear answer.
+    """
+    search = _Search(ids, opened)
+    for wait in (None, *waits):
+        if wait is not None:
+            yield from pause(wait)
+            search.fenced |= search.clear
+            search.clear = True
+        yield from _looking(ask, search)
+        if not search.missing or search.stop or (hasty and not search.clear):
+            break
+    return _settlement(search)
+
+
+def _looking(ask: Callable[[str, Mapping[str, Any]], CallFlow[Heard]], search: _Search) -> CallFlow[None]:
+    # Open ones first: an order that closes between the two is in both, and in neither the other way round.
+    alone: dict[str, str] = {"cl_ord_id": search.ids[0]} if len(search.ids) == 1 else {}
+    for method, name in (("OpenOrders", "open"), ("ClosedOrders", "closed")):
+        if search.missing and not search.stop:
+            search.take((yield from ask(method, alone)), name)
+    if not alone:
+        for cl_ord_id in search.missing:  # without a filter, Kraken lists the 50 newest closed ones only
+            if not search.stop:
+                search.take((yield from ask("ClosedOrders", {"cl_ord_id": cl_ord_id})), "closed")
+
+
+def _settlement(search: _Search) -> Settlement:
+    found = ", ".join(f"{cl_ord_id} is {txid}" for cl_ord_id, (txid, _) in search.found.items())
+    if not search.missing:
+        return Settlement("found", search.found, f"Kraken lists it: {found}")
+    missing = ", ".join(search.missing)
+    if not (search.clear and search.fenced):
+        more = f"; {found}" if found else ""
+        return Settlement("unknown", search.found, f"Kraken's lists gave no clear answer ({search.trouble}){more}")
+    if search.found:
+        return Settlement("partly", search.found, f"Kraken lists {found}; it does not list {missing}")
+    return Settlement("absent", {}, f"a later nonce was accepted, and Kraken lists no such order: {missing}")
+
+
+def _uuid(cl_ord_id: object) -> uuid.UUID | None:
+    """Return an id of the kind that nobody uses twice, or None for another one."""
+    try:
+        return uuid.UUID(str(cl_ord_id)) if len(str(cl_ord_id)) in {32, 36} else None
+    except ValueError:
+        return None
+
+
+def _same(ours: str, theirs: object) -> bool:
+    """Return whether two spellings are the same id: Kraken keeps a number and not the text."""
+    return ours == theirs or (_uuid(ours) or ours) == (_uuid(theirs) or theirs)
