@@ -123,6 +123,7 @@ class TestFault:
         [
             ({"what": "explode"}, "what"),
             ({"what": "600"}, "what"),
+            ({"what": 502}, "what"),
             ({"what": "EService"}, "what"),
             ({"before": "sending"}, "before"),
             ({"methods": "AddOrder"}, "methods"),
@@ -316,6 +317,14 @@ class TestSetting:
         assert [api.send("Balance")[0] for _ in range(3)] == [200, 503, 200]
         sim.configure(faults=[])
         assert [api.send("Balance")[0] for _ in range(3)] == [200, 200, 200]
+
+    def test_started_again(self) -> None:
+        """A simulator that is stopped and started again has the faults that it was given last."""
+        sim = KrakenSimulator(faults=[Fault("502", "acting")])
+        with sim:
+            sim.configure(faults=[Fault("503", "acting")])
+        with sim:
+            assert Api(sim).send("Balance")[0] == 503
 
     def test_same_seed(self) -> None:
         """Two simulators with one seed hit the same calls, and the log tells which."""

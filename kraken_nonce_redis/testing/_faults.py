@@ -64,7 +64,8 @@ class Fault:
     """How long the call is held at that point first. Above 0 for `"slow"`, and possible for the others."""
 
     def __post_init__(self) -> None:
-        if not (self.what in {_CUT, _SLOW} or _STATUS.fullmatch(self.what) or _ERROR.fullmatch(self.what)):
+        what = self.what if isinstance(self.what, str) else ""
+        if not (what in {_CUT, _SLOW} or _STATUS.fullmatch(what) or _ERROR.fullmatch(what)):
             raise ValueError(
                 "what must be 'cut', 'slow', an HTTP status from '200' to '599' or an error "
                 f"such as 'EService:Unavailable', not {self.what!r}"
