@@ -450,7 +450,7 @@ class TestOrders:
                 signature=signature(b"secret", path, str(nonce), body),
                 body=body,
             )
-            return exchange.answer(call, exchange.arrive(call, now), now)["result"]
+            return exchange.admit(call, exchange.arrive(call, now), now)(now)["result"]
 
         txids = [ask(n, float(n), "AddOrder", **MARKET)["txid"][0] for n in range(1, 61)]
         page = ask(100, 100.0, "ClosedOrders")

@@ -50,7 +50,7 @@ class Caller:
         sign = signature(base64.b64decode(data.pop("secret", SECRET)), path, str(nonce), body)
         call = Call(path, method, "application/x-www-form-urlencoded", f"key of {who}", sign, body)
         with self.exchange.under_way(call):
-            return self.exchange.answer(call, self.exchange.arrive(call, now), now)
+            return self.exchange.admit(call, self.exchange.arrive(call, now), now)(now)
 
     def error(self, now: float, method: str = "Balance", **data: Any) -> str:
         """Return the error of a call, or an empty string."""
@@ -125,7 +125,7 @@ class TestCounter:
         caller = Caller(counter=(1, 1), costs={"AddOrder": 1})
         caller.order(0)
         assert caller.error(0, "AddOrder", **LIMIT, nonce=10) == FULL
-        assert len(caller.exchange.orders()) == 1
+        assert len(caller.exchange.orders(0)) == 1
         assert caller.error(5, nonce=10) == BAD_NONCE
 
     def test_each_key_has_its_own(self) -> None:
@@ -287,7 +287,7 @@ class TestOrderCounter:
         assert caller.error(0, "AddOrder", **LIMIT) == CROWDED
         assert caller.error(0, "AmendOrder", txid=txid, limit_price="37000") == CROWDED
         assert caller.error(0, "EditOrder", txid=txid, pair="XBTUSD", price="37000") == CROWDED
-        assert [order.price for order in caller.exchange.orders()] == ["37500.0"] * 2
+        assert [order.price for order in caller.exchange.orders(0)] == ["37500.0"] * 2
         assert caller.error(1, "AddOrder", **LIMIT) == ""
 
     def test_cancelling_always_works(self) -> None:

@@ -10,12 +10,15 @@ with KrakenSimulator(latency=(0.001, 0.02)) as sim:
     assert [request.error for request in sim.requests()] == [()]
 ```
 
+`Fault` makes things go wrong on purpose; see docs/testing.md.
+
 Importing this package needs nothing beyond the standard library. Creating a `KrakenSimulator`
 needs aiohttp: `pip install 'kraken-nonce-redis[testing]'`.
 """
 
+from ._faults import Fault
 from ._limits import Limits
-from ._records import SimulatedOrder, SimulatedRequest
+from ._records import SimulatedOrder, SimulatedRequest, SimulatedWithdrawal
 from .simulator import KrakenSimulator
 
-__all__ = ["KrakenSimulator", "Limits", "SimulatedOrder", "SimulatedRequest"]
+__all__ = ["Fault", "KrakenSimulator", "Limits", "SimulatedOrder", "SimulatedRequest", "SimulatedWithdrawal"]

@@ -1,37 +1,29 @@
-"""One client of the exchange: balances, orders, trades and ledger. No I/O, no clock of its own."""
+"""One client of the exchange: its orders and trades, and what becomes of them. No I/O, no clock of its own."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol
 
-from ._market import ASSETS, PAIRS, TAKER_FEE, asset_named, pair_named
-from ._orders import (
-    LedgerEntry,
-    Order,
-    Trade,
-    canonical,
-    check_deadline,
-    read_new,
-    read_price,
-    read_volume,
-)
+from ._funds import Funds
+from ._listing import PAGE, Ids, by_id
+from ._market import PAIRS, TAKER_FEE, pair_named
+from ._orders import Order, Trade, canonical, check_deadline, read_new, read_price, read_volume
 from ._protocol import Refusal, bad_argument
 from ._records import SimulatedOrder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from random import Random
 
-    from ._market import Asset
     from ._protocol import Params
 
-_PAGE: Final = 50  # entries of a list that one answer holds
-_ID_LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+_BATCH: Final = range(2, 16)  # orders that one AddOrderBatch may place
+_LONGEST_TIMEOUT: Final = 86_400  # seconds of CancelAllOrdersAfter
 _ZERO: Final = Decimal(0)
-
-_Entry = TypeVar("_Entry")
 
 
 class CountChange(Protocol):
@@ -50,22 +42,35 @@ class Account:
 
     The methods that answer a request raise `Refusal` where Kraken would refuse, and then have
     changed nothing. Each change of an order is counted with `count` first, valid or not. `now` is Unix time in seconds.
+
+    Args:
+        name: of the account.
+        random: makes the ids.
+        now: when the account begins.
+        count: counts a change of an order.
+        listing_delay: draws how many seconds an order takes until it is listed.
     """
 
-    def __init__(self, name: str, random: Random, now: float, count: CountChange) -> None:
+    def __init__(
+        self, name: str, random: Random, now: float, count: CountChange, listing_delay: Callable[[], float]
+    ) -> None:
         self.name = name
-        self._random = random
         self._count = count
-        self._balances = dict.fromkeys(ASSETS, _ZERO)
-        self._held = dict.fromkeys(ASSETS, _ZERO)
+        self._listing_delay = listing_delay
+        self.ids = Ids(random)
+        self.funds = Funds(self.ids, now)
         self._orders: dict[str, Order] = {}
         self._open: dict[str, Order] = {}
         self._open_by_client_id: dict[str, Order] = {}
         self._closed: list[Order] = []
         self._trades: dict[str, Trade] = {}
-        self._ledger: dict[str, LedgerEntry] = {}
-        for asset in ASSETS.values():
-            self._book(asset, asset.start_balance, kind="deposit", reference=self.new_id("Q"), now=now)
+        self._cancel_all_at = math.inf
+
+    def catch_up(self, now: float) -> None:
+        """Do what was due before now: cancel all orders if the time of CancelAllOrdersAfter has come."""
+        if now >= self._cancel_all_at:
+            self._cancel(list(self._open.values()), self._cancel_all_at)
+            self._cancel_all_at = math.inf
 
     def orders(self) -> list[SimulatedOrder]:
         """Return every order that was placed, oldest first."""
@@ -86,34 +91,6 @@ class Account:
             for order in self._orders.values()
         ]
 
-    def new_id(self, first: str) -> str:
-        """Return a new id that looks like Kraken's, such as `OQCLML-BW3P3-BUCMWZ`."""
-        letters = "".join(self._random.choices(_ID_LETTERS, k=16))
-        return f"{first}{letters[:5]}-{letters[5:10]}-{letters[10:]}"
-
-    # Balances
-
-    def balance(self) -> object:
-        """Answer Balance."""
-        return {key: ASSETS[key].text(amount) for key, amount in self._balances.items()}
-
-    def extended_balance(self) -> object:
-        """Answer BalanceEx."""
-        return {
-            key: {
-                "balance": ASSETS[key].text(amount),
-                "hold_trade": ASSETS[key].text(self._held[key]),
-            }
-            for key, amount in self._balances.items()
-        }
-
-    def trade_balance(self, params: Params) -> object:
-        """Answer TradeBalance, for an account without margin positions."""
-        unit = asset_named(params.text("asset") or "ZUSD")
-        owned = sum((amount * ASSETS[key].usd for key, amount in self._balances.items()), _ZERO)
-        equity = unit.text(owned / unit.usd)
-        return dict.fromkeys(("eb", "tb", "e", "mf"), equity) | dict.fromkeys(("m", "n", "c", "v"), unit.text(_ZERO))
-
     def trade_volume(self, params: Params) -> object:
         """Answer TradeVolume, without a discount for it."""
         names = params.many("pair")
@@ -132,18 +109,46 @@ class Account:
 
     def add_order(self, params: Params, nonce: int, now: float) -> object:
         """Answer AddOrder. With `validate` the order is checked and not placed."""
-        order = read_new(params, txid=self.new_id("O"), nonce=nonce, now=now)
+        order = self._read_new(params, nonce, now)
         if not params.flag("validate"):
             self._count(order.pair.id, "add", now, None)
         check_deadline(params, now)
-        if order.cl_ord_id and canonical(order.cl_ord_id) in self._open_by_client_id:
-            raise bad_argument("cl_ord_id not unique")
+        self._check_client_ids([order])
         self._check_funds(order)
         descr = {"order": order.description()}
         if params.flag("validate"):
             return {"descr": descr}
         self._place(order, now)
         return {"descr": descr, "txid": [order.txid]}
+
+    def add_batch(self, params: Params, nonce: int, now: float) -> object:
+        """Answer AddOrderBatch: 2 to 15 orders of one pair. One that is not valid spoils them all.
+
+        An order that the funds don't suffice for is refused alone: its entry has an `error` and no `txid`.
+        """
+        pair = pair_named(params.required("pair"))
+        given = params.objects("orders")
+        if len(given) not in _BATCH:
+            raise bad_argument("orders")
+        orders = [self._read_new(replace(each, values=each.values | {"pair": pair.id}), nonce, now) for each in given]
+        if not params.flag("validate"):
+            for _ in orders:
+                self._count(pair.id, "batch add", now, None)
+        check_deadline(params, now)
+        self._check_client_ids(orders)
+        entries: list[dict[str, object]] = []
+        for order in orders:
+            entry: dict[str, object] = {"descr": {"order": order.description()}}
+            entries.append(entry)
+            try:
+                self._check_funds(order)
+            except Refusal as refusal:
+                entry["error"] = refusal.error
+                continue
+            if not params.flag("validate"):
+                self._place(order, now)
+                entry["txid"] = order.txid
+        return {"orders": entries}
 
     def amend_order(self, params: Params, now: float) -> object:
         """Answer AmendOrder: change volume or prices of an open order, which keeps its txid."""
@@ -165,7 +170,7 @@ class Account:
         order.volume, order.price, order.price2 = changed.volume, changed.price, changed.price2
         order.amended = now
         self._hold(order, 1)
-        return {"amend_id": self.new_id("T")}
+        return {"amend_id": self.ids.new("T", now)}
 
     def edit_order(self, params: Params, nonce: int, now: float) -> object:
         """Answer EditOrder: cancel an open order and place a changed one with a new txid.
@@ -181,7 +186,8 @@ class Account:
             raise bad_argument("pair")
         changed = replace(
             order,
-            txid=self.new_id("O"),
+            txid=self.ids.new("O", now),
+            listed=now + self._listing_delay(),
             volume=read_volume(params, "volume", pair) or order.volume,
             price=read_price(params, "price", pair) or order.price,
             price2=(read_price(params, "price2", pair) if order.price2 else None) or order.price2,
@@ -216,7 +222,7 @@ class Account:
     def cancel_batch(self, params: Params, now: float) -> object:
         """Answer CancelOrderBatch: txids or userrefs in `orders`, client ids in `cl_ord_ids`."""
         references, client_ids = params.many("orders"), params.many("cl_ord_ids")
-        if not 1 <= len(references) + len(client_ids) <= _PAGE:
+        if not 1 <= len(references) + len(client_ids) <= PAGE:
             raise bad_argument("orders")
         found = [order for name in references for order in self._find_open(name, None)]
         found += [order for name in client_ids for order in self._find_open(None, name)]
@@ -226,66 +232,69 @@ class Account:
         """Answer CancelAll."""
         return self._cancel_counted(list(self._open.values()), now)
 
+    def cancel_all_after(self, params: Params, now: float) -> object:
+        """Answer CancelAllOrdersAfter: cancel all orders unless asked again within `timeout` seconds; 0 means never."""
+        timeout = params.integer("timeout")
+        if timeout is None or not 0 <= timeout <= _LONGEST_TIMEOUT:
+            raise bad_argument("timeout")
+        self._cancel_all_at = now + timeout if timeout else math.inf
+        return {"currentTime": _clock(now), "triggerTime": _clock(self._cancel_all_at) if timeout else "0"}
+
     # Looking up
 
-    def open_orders(self, params: Params) -> object:
+    def open_orders(self, params: Params, now: float) -> object:
         """Answer OpenOrders, newest first; filters: userref, cl_ord_id."""
         trades = params.flag("trades")
-        chosen = _filtered(reversed(self._open.values()), params)
+        chosen = _filtered(reversed(self._open.values()), params, now)
         return {"open": {order.txid: order.info(with_trades=trades) for order in chosen}}
 
-    def closed_orders(self, params: Params) -> object:
+    def closed_orders(self, params: Params, now: float) -> object:
         """Answer ClosedOrders, the 50 newest; filters: userref, cl_ord_id, start, end, ofs."""
         trades = params.flag("trades")
         by_opening = params.text("closetime") == "open"
-        page, count = self._page(
-            _filtered(reversed(self._closed), params),
+        page, count = self.ids.page(
+            _filtered(reversed(self._closed), params, now),
             params,
             lambda order: order.opened if by_opening else order.closed or order.opened,
         )
         closed = {order.txid: order.info(with_trades=trades) for order in page}
         return {"closed": closed, "count": count}
 
-    def query_orders(self, params: Params) -> object:
+    def query_orders(self, params: Params, now: float) -> object:
         """Answer QueryOrders: by txid alone; like Kraken, it knows no `cl_ord_id`."""
-        found = _by_id(self._orders, params, "txid", "EOrder:Unknown order")
+        listed = {txid: order for txid, order in self._orders.items() if order.listed <= now}
+        found = by_id(listed, params, "txid", "EOrder:Unknown order")
         trades, userref = params.flag("trades"), params.integer("userref")
         return {order.txid: order.info(with_trades=trades) for order in found if userref in {None, order.userref}}
 
     def trades_history(self, params: Params) -> object:
         """Answer TradesHistory, the 50 newest; filters: start, end, ofs."""
         trades = reversed(self._trades.values())
-        page, count = self._page(trades, params, lambda trade: trade.time)
+        page, count = self.ids.page(trades, params, lambda trade: trade.time)
         return {"trades": {trade.txid: trade.info() for trade in page}, "count": count}
 
     def query_trades(self, params: Params) -> object:
         """Answer QueryTrades."""
-        found = _by_id(self._trades, params, "txid", "EQuery:Unknown trade")
+        found = by_id(self._trades, params, "txid", "EQuery:Unknown trade")
         return {trade.txid: trade.info() for trade in found}
-
-    def ledgers(self, params: Params) -> object:
-        """Answer Ledgers, the 50 newest; filters: asset, type, start, end, ofs."""
-        names = [name for name in params.many("asset") if name != "all"]
-        assets = {asset_named(name).id for name in names} or set(ASSETS)
-        kinds = {params.text("type") or "all"}
-        chosen = (
-            entry
-            for entry in reversed(self._ledger.values())
-            if entry.asset.id in assets and kinds & {"all", entry.kind}
-        )
-        page, count = self._page(chosen, params, lambda entry: entry.time)
-        return {"ledger": {entry.txid: entry.info() for entry in page}, "count": count}
-
-    def query_ledgers(self, params: Params) -> object:
-        """Answer QueryLedgers."""
-        found = _by_id(self._ledger, params, "id", "EQuery:Unknown ledger")
-        return {entry.txid: entry.info() for entry in found}
 
     # Inside
 
+    def _read_new(self, params: Params, nonce: int, now: float) -> Order:
+        return read_new(params, txid=self.ids.new("O", now), nonce=nonce, now=now, listed=now + self._listing_delay())
+
+    def _check_client_ids(self, orders: Iterable[Order]) -> None:
+        taken = set(self._open_by_client_id)
+        for order in orders:
+            if order.cl_ord_id is None:
+                continue
+            if canonical(order.cl_ord_id) in taken:
+                raise bad_argument("cl_ord_id not unique")
+            taken.add(canonical(order.cl_ord_id))
+
     def _check_funds(self, order: Order, *, instead_of: Order | None = None) -> None:
         asset, needed = order.needs()
-        available = self._balances[asset.id] - self._held[asset.id]
+        available = self.funds.available(asset)
         if instead_of is not None:
             available += instead_of.needs()[1]
         if needed > available:
@@ -293,7 +302,7 @@ class Account:
 
     def _hold(self, order: Order, sign: int) -> None:
         asset, amount = order.needs()
-        self._held[asset.id] += sign * amount
+        self.funds.hold(asset, sign * amount)
 
     def _place(self, order: Order, now: float) -> None:
         self._orders[order.txid] = order
@@ -306,30 +315,15 @@ class Account:
         self._hold(order, 1)
 
     def _fill(self, order: Order, now: float) -> None:
-        trade = Trade(self.new_id("T"), len(self._trades) + 1, order, now)
+        trade = Trade(self.ids.new("T", now), len(self._trades) + 1, order, now)
         self._trades[trade.txid] = order.trade = trade
         sign = 1 if order.side == "buy" else -1
         for asset, amount, fee in (
             (order.pair.base, sign * order.volume, _ZERO),
             (order.pair.quote, -sign * trade.cost, trade.fee),
         ):
-            self._book(asset, amount, fee, kind="trade", reference=trade.txid, now=now)
+            self.funds.book(asset, amount, fee, kind="trade", reference=trade.txid, now=now)
         self._close(order, "closed", now, reason=None)
-
-    def _book(
-        self,
-        asset: Asset,
-        amount: Decimal,
-        fee: Decimal = _ZERO,
-        *,
-        kind: str,
-        reference: str,
-        now: float,
-    ) -> None:
-        balance = self._balances[asset.id] + amount - fee
-        self._balances[asset.id] = balance
-        txid = self.new_id("L")
-        self._ledger[txid] = LedgerEntry(txid, reference, now, kind, asset, amount, fee, balance)
 
     def _close(self, order: Order, status: str, now: float, *, reason: str | None) -> None:
         order.status, order.closed, order.reason = status, now, reason
@@ -368,40 +362,10 @@ class Account:
             raise Refusal("EOrder:Unknown order")
         return found
 
-    def _page(
-        self, entries: Iterable[_Entry], params: Params, time_of: Callable[[_Entry], float]
-    ) -> tuple[Sequence[_Entry], int]:
-        """Return one page of a list, and how many entries match in all.
 
-        `start` is exclusive and `end` inclusive. Each is Unix time in seconds, or the id of an
-        order, a trade or a ledger entry, which stands for its time.
-        """
-        start, end = self._moment(params, "start"), self._moment(params, "end")
-        matching = [
-            entry
-            for entry in entries
-            if (start is None or time_of(entry) > start) and (end is None or time_of(entry) <= end)
-        ]
-        skipped = max(params.integer("ofs") or 0, 0)
-        return matching[skipped : skipped + _PAGE], len(matching)
-
-    def _moment(self, params: Params, name: str) -> float | None:
-        value = params.text(name)
-        if value is None:
-            return None
-        if value in self._orders:
-            return self._orders[value].opened
-        dated = self._trades.get(value) or self._ledger.get(value)
-        if dated is not None:
-            return dated.time
-        try:
-            return float(value)
-        except ValueError:
-            raise bad_argument(name) from None
-
-
-def _filtered(orders: Iterable[Order], params: Params) -> Iterable[Order]:
-    """Keep the orders with the `userref` and the `cl_ord_id` that the request asks for."""
+def _filtered(orders: Iterable[Order], params: Params, now: float) -> Iterable[Order]:
+    """Keep the orders that are listed, with the `userref` and the `cl_ord_id` that the request asks for."""
+    orders = (order for order in orders if order.listed <= now)
     userref, client_id = params.integer("userref"), params.text("cl_ord_id")
     if userref is not None:
         orders = (order for order in orders if order.userref == userref)
@@ -411,16 +375,6 @@ def _filtered(orders: Iterable[Order], params: Params) -> Iterable[Order]:
     return orders
 
 
-def _by_id(entries: Mapping[str, _Entry], params: Params, name: str, unknown: str) -> Sequence[_Entry]:
-    """Return the entries with these ids, of which there may be 50.
-
-    Raises:
-        Refusal: there are none or too many ids, or one of them is `unknown`.
-    """
-    ids = params.many(name)
-    if not 1 <= len(ids) <= _PAGE:
-        raise bad_argument(name)
-    try:
-        return [entries[txid] for txid in ids]
-    except KeyError:
-        raise Refusal(unknown) from None
+def _clock(moment: float) -> str:
+    """Return Unix time as Kraken writes it: whole seconds, rounded up."""
+    return datetime.fromtimestamp(math.ceil(moment), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

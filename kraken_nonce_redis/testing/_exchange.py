@@ -5,9 +5,11 @@ call. A private request goes through these stages, and `_server.py` calls them o
 
 1. `under_way` opens: the request was read from the network.
 2. `arrive`: it has reached the exchange, and gets its place in the log.
-3. `answer`: it is admitted (known method, readable body, key, limits, signature, nonce) and acted
-   upon.
-4. `finish`: the answer has made its way back.
+3. `admit`: known method, readable body, key, limits, signature, nonce, which is now used.
+4. What `admit` returned is called: the method does its work, and gives the answer.
+5. `finish`: the answer has made its way back.
+
+Faults hit before stages 3 and 4 and after it.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ from ._account import Account
 from ._limits import Usage
 from ._market import ASSETS, EARN_STRATEGIES, PUBLIC_METHODS, asset_named
 from ._protocol import Params, Refusal, nonce_of
-from ._records import Settings, SimulatedOrder, SimulatedRequest
+from ._records import Settings, SimulatedRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
+    from ._funds import Funds
     from ._protocol import Call
+    from ._records import SimulatedOrder, SimulatedWithdrawal
 
 _TOKEN_SECONDS: Final = 900  # in which a websocket token must be used
 _PERMISSIONS: Final = (
@@ -83,6 +87,10 @@ class _Admitted:
     def account(self) -> Account:
         return self.key.account
 
+    @property
+    def funds(self) -> Funds:
+        return self.key.account.funds
+
 
 def _api_key_info(request: _Admitted) -> object:
     return {
@@ -99,7 +107,7 @@ def _api_key_info(request: _Admitted) -> object:
 
 
 def _websockets_token(request: _Admitted) -> object:
-    return {"token": request.account.new_id("W"), "expires": _TOKEN_SECONDS}
+    return {"token": request.account.ids.new("W", request.now), "expires": _TOKEN_SECONDS}
 
 
 def _deposit_methods(request: _Admitted) -> object:
@@ -127,24 +135,27 @@ def _earn_allocations(_request: _Admitted) -> object:
 
 _METHODS: Final[Mapping[str, Callable[[_Admitted], object]]] = MappingProxyType(
     {
-        "Balance": lambda r: r.account.balance(),
-        "BalanceEx": lambda r: r.account.extended_balance(),
-        "TradeBalance": lambda r: r.account.trade_balance(r.params),
+        "Balance": lambda r: r.funds.balance(),
+        "BalanceEx": lambda r: r.funds.extended_balance(),
+        "TradeBalance": lambda r: r.funds.trade_balance(r.params),
         "TradeVolume": lambda r: r.account.trade_volume(r.params),
         "OpenPositions": lambda _: {},
-        "OpenOrders": lambda r: r.account.open_orders(r.params),
-        "ClosedOrders": lambda r: r.account.closed_orders(r.params),
-        "QueryOrders": lambda r: r.account.query_orders(r.params),
+        "OpenOrders": lambda r: r.account.open_orders(r.params, r.now),
+        "ClosedOrders": lambda r: r.account.closed_orders(r.params, r.now),
+        "QueryOrders": lambda r: r.account.query_orders(r.params, r.now),
         "TradesHistory": lambda r: r.account.trades_history(r.params),
         "QueryTrades": lambda r: r.account.query_trades(r.params),
-        "Ledgers": lambda r: r.account.ledgers(r.params),
-        "QueryLedgers": lambda r: r.account.query_ledgers(r.params),
+        "Ledgers": lambda r: r.funds.ledgers(r.params),
+        "QueryLedgers": lambda r: r.funds.query_ledgers(r.params),
         "AddOrder": lambda r: r.account.add_order(r.params, r.nonce, r.now),
+        "AddOrderBatch": lambda r: r.account.add_batch(r.params, r.nonce, r.now),
         "AmendOrder": lambda r: r.account.amend_order(r.params, r.now),
         "EditOrder": lambda r: r.account.edit_order(r.params, r.nonce, r.now),
         "CancelOrder": lambda r: r.account.cancel_order(r.params, r.now),
         "CancelOrderBatch": lambda r: r.account.cancel_batch(r.params, r.now),
         "CancelAll": lambda r: r.account.cancel_all(r.now),
+        "CancelAllOrdersAfter": lambda r: r.account.cancel_all_after(r.params, r.now),
+        "Withdraw": lambda r: r.funds.withdraw(r.params, r.account.name, r.nonce, r.now),
         "GetApiKeyInfo": _api_key_info,
         "GetWebSocketsToken": _websockets_token,
         "DepositMethods": _deposit_methods,
@@ -152,6 +163,7 @@ _METHODS: Final[Mapping[str, Callable[[_Admitted], object]]] = MappingProxyType(
         "Earn/Allocations": _earn_allocations,
     }
 )
+PRIVATE_METHODS: Final = frozenset(_METHODS)
 
 
 def decode_secret(secret: str) -> bytes:
@@ -169,8 +181,8 @@ def decode_secret(secret: str) -> bytes:
     return decoded
 
 
-def _answer(error: tuple[str, ...], result: object = None) -> dict[str, object]:
-    return {"error": list(error)} if error else {"error": [], "result": result}
+def _error(refusal: Refusal) -> dict[str, object]:
+    return {"error": [refusal.error]}
 
 
 def public_answer(method: str, params: Params, now: float) -> dict[str, object]:
@@ -184,9 +196,9 @@ def public_answer(method: str, params: Params, now: float) -> dict[str, object]:
     try:
         if method not in PUBLIC_METHODS:
             raise Refusal("EGeneral:Unknown method")  # noqa: TRY301 - one way to every refusal
-        return _answer((), PUBLIC_METHODS[method](params, now))
+        return {"error": [], "result": PUBLIC_METHODS[method](params, now)}
     except Refusal as refusal:
-        return _answer((refusal.error,))
+        return _error(refusal)
 
 
 class Exchange:
@@ -218,15 +230,32 @@ class Exchange:
         def count(pair: str, kind: str, now: float, since: float | None) -> None:
             usage.change(self.settings.limits, pair, kind, now, since)
 
-        return ApiKey(secret, Account(name, self._random, now, count), usage)
+        def listing_delay() -> float:
+            return self._random.uniform(*self.settings.listing_delay)
+
+        return ApiKey(secret, Account(name, self._random, now, count, listing_delay), usage)
 
     def requests(self) -> list[SimulatedRequest]:
         """Return the private requests in order of arrival."""
         return list(self._log.values())
 
-    def orders(self) -> list[SimulatedOrder]:
+    def orders(self, now: float) -> list[SimulatedOrder]:
         """Return the orders of all accounts in the order of their accounts, oldest first."""
+        for key in self._keys.values():
+            key.account.catch_up(now)
         return [order for key in self._keys.values() for order in key.account.orders()]
+
+    def withdrawals(self) -> list[SimulatedWithdrawal]:
+        """Return the withdrawals of all accounts in the order of their accounts, oldest first."""
+        return [withdrawal for key in self._keys.values() for withdrawal in key.account.funds.withdrawals]
+
+    def raise_nonce(self, account: str, nonce: int) -> int:
+        """Accept a nonce that nobody sent, if it is above the highest. Return which was the highest before."""
+        key = next(key for key in self._keys.values() if key.account.name == account)
+        highest = key.highest_nonce
+        if nonce > highest:
+            key.use(nonce, window=0)
+        return highest
 
     @contextmanager
     def under_way(self, call: Call) -> Generator[None]:
@@ -238,10 +267,10 @@ class Exchange:
         finally:
             self._under_way[name] -= 1
 
-    def arrive(self, call: Call, received: float) -> int:
+    def arrive(self, call: Call, received: float, fault: str = "") -> int:
         """Log a request that has reached the exchange; return its place in the order of arrival.
 
-        `received` is monotonic time in seconds.
+        `received` is monotonic time in seconds, `fault` the name of the fault that hits it.
         """
         self._sequence += 1
         try:
@@ -259,22 +288,34 @@ class Exchange:
             nonce=nonce,
             error=(),
             in_flight=self._under_way[name],
+            fault=fault,
         )
         return self._sequence
 
-    def answer(self, call: Call, sequence: int, now: float) -> dict[str, object]:
-        """Carry out a request that has arrived; return `error`, and `result` if there is none.
+    def admit(self, call: Call, sequence: int, now: float) -> Callable[[float], dict[str, object]]:
+        """Check a request that has arrived, and use up its nonce. Return what carries it out.
 
-        `now` is Unix time in seconds.
+        That wants the time again, and returns `error`, and `result` if there is none. Both times are Unix time in
+        seconds.
         """
         try:
-            admitted = self._admit(call, sequence, now)
-            result = _METHODS[call.method](admitted)
+            admitted = self._check(call, sequence, now)
         except Refusal as refusal:
-            error = (refusal.error,)
-            self._note(sequence, lambda record: replace(record, error=error))
-            return _answer(error)
-        return _answer((), result)
+            answer = self._refuse(sequence, refusal)
+            return lambda _: answer
+
+        def act(now: float) -> dict[str, object]:
+            admitted.account.catch_up(now)
+            try:
+                return {"error": [], "result": _METHODS[call.method](replace(admitted, now=now))}
+            except Refusal as refusal:
+                return self._refuse(sequence, refusal)
+
+        return act
+
+    def _refuse(self, sequence: int, refusal: Refusal) -> dict[str, object]:
+        self._note(sequence, lambda record: replace(record, error=(refusal.error,)))
+        return _error(refusal)
 
     def finish(self, sequence: int, finished: float) -> None:
         """Log that the answer has made its way back, at this monotonic time in seconds."""
@@ -288,7 +329,7 @@ class Exchange:
         if sequence in self._log:  # a reset may have come between
             self._log[sequence] = change(self._log[sequence])
 
-    def _admit(self, call: Call, sequence: int, now: float) -> _Admitted:
+    def _check(self, call: Call, sequence: int, now: float) -> _Admitted:
         """Check everything that Kraken checks before a method sees the request.
 
         The nonce is used up last but one: whoever has no valid signature can't drive it up. It
@@ -302,7 +343,9 @@ class Exchange:
         if key is None:
             raise Refusal("EAPI:Invalid key")
         record = self._log.get(sequence)
-        key.usage.arrive(limits, record.in_flight if record else 1, now)
+        if record is None:  # it was held while everything was reset, and must not reach into the new state
+            raise Refusal("EService:Unavailable")
+        key.usage.arrive(limits, record.in_flight, now)
         try:
             nonce = nonce_of(params)
             if not call.is_signed_with(key.secret, params.required("nonce")):

@@ -33,6 +33,7 @@ _CHANGES: Final[Mapping[str, Figures]] = MappingProxyType(
 _COSTS: Final[Mapping[str, float]] = MappingProxyType(
     {
         "AddOrder": 0,
+        "AddOrderBatch": 0,
         "AmendOrder": 0,
         "EditOrder": 0,
         "CancelOrder": 0,
@@ -44,7 +45,7 @@ _COSTS: Final[Mapping[str, float]] = MappingProxyType(
         "QueryTrades": 2,
     }
 )
-_FIXED: Final[Mapping[str, int]] = MappingProxyType({"add": 1, "amend": 1, "edit": 1, "cancel": 0})
+_FIXED: Final[Mapping[str, float]] = MappingProxyType({"add": 1, "batch add": 0.5, "amend": 1, "edit": 1, "cancel": 0})
 # By the age of the order in seconds: below the first number, so many points more.
 _BY_AGE: Final[Mapping[str, Sequence[tuple[int, int]]]] = MappingProxyType(
     {
@@ -195,7 +196,7 @@ class Usage:
             raise Refusal("EAPI:Rate limit exceeded")
 
     def change(self, limits: Limits, pair: str, kind: str, now: float, since: float | None = None) -> None:
-        """Count the change of an order: `add`, `amend`, `edit` or `cancel`.
+        """Count the change of an order: `add`, `batch add`, `amend`, `edit` or `cancel`.
 
         `since` is when the order that is changed was placed or last amended. A cancellation counts but is
         never refused; whether the real exchange is as kind is not known.

@@ -47,6 +47,8 @@ class Order:
     userref: int | None
     nonce: int
     opened: float
+    listed: float
+    """When lists begin to show it."""
     amended: float | None = None
     status: str = "open"
     reason: str | None = None
@@ -190,7 +192,7 @@ class LedgerEntry:
         }
 
 
-def read_new(params: Params, *, txid: str, nonce: int, now: float) -> Order:
+def read_new(params: Params, *, txid: str, nonce: int, now: float, listed: float) -> Order:
     """Read an order from AddOrder's parameters. Raises `Refusal` if it is none."""
     ordertype = params.choice("ordertype", _ORDER_TYPES)
     side = params.choice("type", _SIDES)
@@ -224,6 +226,7 @@ def read_new(params: Params, *, txid: str, nonce: int, now: float) -> Order:
         userref=userref,
         nonce=nonce,
         opened=now,
+        listed=listed,
     )
 
 

@@ -11,7 +11,7 @@ from decimal import Decimal, InvalidOperation
 from typing import cast
 from urllib.parse import parse_qsl
 
-_HIGHEST_NONCE = 2**64 - 1
+HIGHEST_NONCE = 2**64 - 1
 _LARGEST_EXPONENT = 15  # of a volume or a price; keeps all sums within decimal's 28 digits
 
 
@@ -109,7 +109,7 @@ class Params:
         if value is None:
             return None
         digits = value.removeprefix("-")
-        if not (digits.isascii() and digits.isdigit() and len(digits) <= len(str(_HIGHEST_NONCE))):
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= len(str(HIGHEST_NONCE))):
             raise bad_argument(name)
         return int(value)
 
@@ -136,6 +136,17 @@ class Params:
         if len(texts) != len(items):
             raise bad_argument(name)
         return texts
+
+    def objects(self, name: str) -> tuple[Params, ...]:
+        """Return a list of objects, which only JSON can hold. Empty if the parameter is missing."""
+        value = self.values.get(name) or []
+        if not isinstance(value, list):
+            raise bad_argument(name)
+        items = cast("list[object]", value)
+        objects = tuple(Params(cast("dict[str, object]", item)) for item in items if isinstance(item, dict))
+        if len(objects) != len(items):
+            raise bad_argument(name)
+        return objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +180,6 @@ def nonce_of(params: Params) -> int:
         nonce = params.integer("nonce")
     except Refusal:
         nonce = None
-    if nonce is None or not 0 <= nonce <= _HIGHEST_NONCE:
+    if nonce is None or not 0 <= nonce <= HIGHEST_NONCE:
         raise Refusal("EAPI:Invalid nonce")
     return nonce

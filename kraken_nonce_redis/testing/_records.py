@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedRequest:
-    """One private request, as the exchange saw it.
+    """One private request that reached the exchange, or a fault on the doorstep.
 
     Times are seconds on the monotonic clock of the simulator's process: good for differences
     and for order, without meaning outside it.
@@ -25,7 +25,7 @@ class SimulatedRequest:
     received: float
     """When the whole request had reached the exchange, its way there included."""
     finished: float | None
-    """When the answer had made its way back; None while the request is still under way."""
+    """When the answer, or what a fault made of it, had made its way back; None while the request is under way."""
     account: str
     """Name of the account; empty if the API key is unknown. Never the key."""
     path: str
@@ -35,13 +35,18 @@ class SimulatedRequest:
     nonce: int | None
     """The nonce in the body; None if there was none or it was no number."""
     error: tuple[str, ...]
-    """Kraken's error strings; empty if the request was accepted, or has no answer yet."""
+    """The exchange's own error strings; empty if the request was accepted, or has not come so far.
+
+    What a fault told the client instead is in `fault`.
+    """
     in_flight: int
     """How many requests of this account were under way at arrival, this one included.
 
     A request is under way from when the simulator has read it until its answer leaves, so the
-    simulated latency of both ways counts.
+    simulated latency of both ways counts, and so does the time that a fault holds it.
     """
+    fault: str = ""
+    """The fault that hit it, such as `cut before reading`; empty if none did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,23 @@ class SimulatedOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class SimulatedWithdrawal:
+    """One withdrawal that was carried out."""
+
+    refid: str
+    account: str
+    """Name of the account. Never the API key."""
+    nonce: int
+    """The nonce of the request that asked for it."""
+    asset: str
+    """Kraken's id of the asset, such as `XXBT`."""
+    withdrawal_key: str
+    """The name under which the client keeps the address at Kraken: Withdraw's `key`."""
+    amount: str
+    """Decimal number, with the digits that the asset is kept with."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What can be changed while the simulator runs.
 
@@ -84,15 +106,18 @@ class Settings:
     """How far below the highest nonce a late one is still accepted, in nonce ticks."""
     limits: Limits = field(default_factory=Limits)
     """How many calls and changes of orders the exchange takes."""
+    listing_delay: tuple[float, float] = (0.0, 0.0)
+    """Least and most seconds that a placed order takes to appear in lists."""
 
     def __post_init__(self) -> None:
-        least, most = self.latency
-        if not 0 <= least <= most < math.inf:
-            raise ValueError(f"latency must be (least, most) seconds with 0 <= least <= most, not {self.latency}")
+        for name, (least, most) in (("latency", self.latency), ("listing_delay", self.listing_delay)):
+            if not 0 <= least <= most < math.inf:
+                raise ValueError(f"{name} must be (least, most) seconds with 0 <= least <= most, not {(least, most)}")
         if self.nonce_window < 0:
             raise ValueError(f"nonce_window must be 0 or more ticks, not {self.nonce_window}")
 
     @classmethod
     def read(cls, settings: Mapping[str, Any]) -> Settings:
         """Make settings from what JSON left of `dataclasses.asdict`."""
-        return cls(settings["latency"], settings["nonce_window"], Limits(**settings["limits"]))
+        values: dict[str, Any] = {**settings, "limits": Limits(**settings["limits"])}
+        return cls(**values)

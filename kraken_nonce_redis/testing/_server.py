@@ -12,17 +12,21 @@ import json
 import logging
 import os
 import signal
+import socket
+import struct
 import sys
 import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from http import HTTPStatus
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from ._exchange import Exchange, public_answer
+from ._faults import Fault, FaultPlan, Point
 from ._protocol import Call, Params
 from ._records import Settings
 
@@ -33,6 +37,12 @@ if TYPE_CHECKING:
 
 _LARGEST_BODY = 64 * 1024  # bytes; a batch of orders takes a fraction of it
 _BACKLOG = 1024  # connections that a burst of clients may open at once
+_GRACE = 0.1  # seconds that calls under way get at the end; to aiohttp, 0 means for ever
+_LINGER_NOT = struct.pack("ii", 1, 0)
+_GATEWAY_PAGE = (
+    "<html>\n<head><title>{status} {reason}</title></head>\n"
+    "<body><center><h1>{status} {reason}</h1></center></body>\n</html>\n"
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -45,16 +55,20 @@ class Startup:
     """Name, API key and base64 secret of each account."""
     settings: dict[str, Any]
     """The part that can be changed later, as for `Settings.read`."""
+    faults: list[dict[str, Any]]
+    """The fields of each `Fault`."""
     seed: int
     host: str
     port: int
 
 
 class Server:
-    """The HTTP face of one exchange."""
+    """The HTTP face of one exchange, and the bad luck of those who call it."""
 
-    def __init__(self, exchange: Exchange, *, seed: int) -> None:
+    def __init__(self, exchange: Exchange, faults: list[dict[str, Any]], *, seed: int) -> None:
         self._exchange = exchange
+        self._seed = seed
+        self._plan = self._new_plan(faults)
         self._random = Random(seed)  # noqa: S311 - delays of a make-believe network
 
     def app(self) -> web.Application:
@@ -64,14 +78,20 @@ class Server:
         app.router.add_get("/0/public/{method}", self._public)
         app.router.add_get("/simulator/requests", self._requests)
         app.router.add_get("/simulator/orders", self._orders)
+        app.router.add_get("/simulator/withdrawals", self._withdrawals)
         app.router.add_post("/simulator/configure", self._configure)
+        app.router.add_post("/simulator/raise_nonce", self._raise_nonce)
         app.router.add_post("/simulator/reset", self._reset)
         return app
+
+    def _new_plan(self, faults: list[dict[str, Any]]) -> FaultPlan:
+        return FaultPlan([Fault(**fields) for fields in faults], self._seed)
 
     def _delay(self) -> float:
         return self._random.uniform(*self._exchange.settings.latency)
 
     async def _private(self, request: web.Request) -> web.Response:
+        # aiohttp lets a handler run on when its client has gone: what was read is carried out.
         call = Call(
             path=request.rel_url.raw_path,
             method=request.match_info["method"],
@@ -80,15 +100,22 @@ class Server:
             signature=request.headers.get("API-Sign", ""),
             body=await request.read(),
         )
-        with self._exchange.under_way(call):
-            # Both delays are drawn here, where the seed alone and not who overtakes whom decides.
-            inbound, outbound = self._delay(), self._delay()
+        exchange = self._exchange
+        with exchange.under_way(call):
+            # All three are drawn here, where the seed alone and not who overtakes whom decides.
+            fault, inbound, outbound = self._plan.next(call.method), self._delay(), self._delay()
             await asyncio.sleep(inbound)
-            sequence = self._exchange.arrive(call, time.monotonic())
-            answer = self._exchange.answer(call, sequence, time.time())
+            sequence = exchange.arrive(call, time.monotonic(), fault.name if fault else "")
+            answer = await _suffer(fault, "reading", request)
+            if answer is None:
+                act = exchange.admit(call, sequence, time.time())
+                answer = await _suffer(fault, "acting", request)
+                if answer is None:
+                    done = act(time.time())
+                    answer = await _suffer(fault, "answering", request) or web.json_response(done)
             await asyncio.sleep(outbound)
-            self._exchange.finish(sequence, time.monotonic())
-        return web.json_response(answer)
+            exchange.finish(sequence, time.monotonic())
+        return answer
 
     async def _public(self, request: web.Request) -> web.Response:
         inbound, outbound = self._delay(), self._delay()
@@ -102,15 +129,59 @@ class Server:
         return web.json_response([asdict(record) for record in self._exchange.requests()])
 
     async def _orders(self, _request: web.Request) -> web.Response:
-        return web.json_response([asdict(order) for order in self._exchange.orders()])
+        return web.json_response([asdict(order) for order in self._exchange.orders(time.time())])
+
+    async def _withdrawals(self, _request: web.Request) -> web.Response:
+        return web.json_response([asdict(withdrawal) for withdrawal in self._exchange.withdrawals()])
 
     async def _configure(self, request: web.Request) -> web.Response:
-        self._exchange.settings = Settings.read(await request.json())
+        given = await request.json()
+        self._exchange.settings = Settings.read(given["settings"])
+        if given["faults"] is not None:
+            self._plan = self._new_plan(given["faults"])
         return web.json_response({})
+
+    async def _raise_nonce(self, request: web.Request) -> web.Response:
+        return web.json_response({"before": self._exchange.raise_nonce(**await request.json())})
 
     async def _reset(self, _request: web.Request) -> web.Response:
         self._exchange.reset(time.time())
+        self._plan.restart()
         return web.json_response({})
+
+
+async def _suffer(fault: Fault | None, point: Point, request: web.Request) -> web.Response | None:
+    """Let a fault do its work if this is its point. Return the answer if it ends the call, else None."""
+    if fault is None or fault.before != point:
+        return None
+    await asyncio.sleep(fault.seconds)
+    if fault.is_slow:
+        return None
+    if fault.is_cut:
+        _cut(request, reset=point == "reading")
+        return web.Response()  # goes nowhere
+    if fault.status is not None:
+        page = _GATEWAY_PAGE.format(status=fault.status, reason=_reason(fault.status))
+        return web.Response(status=fault.status, text=page, content_type="text/html")
+    return web.json_response({"error": [fault.what]})
+
+
+def _reason(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Unknown"
+
+
+def _cut(request: web.Request, *, reset: bool) -> None:
+    """Close the connection at once; with a reset, as a system does whose program has not read everything."""
+    transport = request.transport
+    if transport is None:  # the client was quicker
+        return
+    if reset:
+        connection: socket.socket = transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+    transport.abort()
 
 
 @web.middleware
@@ -135,8 +206,8 @@ async def _serve(startup: Startup) -> None:
         loop.add_signal_handler(signal_number, over.set)
 
     exchange = Exchange(startup.accounts, Settings.read(startup.settings), seed=startup.seed, now=time.time())
-    app = Server(exchange, seed=startup.seed).app()
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+    app = Server(exchange, startup.faults, seed=startup.seed).app()
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE)
     await runner.setup()
     try:
         site = web.TCPSite(runner, startup.host, startup.port, backlog=_BACKLOG)

@@ -16,9 +16,11 @@ from http.client import HTTPConnection
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Unpack, cast
 
-from ._exchange import decode_secret
+from ._exchange import PRIVATE_METHODS, decode_secret
+from ._faults import Fault
 from ._limits import Limits
-from ._records import Settings, SimulatedOrder, SimulatedRequest
+from ._protocol import HIGHEST_NONCE
+from ._records import Settings, SimulatedOrder, SimulatedRequest, SimulatedWithdrawal
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -50,7 +52,14 @@ class KrakenSimulator:
             requests overtake each other, as on a real network.
         nonce_window: how far below the highest nonce a late one is still accepted, in nonce
             ticks; 0 as in a new Kraken key.
-        seed: of the delays and of the ids of orders. Keys are random in any case.
+        listing_delay: least and most seconds that a placed order takes to appear in OpenOrders, ClosedOrders
+            and QueryOrders, drawn anew for each order. Cancelling it, balances and trades don't wait for that.
+        faults: what goes wrong with private calls. A call is hit by one fault at most, the first of the list that
+            hits it.
+        seed: of the delays, of the faults and of the ids of orders. Keys are random in any case. Whether a fault
+            hits the n-th call of its methods depends on the seed, its place in the list, its probability and n
+            alone. Which call is the n-th is for the clients to say: calls are counted over all accounts as they
+            come in, so with several clients at once it is luck.
         host: address to listen on.
         port: port to listen on; 0 for any free one.
         limits: how many calls and changes of orders it takes, as in `Limits`: `tier="pro"` counts calls
@@ -58,7 +67,7 @@ class KrakenSimulator:
 
     Raises:
         ImportError: aiohttp is not installed.
-        ValueError: an account, the latency, the window or a limit makes no sense.
+        ValueError: an account, a delay, the window, a fault or a limit makes no sense.
     """
 
     def __init__(
@@ -67,6 +76,8 @@ class KrakenSimulator:
         *,
         latency: tuple[float, float] = (0.0, 0.0),
         nonce_window: int = 0,
+        listing_delay: tuple[float, float] = (0.0, 0.0),
+        faults: Iterable[Fault] = (),
         seed: int = 0,
         host: str = "127.0.0.1",
         port: int = 0,
@@ -78,7 +89,10 @@ class KrakenSimulator:
                 name="aiohttp",
             )
         self._accounts = _named_pairs(accounts)
-        self._settings = Settings(latency=latency, nonce_window=nonce_window, limits=Limits(**limits))
+        self._settings = Settings(
+            latency=latency, nonce_window=nonce_window, listing_delay=listing_delay, limits=Limits(**limits)
+        )
+        self._faults = _checked(faults)
         self._seed = seed
         self._host = host
         self._port = port
@@ -173,16 +187,43 @@ class KrakenSimulator:
         """Return the orders that were placed, account by account, oldest first."""
         return [SimulatedOrder(**row) for row in self._control("GET", "orders")]
 
+    def withdrawals(self) -> list[SimulatedWithdrawal]:
+        """Return the withdrawals that were carried out, account by account, oldest first."""
+        return [SimulatedWithdrawal(**row) for row in self._control("GET", "withdrawals")]
+
+    def raise_nonce(self, nonce: int, key: str | None = None) -> None:
+        """Use a nonce as another program on the same API key would: it becomes the key's highest accepted one.
+
+        Args:
+            nonce: such as `time.time_ns() + 60 * 10**9`, a minute ahead of clients that count nanoseconds.
+            key: one of `accounts`; the first if None.
+
+        Raises:
+            ValueError: it is not above the key's highest nonce or no 64-bit number, or there is no such key.
+        """
+        names = {key: name for name, key, _ in self._accounts}
+        key = self.key if key is None else key
+        if key not in names:
+            raise ValueError("key must be one of the simulator's accounts")
+        if not 0 <= nonce <= HIGHEST_NONCE:
+            raise ValueError(f"nonce must be an unsigned 64-bit integer, not {nonce}")
+        before = self._control("POST", "raise_nonce", {"account": names[key], "nonce": nonce})["before"]
+        if nonce <= before:
+            raise ValueError(f"nonce must be above the key's highest, which is {before}, not {nonce}")
+
     def configure(
         self,
         *,
         latency: tuple[float, float] | None = None,
         nonce_window: int | None = None,
+        listing_delay: tuple[float, float] | None = None,
+        faults: Iterable[Fault] | None = None,
         **limits: Unpack[LimitSettings],
     ) -> None:
         """Change settings from now on; what is not given stays as it is, and so does what was counted.
 
-        Requests that are under way keep the latency that they were given. A limit set to None is off.
+        Requests that are under way keep the latency and the fault that they were given. A limit set to None is off.
+        `faults` replaces the whole list, `[]` ends them; their calls are counted from 1 again, and the dice begin anew.
 
         Raises:
             ValueError: a setting makes no sense.
@@ -191,13 +232,20 @@ class KrakenSimulator:
         settings = Settings(
             latency=old.latency if latency is None else latency,
             nonce_window=old.nonce_window if nonce_window is None else nonce_window,
+            listing_delay=old.listing_delay if listing_delay is None else listing_delay,
             limits=replace(old.limits, **limits),
         )
-        self._control("POST", "configure", asdict(settings))
+        checked = None if faults is None else _checked(faults)
+        self._control("POST", "configure", {"settings": asdict(settings), "faults": _rows(checked)})
         self._settings = settings
+        self._faults = self._faults if checked is None else checked
 
     def reset(self) -> None:
-        """Forget requests, orders, balances, nonces and what was used up of the limits; settings stay."""
+        """Forget requests, orders, balances, nonces and what was used up of the limits; settings stay.
+
+        Faults stay, too; their calls are counted from 1 again, and the dice begin anew. A request that a fault holds
+        meanwhile leaves no trace afterwards.
+        """
         self._control("POST", "reset")
 
     def _running(self) -> tuple[str, int]:
@@ -212,6 +260,7 @@ class KrakenSimulator:
         startup = {
             "accounts": self._accounts,
             "settings": asdict(self._settings),
+            "faults": _rows(self._faults),
             "seed": self._seed,
             "host": self._host,
             "port": self._port,
@@ -257,6 +306,22 @@ def _named_pairs(accounts: Mapping[str, str] | Iterable[str] | None) -> list[tup
     for _, _, secret in pairs:
         decode_secret(secret)
     return pairs
+
+
+def _checked(faults: Iterable[Fault]) -> tuple[Fault, ...]:
+    """Return the faults if they are some, for methods that there are."""
+    checked = tuple(faults)
+    for fault in checked:
+        if not isinstance(fault, Fault):
+            raise ValueError(f"faults must be a list of Fault objects, not of {fault!r}")  # noqa: TRY004 - all are
+        unknown = set(fault.methods or ()) - PRIVATE_METHODS
+        if unknown:
+            raise ValueError(f"the simulator has no method {min(unknown)} that a fault could hit")
+    return checked
+
+
+def _rows(faults: tuple[Fault, ...] | None) -> list[dict[str, object]] | None:
+    return None if faults is None else [asdict(fault) for fault in faults]
 
 
 def _token(size: int) -> str:
