@@ -17,7 +17,7 @@
  ├─ NoncePoisoned                         Kraken refuses every nonce up to max_lead
  ├─ CallUnsettled                         a call that changes something got no answer
  │   ├─ OutcomeUnknown                    nobody knows whether it was carried out
- │   └─ NotCarriedOut                     it was not, nor ever will be
+ │   └─ NotCarriedOut                     it was not, and won't be
      └─ CallLockError (redis LockError)       the lock was not had, or not released
          ├─ HoldTimeout (TimeoutError)        the lock was not to be had in time
          │   └─ CoolDown                      Kraken wants no calls for longer than that
@@ -182,7 +182,12 @@ class OutcomeUnknown(CallUnsettled):
 
 
 class NotCarriedOut(CallUnsettled):
-    """A call got no answer and was not carried out; it never will be, since Kraken has accepted a later nonce."""
+    """A call got no answer and was not carried out.
+
+    Nor will it be: Kraken has accepted a later nonce, and then listed no such order in several looks, ``settle_waits``
+    apart. An order that Kraken accepts but neither places nor lists for longer than that would be missed; AddOrder's
+    own ``deadline`` excludes it.
+    """
 
     verdict = "was not carried out"
 
