@@ -9,6 +9,7 @@ import click
 from kraken_nonce_redis.cli import lock, nonces
 from kraken_nonce_redis.cli.demo import demo
 from kraken_nonce_redis.cli.outcome import HELP, ExitCode, failure
+from kraken_nonce_redis.cli.pending import pending
 from kraken_nonce_redis.cli.server import server
 from kraken_nonce_redis.errors import KrakenNonceError
 
@@ -57,6 +58,7 @@ for command in (
     nonces.jump,
     nonces.advance,
     lock.unlock,
+    pending,
     server,
 ):
     app.add_command(command)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @target_options
 @json_option
 def status(target: Target, *, as_json: bool) -> None:
-    """Show the last nonce, who holds the lock, how many wait and any cool-down; changes nothing.
+    """Show the last nonce, who holds the lock, how many wait, calls to be settled, any cool-down; changes nothing.
 
     "lock" in the JSON is free, held, called (a waiter was called to take it) or ended (a lease ran out, and nobody
     has asked since).
@@ -102,6 +102,7 @@ def _data(target: Target, state: State) -> dict[str, object]:
         "holder": state.holder or None,
         "seconds_left": state.left,
         "waiting": state.waiting,
+        "pending": state.pending,
         "cool_down_seconds": state.cool_down,
         "cool_down_reason": state.reason or None,
     }
@@ -114,6 +115,7 @@ def _text(target: Target, state: State) -> str:
         "lead": "-" if state.last is None else lead(state.last - state.now),
         "lock": _lock(state)[1],
         "waiting": str(state.waiting),
+        "pending": f"{state.pending} calls; see kraken-nonce pending" if state.pending else "none",
         "cool-down": f"{span(state.cool_down)}: {printable(state.reason)}" if state.cool_down else "none",
     }
     return "\n".join(f"{name:<12}{value}" for name, value in lines.items())
