@@ -330,6 +330,7 @@ def test_a_replica(private_server: PrivateServer) -> None:
     """A replica is refused, with the exit code of a problem; its master says how far it is."""
     master, replica = private_server(), private_server()
     replica.client().replicaof("127.0.0.1", master.port)
+    eventually(lambda: replica.client().info()["master_link_status"] == "up", timeout=30)
     eventually(lambda: of(doctor(master.url), "replicas").get("ok") == "1, in step", timeout=30)
     found = doctor(replica.url, code=1)
     assert of(found, "role")["problem"] == "a replica: nothing can be written; its link to the master is up"
@@ -371,7 +372,8 @@ def test_too_few_replicas(valkey: Server) -> None:
 def test_a_clock_that_is_wrong(faketime_server: Server) -> None:
     """A server that lives in another hour is a problem for every other program with the same API key."""
     faketime_server.clock_offset(-3600)
-    assert of(doctor(faketime_server.url, code=1), "clock")["problem"].startswith("-3600")
+    found = of(doctor(faketime_server.url, code=1), "clock")["problem"]
+    assert re.match(r"-(3600|3599)\d{3}\.\d ms against", found)
 
 
 def rights() -> list[str]:
@@ -504,12 +506,13 @@ def test_a_server_that_hangs(private_server: PrivateServer) -> None:
 
 def test_a_connection_that_breaks(valkey: Server, proxy: MakeProxy) -> None:
     """In the middle it is exit code 3 as well; what was tried is deleted, and a lost answer alone does no harm."""
-    network = proxy(valkey, counted=frozenset({"HMGET"}))
-    network.cut_request(1)
-    network.cut_request(2)
-    result = run(url=network.url)
-    assert (result.exit_code, result.stdout) == (3, "")
-    assert valkey.client().keys("*") == []
+    for command in ("HMGET", "EVALSHA"):
+        network = proxy(valkey, counted=frozenset({command}))
+        for n in (2, 3) if command == "EVALSHA" else (1, 2):  # the first EVALSHA is of no script of ours
+            network.cut_request(n)
+        result = run(url=network.url)
+        assert (result.exit_code, result.stdout) == (3, "")
+        assert valkey.client().keys("*") == []
     network = proxy(valkey)
     for n in range(4, 40, 2):
         network.drop_reply(n)
@@ -553,7 +556,7 @@ def test_any_client(valkey: Server) -> None:
 
 def test_fakeredis() -> None:
     """In a unit test nothing fails; what it is, is said."""
-    client = fakeredis.FakeRedis()
+    client = fakeredis.FakeRedis(socket_timeout=3)
     found = diagnose(examine(client))
     assert "unit tests" in found[0].advice
     assert {finding.level for finding in found} == {"ok", "note"}
