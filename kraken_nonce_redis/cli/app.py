@@ -8,6 +8,7 @@ import click
 
 from kraken_nonce_redis.cli import lock, nonces
 from kraken_nonce_redis.cli.demo import demo
+from kraken_nonce_redis.cli.doctor import doctor
 from kraken_nonce_redis.cli.outcome import HELP, ExitCode, failure
 from kraken_nonce_redis.cli.pending import pending
 from kraken_nonce_redis.cli.server import server
@@ -18,6 +19,7 @@ First steps:
   kraken-nonce demo                           what goes wrong without it, and with it
   kraken-nonce server                         an embedded Valkey, to develop with
   export KRAKEN_NONCE_REDIS_URL=redis://...   where nonces and locks live
+  kraken-nonce doctor                         whether that Redis is fit for it
   export KRAKEN_API_KEY=...                   for which API key
   kraken-nonce status                         last nonce, holder, waiters
 """
@@ -52,6 +54,7 @@ def app() -> None:
 
 for command in (
     demo,
+    doctor,
     lock.status,
     nonces.next_nonce,
     nonces.last_nonce,

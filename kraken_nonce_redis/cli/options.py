@@ -92,9 +92,7 @@ def target_options(function: Callable[Concatenate[Target, P], T]) -> Callable[..
             help="The nonces and lock of the one API key, or those that all API keys of the namespace share; for the "
             "latter no API key is needed.",
         ),
-        click.option(
-            "--namespace", default=DEFAULT_NAMESPACE, show_default=True, help="What the Redis keys begin with."
-        ),
+        namespace_option,
         click.option(
             "--key-env",
             default=DEFAULT_KEY_VARIABLE,
@@ -102,18 +100,22 @@ def target_options(function: Callable[Concatenate[Target, P], T]) -> Callable[..
             metavar="NAME",
             help="Environment variable that holds the API key. The key itself never goes on a command line.",
         ),
-        click.option(
-            "--redis",
-            "url",
-            metavar="URL",
-            help="Redis to use: redis://, rediss:// or unix://. Other users of this machine can see what a command "
-            f"line holds: a URL with a password belongs in the environment. [env var: {', '.join(URL_VARIABLES)}]",
-        ),
+        redis_option,
     ):
         command = option(command)
     return command
 
 
+redis_option = click.option(
+    "--redis",
+    "url",
+    metavar="URL",
+    help="Redis to use: redis://, rediss:// or unix://. Other users of this machine can see what a command line "
+    f"holds: a URL with a password belongs in the environment. [env var: {', '.join(URL_VARIABLES)}]",
+)
+namespace_option = click.option(
+    "--namespace", default=DEFAULT_NAMESPACE, show_default=True, help="What the Redis keys begin with."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; nonces are strings in it.")
 max_lead_option = click.option(
     "--max-lead",

@@ -1,0 +1,66 @@
+"""The command `doctor`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from kraken_nonce_redis.cli.options import (
+    Answer,
+    connect,
+    examples,
+    json_option,
+    namespace_option,
+    printable,
+    redis_option,
+)
+from kraken_nonce_redis.cli.outcome import ExitCode
+from kraken_nonce_redis.doctor import LEVELS, diagnose, examine
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kraken_nonce_redis.doctor import Finding
+
+_COLOURS: Final = {"ok": "green", "note": "blue", "warning": "yellow", "problem": "red"}
+_LEVEL_WIDTH: Final = 9
+_TOPIC_WIDTH: Final = 13
+
+
+@click.command(
+    "doctor",
+    short_help="Say whether a Redis is fit for this, and what to do.",
+    epilog=examples(
+        "kraken-nonce doctor",
+        "kraken-nonce doctor --redis redis://localhost:6379/0",
+        "kraken-nonce doctor --json | jq -r '.findings[] | select(.level == \"problem\") | .advice'",
+    ),
+)
+@redis_option
+@namespace_option
+@json_option
+def doctor(url: str | None, *, namespace: str, as_json: bool) -> None:
+    """Say whether a Redis is fit for nonces and locks: what it is, how it is set, what it does, what to change.
+
+    "note" is good to know, "warning" works with a risk, "problem" should not be used so: exit code 1. No API key is
+    needed. The keys of your bots are read and never changed; what must be tried is tried on two keys that are deleted
+    afterwards.
+    """
+    findings = diagnose(examine(connect(url), namespace))
+    worst = max((finding.level for finding in findings), key=LEVELS.index)
+    data: dict[str, object] = {"worst": worst, "findings": [asdict(finding) for finding in findings]}
+    Answer(_text(findings), data).print(as_json=as_json)
+    if worst == "problem":
+        raise click.exceptions.Exit(ExitCode.NO)
+
+
+def _text(findings: Sequence[Finding]) -> str:
+    lines: list[str] = []
+    for finding in findings:
+        level = click.style(f"{finding.level:<{_LEVEL_WIDTH}}", fg=_COLOURS[finding.level])
+        lines.append(f"{level}{finding.topic:<{_TOPIC_WIDTH}}{printable(finding.found)}")
+        if finding.advice:
+            lines.append(" " * (_LEVEL_WIDTH + _TOPIC_WIDTH) + printable(finding.advice))
+    return "\n".join(lines)
