@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from kraken_nonce_redis.cli import lock, nonces
+from kraken_nonce_redis.cli.check import check
 from kraken_nonce_redis.cli.demo import demo
 from kraken_nonce_redis.cli.outcome import HELP, ExitCode, failure
 from kraken_nonce_redis.cli.server import server
@@ -18,6 +19,7 @@ First steps:
   kraken-nonce server                         an embedded Valkey, to develop with
   export KRAKEN_NONCE_REDIS_URL=redis://...   where nonces and locks live
   export KRAKEN_API_KEY=...                   for which API key
+  kraken-nonce check                          whether key, permissions, nonce, clock and network are right
   kraken-nonce status                         last nonce, holder, waiters
 """
 
@@ -51,6 +53,7 @@ def app() -> None:
 
 for command in (
     demo,
+    check,
     lock.status,
     nonces.next_nonce,
     nonces.last_nonce,

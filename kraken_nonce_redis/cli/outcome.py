@@ -24,7 +24,7 @@ class ExitCode(IntEnum):
 
 HELP = """Exit codes:
   0    done
-  1    no: the demo failed, there is no last nonce, nothing was unlocked
+  1    no: an account or the demo failed, there is no last nonce, nothing was unlocked
   2    usage: an option, a value, the API key or an extra is wrong or missing
   3    Redis is unavailable or can't be used as asked
   4    a nonce would be raised too far ahead of the server's clock
