@@ -7,18 +7,16 @@ import functools
 import time
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
-
-import requests
 
 from kraken_nonce_redis import commands
 from kraken_nonce_redis.arguments import LONGEST_LEAD
-from kraken_nonce_redis.cli.findings import ADVICE, Cause, Finding, Report, Step, cause_of, failed
+from kraken_nonce_redis.cli.findings import ADVICE, Finding, Report, failed
 from kraken_nonce_redis.cli.options import lead, printable, span
+from kraken_nonce_redis.cli.troubles import EXPECTED, Trouble, not_kraken, result_of, trouble_of
 from kraken_nonce_redis.commands import Keyspace
 from kraken_nonce_redis.core import DEFAULT_MAX_LEAD
-from kraken_nonce_redis.errors import CoolDown, HoldTimeout, LeaseLost, StoreError
+from kraken_nonce_redis.errors import StoreError
 from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.store import store_for
 
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
     import redis
 
     from kraken_nonce_redis.accounts import Account
+    from kraken_nonce_redis.cli.findings import Step
     from kraken_nonce_redis.commands import Scope, State
 
 T = TypeVar("T")
@@ -39,19 +38,7 @@ NOTABLE: Final = 1.0
 INTOLERABLE: Final = 60.0
 """Seconds by which the Redis server's clock may differ from Kraken's at most."""
 
-_LONGEST_SHOWN: Final = 200
 _OTHERS: Final = "stop whatever else uses the API key, with a clock or unit of its own or without this Redis"
-_NOT_KRAKEN: Final = "what answers there is not Kraken's API"
-
-
-class Trouble(Exception):
-    """Why a step failed."""
-
-    def __init__(self, cause: Cause, text: str, advice: str = "") -> None:
-        super().__init__(text)
-        self.cause: Final[Cause] = cause
-        self.text: Final = text
-        self.advice: Final = advice
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +151,7 @@ class _Examination:
         after = self._now()
         moment = result.get("unixtime")
         if not isinstance(moment, int | float):
-            raise Trouble("network", _NOT_KRAKEN)
+            raise not_kraken()
         took = after - before
         self._add(Finding("connection", "ok", f"Kraken answered in {took:.2f} s", data={"seconds": round(took, 3)}))
         # Kraken's time is in whole seconds, rounded down.
@@ -199,7 +186,7 @@ class _Examination:
         try:
             return self._ask(lambda: self._api.query_private("GetApiKeyInfo"))
         except Trouble as trouble:
-            if trouble.cause != "nonce":
+            if trouble.cause != "nonce" or trouble.advice:
                 raise
         try:
             # Once more: a single refusal may come from a call that overtook.
@@ -278,7 +265,7 @@ class _Examination:
                 if Decimal(amount) != 0:
                     shown.append(f"{asset} {amount}")
             except (InvalidOperation, TypeError, ValueError):
-                raise Trouble("network", _NOT_KRAKEN) from None
+                raise not_kraken() from None
         self._add(Finding("balances", "ok", ", ".join(shown) or "nothing in it", data={"balances": balances}))
 
     # What they share
@@ -289,7 +276,12 @@ class _Examination:
             return attempt()
         except Trouble as trouble:
             where: Step = "nonce" if step == "private call" and trouble.cause == "nonce" else step
-            self._add(failed(where, trouble.cause, trouble.text, trouble.advice))
+            advice = trouble.advice
+            if trouble.cause == "lock":
+                advice = (
+                    f"{self._hint(self._account.name, 'status')} shows who has the lock; wait, or see that it is dead"
+                )
+            self._add(failed(where, trouble.cause, trouble.text, advice))
             return None
 
     def _add(self, finding: Finding) -> None:
@@ -314,54 +306,15 @@ class _Examination:
         try:
             return self._inspect()
         except StoreError as error:
-            raise Trouble("redis", str(error)) from None
+            raise trouble_of(error) from None
 
     def _ask(self, call: Callable[[], Any]) -> dict[str, Any]:
         """Make a call and return its result. Raises `Trouble`."""
         try:
             answer = call()
-        except CoolDown as error:
-            text = f"no calls for another {span(error.seconds)}: {error.reason}"
-            raise Trouble(cause_of([error.reason]), text) from None
-        except HoldTimeout:
-            text = f"others had the key's lock for {span(LOCK_WAIT)}"
-            raise Trouble("lock", text, f"{self._hint(self._account.name, 'status')} shows who has it") from None
-        except LeaseLost as error:
-            raise Trouble("lock", str(error)) from None
-        except StoreError as error:
-            raise Trouble("redis", str(error)) from None
-        except (requests.RequestException, ValueError, RecursionError) as error:
-            raise _unanswered(error) from None
-        errors = answer.get("error") if isinstance(answer, dict) else None
-        if not isinstance(errors, list) or not all(isinstance(error, str) for error in errors):
-            raise Trouble("network", _NOT_KRAKEN)
-        serious = [error for error in errors if not error.startswith("W")]
-        if serious:
-            raise Trouble(cause_of(serious), "; ".join(serious)[:_LONGEST_SHOWN])
-        result = answer.get("result")
-        if not isinstance(result, dict):
-            raise Trouble("network", _NOT_KRAKEN)
-        return cast("dict[str, Any]", result)
-
-
-def _unanswered(error: Exception) -> Trouble:
-    """Return why a request has no answer of Kraken's."""
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        status = error.response.status_code
-        if status == HTTPStatus.TOO_MANY_REQUESTS:
-            return Trouble("rate limit", f"HTTP status {status}")
-        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            return Trouble("kraken", f"HTTP status {status}")
-        return Trouble("network", f"HTTP status {status}: {_NOT_KRAKEN}, or a firewall refuses this machine")
-    if isinstance(error, requests.Timeout):
-        return Trouble("network", f"no answer within {span(CALL_TIMEOUT)}")
-    if isinstance(error, ValueError | RecursionError):
-        return Trouble("network", _NOT_KRAKEN)
-    reason, deeper = "", error.__cause__ or error.__context__
-    while deeper is not None:
-        reason = (deeper.strerror if isinstance(deeper, OSError) else None) or str(deeper)
-        deeper = deeper.__cause__ or deeper.__context__
-    return Trouble("network", f"Kraken can't be reached: {reason or type(error).__name__}"[:_LONGEST_SHOWN])
+        except EXPECTED as error:
+            raise trouble_of(error) from None
+        return result_of(answer)
 
 
 def _whole(value: object) -> int | None:

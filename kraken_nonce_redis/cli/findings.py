@@ -56,7 +56,7 @@ ADVICE: Final[Mapping[Cause, str]] = {
     "secret": "copy the secret again, whole; it must be the one that was shown together with this API key",
     "permission": "give the API key the permission for it in its settings at Kraken",
     "nonce": "stop whatever else uses the API key",
-    "lock": "kraken-nonce status shows who has the key's lock; wait for it, or unlock it if it is dead",
+    "lock": "see who has the key's lock; wait for it, or unlock it if it is dead",
     "rate limit": "wait, and give all programs on the key a pace with the account's tier",
     "lockout": "leave everything at this address stopped for 15 minutes, and correct the bad key that led to it",
     "kraken": "see status.kraken.com, and try again later",
