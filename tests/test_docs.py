@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
+ACCOUNTS = ("KRAKEN", "KRAKEN_MASTER", *(f"KRAKEN_USER_{name}" for name in ("ALICE", "BOB", "CAROL", "DAVE", "ERIN")))
+"""The simulator's accounts, by what their variables begin with."""
+
 # Kraken's address is where the simulator is; nothing else of a block is touched.
 ELSEWHERE = """
 import os
-import sys
 
-import ccxt.async_support
 import krakenex
-from kraken.spot import SpotAsyncClient, SpotClient
 
 there = os.environ["SIMULATOR"]
 stock = krakenex.API.__init__
@@ -40,6 +40,12 @@ def init(self, *args, **kwargs):
 
 
 krakenex.API.__init__ = init
+"""
+# Only for blocks that need it, since importing these takes seconds.
+OTHERS_ELSEWHERE = """
+import ccxt.async_support
+from kraken.spot import SpotAsyncClient, SpotClient
+
 SpotClient.URL = SpotAsyncClient.URL = there
 for kind in (ccxt.kraken, ccxt.async_support.kraken):
 
@@ -60,7 +66,7 @@ def blocks() -> Iterator[object]:
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[KrakenSimulator]:
     """Give one simulator to all blocks."""
-    with KrakenSimulator() as running:
+    with KrakenSimulator(ACCOUNTS) as running:
         yield running
 
 
@@ -69,12 +75,16 @@ def simulator() -> Iterator[KrakenSimulator]:
 def test_block_runs(block: str, valkey: Server, simulator: KrakenSimulator, tmp_path: Path) -> None:
     """A reader can paste any block of Python into a file and run it, with the variables that the README names."""
     script = tmp_path / "block.py"
-    script.write_text(ELSEWHERE + block, "utf-8")
+    others = OTHERS_ELSEWHERE if re.search("ccxt|kraken_sdk", block) else ""
+    script.write_text(ELSEWHERE + others + block, "utf-8")
     environment = {
         **os.environ,
         "KRAKEN_NONCE_REDIS_URL": valkey.url,
-        "KRAKEN_API_KEY": simulator.key,
-        "KRAKEN_API_SECRET": simulator.secret,
+        **{
+            f"{stem}_{what}": value
+            for stem, pair in zip(ACCOUNTS, simulator.accounts.items(), strict=True)
+            for what, value in zip(("API_KEY", "API_SECRET"), pair, strict=True)
+        },
         "SIMULATOR": simulator.url,
         "PYTHONPATH": str(ROOT),
     }

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from kraken_nonce_redis.cli import lock, nonces
+from kraken_nonce_redis.cli.check import check
 from kraken_nonce_redis.cli.demo import demo
 from kraken_nonce_redis.cli.doctor import doctor
 from kraken_nonce_redis.cli.outcome import HELP, ExitCode, failure
@@ -21,6 +22,7 @@ First steps:
   export KRAKEN_NONCE_REDIS_URL=redis://...   where nonces and locks live
   kraken-nonce doctor                         whether that Redis is fit for it
   export KRAKEN_API_KEY=...                   for which API key
+  kraken-nonce check                          whether key, permissions, nonce, clock and network are right
   kraken-nonce status                         last nonce, holder, waiters
 """
 
@@ -55,6 +57,7 @@ def app() -> None:
 for command in (
     demo,
     doctor,
+    check,
     lock.status,
     nonces.next_nonce,
     nonces.last_nonce,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 import click
 
+from kraken_nonce_redis.accounts import Reading, read_environment, read_file
 from kraken_nonce_redis.allocator import NonceAllocator
 from kraken_nonce_redis.arguments import LONGEST_LEAD
 from kraken_nonce_redis.cli.outcome import Misuse
@@ -22,7 +23,7 @@ from kraken_nonce_redis.core import DEFAULT_MAX_LEAD
 from kraken_nonce_redis.store import client_from_url, store_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import redis
 
@@ -74,12 +75,36 @@ class Target:
         return self._store.run(command)
 
 
+redis_option = click.option(
+    "--redis",
+    "url",
+    metavar="URL",
+    help="Redis to use: redis://, rediss:// or unix://. Other users of this machine can see what a command "
+    f"line holds: a URL with a password belongs in the environment. [env var: {', '.join(URL_VARIABLES)}]",
+)
+namespace_option = click.option(
+    "--namespace", default=DEFAULT_NAMESPACE, show_default=True, help="What the Redis keys begin with."
+)
+file_option = click.option(
+    "--file", "accounts_file", metavar="PATH", help="TOML file with the accounts, instead of the environment."
+)
+
+
 def target_options(function: Callable[Concatenate[Target, P], T]) -> Callable[..., T]:
     """Add the options that say which key is meant; the function gets a `Target` first."""
 
     @functools.wraps(function)
-    def with_target(*args: Any, url: str | None, key_env: str, namespace: str, scope: Scope, **options: Any) -> T:
-        api_key = "none needed" if scope == "global" else _api_key(key_env)
+    def with_target(
+        *args: Any,
+        url: str | None,
+        key_env: str | None,
+        account: str | None,
+        accounts_file: str | None,
+        namespace: str,
+        scope: Scope,
+        **options: Any,
+    ) -> T:
+        api_key = "none needed" if scope == "global" else _api_key(key_env, account, accounts_file)
         return function(Target(connect(url), api_key, scope, namespace), *args, **options)
 
     command: Callable[..., T] = with_target
@@ -93,12 +118,13 @@ def target_options(function: Callable[Concatenate[Target, P], T]) -> Callable[..
             "latter no API key is needed.",
         ),
         namespace_option,
+        file_option,
+        click.option("--account", metavar="NAME", help="Account whose API key it is: master, or a user's name."),
         click.option(
             "--key-env",
-            default=DEFAULT_KEY_VARIABLE,
-            show_default=True,
             metavar="NAME",
-            help="Environment variable that holds the API key. The key itself never goes on a command line.",
+            help="Environment variable that holds the API key. The key itself never goes on a command line. "
+            f"[default: {DEFAULT_KEY_VARIABLE}]",
         ),
         redis_option,
     ):
@@ -106,16 +132,24 @@ def target_options(function: Callable[Concatenate[Target, P], T]) -> Callable[..
     return command
 
 
-redis_option = click.option(
-    "--redis",
-    "url",
-    metavar="URL",
-    help="Redis to use: redis://, rediss:// or unix://. Other users of this machine can see what a command line "
-    f"holds: a URL with a password belongs in the environment. [env var: {', '.join(URL_VARIABLES)}]",
-)
-namespace_option = click.option(
-    "--namespace", default=DEFAULT_NAMESPACE, show_default=True, help="What the Redis keys begin with."
-)
+def accounts_of(file: str | None, names: Sequence[str] = ()) -> Reading:
+    """Read the accounts of a file or of the environment, all or those with these names, and note what is odd."""
+    reading = read_file(file) if file else read_environment(os.environ, single=True)
+    for text in reading.notes:
+        note(printable(text))
+    if not names:
+        return reading
+    wanted = {name.lower() for name in names}
+    missing = wanted - {account.name for account in reading.accounts} - {name.lower() for name, _ in reading.mistakes}
+    if missing:
+        known = ", ".join(account.name for account in reading.accounts) or "none"
+        raise Misuse(f"there is no account of that name; there are: {known}")
+    return Reading(
+        tuple(account for account in reading.accounts if account.name in wanted),
+        tuple(mistake for mistake in reading.mistakes if mistake[0].lower() in wanted),
+    )
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; nonces are strings in it.")
 max_lead_option = click.option(
     "--max-lead",
@@ -127,11 +161,17 @@ max_lead_option = click.option(
 )
 
 
-def _api_key(variable: str) -> str:
-    api_key = os.environ.get(variable, "").strip()
+def _api_key(variable: str | None, account: str | None, file: str | None) -> str:
+    if account is not None:
+        if variable is not None:
+            raise click.UsageError("give either --key-env or --account")
+        return accounts_of(file, [account]).all()[0].key
+    if file is not None:
+        raise click.UsageError("--file needs --account")
+    api_key = os.environ.get(variable or DEFAULT_KEY_VARIABLE, "").strip()
     if not api_key:
         # Never the name that was given: it may be the API key itself.
-        which = variable if variable == DEFAULT_KEY_VARIABLE else "the environment variable named by --key-env"
+        which = "the environment variable named by --key-env" if variable else DEFAULT_KEY_VARIABLE
         raise Misuse(f"{which} is not set: export the API key there, or name another variable with --key-env")
     return api_key
 

@@ -28,6 +28,7 @@ TAG: Final = "doctor-"
 
 _LIFE: Final = 60_000  # milliseconds
 _TERM: Final = 10.0  # seconds
+_INTENT: Final = commands.intent(TAG, "Doctor", ())
 _BLOCK: Final = 2
 _HEARING: Final = 2.0  # seconds
 _TAGS: Final = 1_000
@@ -82,6 +83,7 @@ class Trial:
             "pexpire": ("PEXPIRE", state, _LIFE),
             "hget": ("HGET", state, "doctor"),
             "hmget": ("HMGET", state, "doctor"),
+            "hgetall": ("HGETALL", state),
             "hdel": ("HDEL", state, "none"),
             "zadd": ("ZADD", queue, "XX", 1, "doctor"),
             "zcount": ("ZCOUNT", queue, 0, 1),
@@ -150,7 +152,7 @@ class Trial:
             commands.acquire(keys, first, _TERM, ticket=None, priority="normal", pace=pace),
             lambda answer: isinstance(answer, Granted),
         )
-        yield commands.extend(keys, first, _TERM), lambda block: block is not None
+        yield commands.extend(keys, first, _TERM, _INTENT), lambda block: block is not None
         yield (
             commands.acquire(keys, second, _TERM, ticket=0, priority="normal", pace=""),
             lambda answer: isinstance(answer, Waiting),
@@ -160,6 +162,8 @@ class Trial:
         yield commands.cool_down(keys, 0, ""), lambda left: left == 0
         yield commands.reset_startup(keys), lambda _: True
         yield commands.unlock(keys, first), bool
+        yield commands.pending(keys), lambda entries: len(entries) == 1
+        yield commands.settle(keys, 1, "known"), lambda there: not there
         yield commands.inspect(keys), lambda state: state.holder == second
         yield commands.release(keys, second), lambda release: release == "released"
 

@@ -1,0 +1,158 @@
+"""The command `check`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+import click
+
+from kraken_nonce_redis.accounts import SINGLE
+from kraken_nonce_redis.cli.findings import STEPS, Report, failed
+from kraken_nonce_redis.cli.options import (
+    accounts_of,
+    connect,
+    examples,
+    file_option,
+    json_option,
+    namespace_option,
+    printable,
+    redis_option,
+)
+from kraken_nonce_redis.cli.outcome import Failure
+from kraken_nonce_redis.cli.requirements import require
+from kraken_nonce_redis.commands import DEFAULT_NAMESPACE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kraken_nonce_redis.accounts import Reading
+    from kraken_nonce_redis.cli.examine import Examiner
+    from kraken_nonce_redis.cli.findings import Finding
+    from kraken_nonce_redis.commands import Scope
+
+URL_VARIABLE: Final = "KRAKEN_API_URL"
+_WIDTH: Final = max(map(len, STEPS)) + 2
+
+
+def _address(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    good = good and not any(sign in value for sign in "@?#")
+    if not good:
+        raise click.BadParameter("must be http://HOST[:PORT] or https://HOST[:PORT], without a user or password")
+    return value.rstrip("/")
+
+
+@click.command(
+    "check",
+    short_help="Show what works for each account, and what doesn't.",
+    epilog=examples(
+        "kraken-nonce check",
+        "kraken-nonce check --account master --account alice",
+        "kraken-nonce check --file accounts.toml --json | jq '.accounts[] | select(.ok | not)'",
+    ),
+)
+@click.option("--account", "names", multiple=True, metavar="NAME", help="Only this account; can be given repeatedly.")
+@file_option
+@click.option(
+    "--url",
+    "address",
+    default="https://api.kraken.com",
+    envvar=URL_VARIABLE,
+    show_envvar=True,
+    show_default=True,
+    callback=_address,
+    help="Kraken's address; another one for tests.",
+)
+@redis_option
+@namespace_option
+@click.option(
+    "--scope",
+    type=click.Choice(["key", "global"]),
+    default="key",
+    show_default=True,
+    help="As the programs have it that use these accounts: a lock for each API key, or one for all.",
+)
+@json_option
+def check(
+    *,
+    names: tuple[str, ...],
+    accounts_file: str | None,
+    address: str,
+    url: str | None,
+    namespace: str,
+    scope: Scope,
+    as_json: bool,
+) -> None:
+    """Check a master and its users, one after the other, and print for each what works.
+
+    Tried are the connection to Kraken, Redis, the clocks, a private call, the nonce, the nonce window, permissions and
+    balances. What fails is put down to one of: configuration, network, clock, redis, key, secret, permission, nonce,
+    lock, rate limit, lockout, kraken; with what to do. One account's trouble does not keep the others from being
+    checked, except a lockout, which counts for this machine's address.
+
+    Accounts are read from KRAKEN_MASTER_API_KEY, KRAKEN_MASTER_API_SECRET, KRAKEN_USER_<NAME>_API_KEY and
+    KRAKEN_USER_<NAME>_API_SECRET, or from --file. Where there are none, KRAKEN_API_KEY and KRAKEN_API_SECRET are
+    checked. Keys and secrets are never shown.
+
+    Each account gets two private calls that change nothing but its nonce. It is in nanoseconds: after that, a client
+    that counts in milliseconds is refused on the same API key for ever. Don't check the key of one that you keep.
+
+    Needs the extra "krakenex". Exit code 1 when an account fails.
+    """
+    require("krakenex")
+    from kraken_nonce_redis.cli.examine import Examiner  # noqa: PLC0415 - krakenex may be missing
+
+    reading = accounts_of(accounts_file, names)
+
+    def hint(name: str, words: str) -> str:
+        options = {
+            "--account": None if name == SINGLE or scope == "global" else name,
+            "--file": None if scope == "global" else accounts_file,
+            "--namespace": None if namespace == DEFAULT_NAMESPACE else namespace,
+            "--scope": "global" if scope == "global" else None,
+            "--redis": "URL" if url else None,  # which may hold a password
+        }
+        given = [f"{option} {shlex.quote(value)}" for option, value in options.items() if value]
+        return " ".join(["kraken-nonce", words, *given])
+
+    examiner = Examiner(connect(url), url=address, scope=scope, namespace=namespace, hint=hint)
+    reports: list[Report] = []
+    for report in _reports(reading, examiner):
+        reports.append(report)
+        if not as_json:
+            click.echo(_text(report))
+    bad = [f"{report.account} ({report.failure.cause})" for report in reports if report.failure]
+    if as_json:
+        click.echo(json.dumps({"url": address, "ok": not bad, "accounts": [report.as_data() for report in reports]}))
+    if bad:
+        raise Failure(f"{len(bad)} of {len(reports)} accounts failed: {', '.join(bad)}")
+
+
+def _reports(reading: Reading, examiner: Examiner) -> Iterator[Report]:
+    for account in reading.accounts:
+        yield examiner.examine(account)
+    for name, mistake in reading.mistakes:
+        finding = failed("configuration", "configuration", printable(str(mistake)))
+        yield Report(printable(name), (finding,))
+
+
+def _text(report: Report) -> str:
+    lines = [report.account]
+    for finding in report.findings:
+        lines += _lines(finding)
+    return "\n".join(lines)
+
+
+def _lines(finding: Finding) -> Iterator[str]:
+    state = finding.state if finding.state == "ok" else finding.state.upper()
+    yield f"  {finding.step:<{_WIDTH}}{state:<9}{finding.text}"
+    if finding.advice:
+        cause = f"{finding.cause}: " if finding.cause else ""
+        yield f"  {'':<{_WIDTH}}{'':<9}{cause}{finding.advice}"

@@ -1,0 +1,320 @@
+"""Examines one account after the other: Kraken, Redis, the clocks, and what the API key may do. Needs krakenex."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from kraken_nonce_redis import commands
+from kraken_nonce_redis.arguments import LONGEST_LEAD
+from kraken_nonce_redis.cli.findings import ADVICE, Finding, Report, failed
+from kraken_nonce_redis.cli.options import lead, printable, span
+from kraken_nonce_redis.cli.troubles import EXPECTED, Trouble, not_kraken, result_of, trouble_of
+from kraken_nonce_redis.commands import Keyspace
+from kraken_nonce_redis.core import DEFAULT_MAX_LEAD
+from kraken_nonce_redis.errors import StoreError
+from kraken_nonce_redis.krakenex import API
+from kraken_nonce_redis.retries import Retries
+from kraken_nonce_redis.store import store_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import redis
+
+    from kraken_nonce_redis.accounts import Account
+    from kraken_nonce_redis.cli.findings import Step
+    from kraken_nonce_redis.commands import Scope, State
+
+T = TypeVar("T")
+
+CALL_TIMEOUT: Final = 10.0
+LOCK_WAIT: Final = 30.0
+NOTABLE: Final = 1.0
+"""Seconds of difference between clocks from which on it is a warning."""
+INTOLERABLE: Final = 60.0
+"""Seconds by which the Redis server's clock may differ from Kraken's at most."""
+
+_OTHERS: Final = "stop whatever else uses the API key, with a clock or unit of its own or without this Redis"
+
+
+@dataclass(frozen=True, slots=True)
+class Offset:
+    """By how many seconds one clock is ahead of another: somewhere in between these two."""
+
+    low: float
+    high: float
+
+    def __sub__(self, other: Offset) -> Offset:
+        return Offset(self.low - other.high, self.high - other.low)
+
+    @property
+    def least(self) -> float:
+        """The difference that there is at least; negative when it is behind."""
+        return max(self.low, 0.0) + min(self.high, 0.0)
+
+    def __str__(self) -> str:
+        if not self.least:
+            return "as Kraken's"
+        return f"{span(abs(self.least))} {'ahead of' if self.least > 0 else 'behind'} Kraken's"
+
+
+class Examiner:
+    """Examines accounts, each by itself; only a lockout, which counts for this machine's address, ends it for all.
+
+    Args:
+        client: of the Redis to use.
+        url: Kraken's address.
+        scope: as in `CallLock`.
+        namespace: as in `CallLock`.
+        hint: returns the command line for an account's name and the words of a command.
+    """
+
+    def __init__(
+        self, client: redis.Redis, *, url: str, scope: Scope, namespace: str, hint: Callable[[str, str], str]
+    ) -> None:
+        self._client = client
+        self._url = url
+        self._scope: Scope = scope
+        self._namespace = namespace
+        self._hint = hint
+        self._locked_out = False
+
+    def examine(self, account: Account) -> Report:
+        """Examine an account; whatever its trouble is, it is in the report."""
+        if self._locked_out:
+            text = "not checked: Kraken has locked out this machine's address"
+            return Report(account.name, (failed("connection", "lockout", text),))
+        with contextlib.closing(self._api(account)) as api:
+            keys = Keyspace.of(self._namespace, account.key, self._scope)
+            report = _Examination(account, api, lambda: store_for(self._client).run(commands.inspect(keys)), self._hint)
+            report.run()
+        self._locked_out = any(finding.cause == "lockout" for finding in report.findings)
+        return Report(account.name, tuple(report.findings))
+
+    def _api(self, account: Account) -> API:
+        api = API(
+            account.key,
+            account.secret,
+            redis=self._client,
+            scope=self._scope,
+            namespace=self._namespace,
+            pace=account.pace,
+            wait_timeout=LOCK_WAIT,
+            retries=Retries(waits=(), leads=()),  # a look changes nothing for those who trade
+            call_timeout=CALL_TIMEOUT,
+        )
+        api.uri = self._url
+        return api
+
+
+class _Examination:
+    """The examination of one account."""
+
+    def __init__(
+        self, account: Account, api: API, inspect: Callable[[], State], hint: Callable[[str, str], str]
+    ) -> None:
+        self.findings: list[Finding] = []
+        self._account = account
+        self._api = api
+        self._inspect = inspect
+        self._hint = hint
+        # One time base, should this machine's clock be set meanwhile.
+        self._began = time.time() - time.monotonic()
+        self._redis_ahead = Offset(0, 0)
+
+    def run(self) -> None:
+        """Try one step after the other."""
+        kraken = self._step("connection", self._connection)
+        here = self._step("redis", self._redis)
+        if kraken is None or here is None or not self._clocks(kraken, here):
+            return
+        info = self._step("private call", self._key_info)
+        if info is None:
+            return
+        self._add(Finding("private call", "ok", "accepted: key, secret and nonce are right"))
+        self._step("nonce", lambda: self._nonce(info))
+        self._window(info)
+        self._permissions(info)
+        self._step("balances", self._balances)
+
+    def _now(self) -> float:
+        return self._began + time.monotonic()
+
+    # Steps
+
+    def _connection(self) -> Offset:
+        before = self._now()
+        result = self._ask(lambda: self._api.query_public("Time", timeout=CALL_TIMEOUT))
+        after = self._now()
+        moment = result.get("unixtime")
+        if not isinstance(moment, int | float):
+            raise not_kraken()
+        took = after - before
+        self._add(Finding("connection", "ok", f"Kraken answered in {took:.2f} s", data={"seconds": round(took, 3)}))
+        # Kraken's time is in whole seconds, rounded down.
+        return Offset(moment - after, moment + 1 - before)
+
+    def _redis(self) -> Offset:
+        before = self._now()
+        state = self._look()
+        after = self._now()
+        cool_down = f", cool-down for {span(state.cool_down)}: {state.reason}" if state.cool_down else ""
+        self._add(Finding("redis", "ok", f"answered in {after - before:.3f} s{cool_down}"))
+        return Offset(state.now / 1e9 - after, state.now / 1e9 - before)
+
+    def _clocks(self, kraken: Offset, redis_server: Offset) -> bool:
+        """Compare the clocks; return whether a nonce can be taken from the Redis server's."""
+        ahead = self._redis_ahead = redis_server - kraken
+        machine = Offset(-kraken.high, -kraken.low)
+        text = f"Redis server's {ahead}, this machine's {machine}"
+        data = {"redis_ahead_seconds": round(ahead.least, 3), "machine_ahead_seconds": round(machine.least, 3)}
+        finding = Finding("clock", "ok", text, data=data)
+        if ahead.least > INTOLERABLE:
+            advice = f"{ADVICE['clock']}. No nonce was taken: one from the future can't be taken back"
+            finding = replace(finding, state="failed", cause="clock", advice=advice)
+        elif ahead.least < -INTOLERABLE:
+            finding = replace(finding, state="failed", cause="clock", advice=ADVICE["clock"])
+        elif max(abs(ahead.least), abs(machine.least)) > NOTABLE:
+            finding = replace(finding, state="warning", advice="let NTP set the clock")
+        self._add(finding)
+        return ahead.least <= INTOLERABLE
+
+    def _key_info(self) -> dict[str, Any]:
+        try:
+            return self._ask(lambda: self._api.query_private("GetApiKeyInfo"))
+        except Trouble as trouble:
+            if trouble.cause != "nonce" or trouble.advice:
+                raise
+            state = self._look()
+            if self._redis_ahead.least < -NOTABLE:
+                raise Trouble("clock", f"{trouble.text}: the Redis server's clock is {self._redis_ahead}") from None
+            hint = functools.partial(self._hint, self._account.name)
+            where = f"our last is {state.last}, {lead((state.last or 0) - state.now)}"
+            text = f"{trouble.text}: Kraken has seen one above ours; {where}"
+            advice = (
+                f"{_OTHERS}; then {hint('advance ITS_LAST_NONCE')}, or if you don't know it {hint('jump 60s')}, and "
+                "check again. If it is more than an hour ahead, replace the key at Kraken"
+            )
+            raise Trouble("nonce", text, advice) from None
+
+    def _nonce(self, info: dict[str, Any]) -> None:
+        state = self._look()
+        last = state.last or 0
+        theirs = _whole(info.get("nonce"))
+        data = {
+            "last": str(last),
+            "lead_seconds": (last - state.now) / 1e9,
+            "at_kraken": None if theirs is None else str(theirs),
+        }
+        finding = Finding("nonce", "ok", f"last {last}, {lead(last - state.now)}", data=data)
+        if theirs is not None and theirs > last:
+            ahead = theirs - state.now
+            if ahead <= DEFAULT_MAX_LEAD:
+                advice = f"{_OTHERS}; then {self._hint(self._account.name, f'advance {theirs}')}"
+            elif ahead <= LONGEST_LEAD:
+                more = f"advance {theirs} --max-lead {ahead // (3600 * 10**9) + 1}h"
+                advice = f"replace the API key at Kraken; or, if you know why, {self._hint(self._account.name, more)}"
+            else:
+                advice = "replace the API key at Kraken: another program has driven its nonce out of reach"
+            text = f"Kraken has seen {theirs}, {lead(ahead)}; our last is {last}"
+            finding = replace(finding, state="failed", cause="nonce", text=text, advice=advice)
+        self._add(finding)
+
+    def _window(self, info: dict[str, Any]) -> None:
+        window = _whole(info.get("nonceWindow"))
+        data = {"window": None if window is None else str(window)}
+        finding = Finding("nonce window", "ok", "0, as it should be", data=data)
+        if window is None:
+            advice = "look in the key's settings at Kraken: it must be 0"
+            finding = replace(finding, state="warning", text="Kraken did not say", advice=advice)
+        elif window:
+            advice = (
+                "set it to 0 in the key's settings at Kraken: late calls are accepted otherwise, and orders not fenced"
+            )
+            finding = replace(finding, state="warning", text=f"{window}", advice=advice)
+        self._add(finding)
+
+    def _permissions(self, info: dict[str, Any]) -> None:
+        given = info.get("permissions")
+        names = [str(name) for name in cast("list[object]", given)] if isinstance(given, list) else None
+        finding = Finding("permissions", "ok", ", ".join(names or ()) or "none", data={"permissions": names})
+        if names is None:
+            finding = replace(finding, state="warning", text="Kraken did not say", advice="look in the key's settings")
+        self._add(finding)
+
+    def _balances(self) -> None:
+        try:
+            balances = self._ask(lambda: self._api.query_private("Balance"))
+        except Trouble as trouble:
+            if trouble.cause != "permission":
+                raise
+            advice = "give the API key the permission to query funds, in its settings at Kraken"
+            raise Trouble("permission", f"Balance: {trouble.text}", advice) from None
+        shown: list[str] = []
+        for asset, amount in balances.items():
+            try:
+                if Decimal(amount) != 0:
+                    shown.append(f"{asset} {amount}")
+            except (InvalidOperation, TypeError, ValueError):
+                raise not_kraken() from None
+        self._add(Finding("balances", "ok", ", ".join(shown) or "nothing in it", data={"balances": balances}))
+
+    # What they share
+
+    def _step(self, step: Step, attempt: Callable[[], T]) -> T | None:
+        """Make an attempt and return its result; None with a finding when it failed."""
+        try:
+            return attempt()
+        except Trouble as trouble:
+            where: Step = "nonce" if step == "private call" and trouble.cause == "nonce" else step
+            advice = trouble.advice
+            if trouble.cause == "lock":
+                advice = (
+                    f"{self._hint(self._account.name, 'status')} shows who has the lock; wait, or see that it is dead"
+                )
+            self._add(failed(where, trouble.cause, trouble.text, advice))
+            return None
+
+    def _add(self, finding: Finding) -> None:
+        data = cast("dict[str, object]", self._clean(dict(finding.data)))
+        text, advice = str(self._clean(finding.text)), str(self._clean(finding.advice))
+        self.findings.append(replace(finding, text=text, advice=advice, data=data))
+
+    def _clean(self, value: object) -> object:
+        """Return what came from elsewhere without control characters, and without key and secret if they are in it."""
+        if isinstance(value, str):
+            for secret in (self._account.key, self._account.secret):
+                value = value.replace(secret, "(hidden)")
+            return printable(value)
+        if isinstance(value, list):
+            return [self._clean(item) for item in cast("list[object]", value)]
+        if isinstance(value, dict):
+            items = cast("dict[object, object]", value).items()
+            return {str(self._clean(name)): self._clean(item) for name, item in items}
+        return value
+
+    def _look(self) -> State:
+        try:
+            return self._inspect()
+        except StoreError as error:
+            raise trouble_of(error) from None
+
+    def _ask(self, call: Callable[[], Any]) -> dict[str, Any]:
+        """Make a call and return its result. Raises `Trouble`."""
+        try:
+            answer = call()
+        except EXPECTED as error:
+            raise trouble_of(error) from None
+        return result_of(answer)
+
+
+def _whole(value: object) -> int | None:
+    """Return a whole number that Kraken may have written as text."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= len(str(2**64)):
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
