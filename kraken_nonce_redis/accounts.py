@@ -383,4 +383,4 @@ def _secret(value: object, where: str) -> str:
 
 
 def _refuse(where: str, problem: str) -> NoReturn:
-    raise InvalidArgument(where, problem) from None
+    raise InvalidArgument(where, problem)

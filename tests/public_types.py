@@ -10,6 +10,7 @@ from redis.lock import Lock  # noqa: TC002
 
 import kraken_nonce_redis.asyncio
 from kraken_nonce_redis import CallLock, CoolDown, HoldTimeout, Lease, LeaseLost, NonceAllocator, Pace, StoreUnavailable
+from kraken_nonce_redis.accounts import Account, Accounts
 
 
 def threads(client: redis.Redis) -> None:
@@ -52,3 +53,11 @@ async def tasks(client: redis.asyncio.Redis) -> None:
         await lease.extend(5)
     assert_type(await lock.acquire(blocking=False), bool)
     await lock.release()
+
+
+def accounts() -> None:
+    """Read the accounts of a master and its users."""
+    all_of_them = Accounts.from_environment(pace=Pace(tier="pro"))
+    assert_type(all_of_them.master, Account | None)
+    assert_type(all_of_them.users["alice"].pace, Pace | None)
+    assert_type([account.key for account in Accounts.from_file("accounts.toml")], list[str])

@@ -63,6 +63,7 @@ def _address(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
 @click.option(
     "--url",
     "address",
+    metavar="URL",
     default="https://api.kraken.com",
     envvar=URL_VARIABLE,
     show_envvar=True,
