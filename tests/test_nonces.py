@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -362,3 +366,17 @@ def test_threads_and_tasks_at_once(face: Face, server: AnyServer) -> None:
     taken = [one for some in face.together(take, 8) for one in some]
     assert len(taken) == 200
     assert_distinct_and_in_order(taken)
+
+
+@pytest.mark.once
+def test_the_claim() -> None:
+    """Through every kind of fault that the benchmark knows, no nonce comes twice and none goes backward."""
+    script = Path(__file__).parent.parent / "benchmarks" / "claim.py"
+    command = [sys.executable, script, "--nonces", "200000", "--processes", "4", "--faults", "--json"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    report = json.loads(ran.stdout)
+    print(ran.stdout)
+    assert ran.returncode == 0, ran.stderr
+    assert (report["duplicates"], report["backward"]) == (0, 0)
+    assert report["nonces"] >= 200_000
+    assert sum(what.startswith("fault: ") for what in report) == 10
