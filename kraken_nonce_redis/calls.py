@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from kraken_nonce_redis import arguments, clock, commands, outcomes
 from kraken_nonce_redis.core import logger
 from kraken_nonce_redis.errors import (
-    CallLockError,
+    CallUnsettled,
     HoldTimeout,
     InvalidArgument,
+    KrakenNonceError,
     NoncePoisoned,
     NotCarriedOut,
     OutcomeUnknown,
@@ -205,10 +206,14 @@ class _Attempt:
         """Make the attempt. What it returns is final, or asks for a later attempt."""
         try:
             return (yield from self._making(first=first))
-        except (CallLockError, StoreError) as error:
+        except CallUnsettled:
+            raise
+        except Exception as error:
             if self._unheard is None:
                 raise
-            raise self._unknown(self._unheard, str(error)) from error
+            # Whatever kept us from finding out: a client's exceptions may hold a key, so only ours are quoted.
+            known = str(error) if isinstance(error, KrakenNonceError) else type(error).__name__
+            raise self._unknown(self._unheard, known) from error
 
     def _making(self, *, first: bool) -> CallFlow[Heard]:
         call, lease = self._call, self._lease
@@ -237,13 +242,13 @@ class _Attempt:
         """Send the call, once."""
         call, lease = self._call, self._lease
         yield from lease._lasting(call.seconds)
+        before = lease._known, self._unheard
         if call.changes:
-            lease._known = False  # from now on, whatever may happen
-            self._unheard = nonce
+            lease._known, self._unheard = False, nonce  # from now on, whatever may happen
         try:
             heard: Heard = yield Send(call.method, call.params, nonce, lease, call.seconds)
         except Exception:
-            lease._known, self._unheard = True, None  # nothing was sent
+            lease._known, self._unheard = before  # nothing was sent, this time
             raise
         if call.changes and heard.verdict.outcome is not Outcome.UNKNOWN:
             lease._known = True
@@ -346,15 +351,14 @@ class _Attempt:
             self._lease._used = True
             if entry.cl_ord_ids and self._calls.on_unknown != "raise":
                 settlement = yield from self._settling(entry.method, entry.nonce, entry.cl_ord_ids, inherited=True)
-                if settlement.outcome == "unknown":
+                if settlement.outcome != "unknown":
+                    yield from running(commands.settle(keys, entry.nonce, "known"))
+                elif settlement.hopeless:
+                    yield from running(commands.settle(keys, entry.nonce, "reported"))
+                else:
                     return  # Kraken can't be asked now; the next holder tries again
-                yield from running(commands.settle(keys, entry.nonce, "known"))
                 continue
-            logger.warning(
-                "%s (nonce %d): its process was gone before it heard; nobody knows whether it was carried out",
-                entry.method,
-                entry.nonce,
-            )
+            logger.warning("%s (nonce %d): nobody heard whether it was carried out", entry.method, entry.nonce)
             self._calls.tell(
                 OrderSettled(entry.key, entry.method, entry.nonce, entry.cl_ord_ids, "unknown", {}, inherited=True)
             )

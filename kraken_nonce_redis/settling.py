@@ -12,13 +12,14 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from kraken_nonce_redis.outcomes import Outcome
+from kraken_nonce_redis.outcomes import Outcome, Remedy, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from kraken_nonce_redis.steps import CallFlow, Heard
 
+_REFUSED: Final = Verdict(Outcome.NOT_CARRIED_OUT, Remedy.NONE)
 _CLOCKS_DIFFER: Final = 60.0
 """Seconds by which Kraken's clock may differ from ours, where an id that may not be unique has to be told by time."""
 
@@ -31,11 +32,13 @@ class Settlement:
         outcome: as in `kraken_nonce_redis.events.OrderSettled`.
         orders: by cl_ord_id, txid and Kraken's description of each that was found.
         known: the same in words.
+        hopeless: for ``"unknown"``, whether asking again later would tell no more.
     """
 
     outcome: Literal["found", "absent", "partly", "unknown"]
     orders: Mapping[str, tuple[str, str]]
     known: str
+    hopeless: bool = False
 
     @property
     def txids(self) -> dict[str, str]:
@@ -66,6 +69,8 @@ class _Search:
     """Whether Kraken refused to answer, so that asking again is no use now."""
     trouble: str = ""
     """Why a look was not clear."""
+    hopeless: bool = False
+    """Whether it will never be."""
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -75,7 +80,7 @@ class _Search:
         """Take an answer whose result has the orders under a name."""
         if heard.answer is None or heard.errors:
             self.stop = heard.verdict.outcome is Outcome.NOT_CARRIED_OUT
-            self._unclear(heard.reason)
+            self._unclear(heard.reason, hopeless=heard.verdict == _REFUSED)
             return
         result = heard.answer.get("result")
         orders = result.get(name) if isinstance(result, dict) else None
@@ -91,14 +96,15 @@ class _Search:
                 if _uuid(cl_ord_id) or float(order.get("opentm") or 0) > self.opened - _CLOCKS_DIFFER:
                     self.found[cl_ord_id] = txid, str((order.get("descr") or {}).get("order", ""))
                 else:
-                    self._unclear(f"{txid} has the same cl_ord_id and is older")
+                    self._unclear(f"{txid} has the same cl_ord_id and is older", hopeless=True)
                 return
         if len(self.ids) == 1:
-            self._unclear(f"{txid} was listed with another cl_ord_id")
+            self._unclear(f"{txid} was listed with another cl_ord_id", hopeless=True)
 
-    def _unclear(self, trouble: str) -> None:
+    def _unclear(self, trouble: str, *, hopeless: bool = False) -> None:
         self.clear = False
         self.trouble = trouble
+        self.hopeless |= hopeless
 
 
 def settling(
@@ -151,7 +157,8 @@ def _settlement(search: _Search) -> Settlement:
     missing = ", ".join(search.missing)
     if not (search.clear and search.fenced):
         more = f"; {found}" if found else ""
-        return Settlement("unknown", search.found, f"Kraken's lists gave no clear answer ({search.trouble}){more}")
+        known = f"Kraken's lists gave no clear answer ({search.trouble}){more}"
+        return Settlement("unknown", search.found, known, search.hopeless)
     if search.found:
         return Settlement("partly", search.found, f"Kraken lists {found}; it does not list {missing}")
     return Settlement("absent", {}, f"a later nonce was accepted, and Kraken lists no such order: {missing}")

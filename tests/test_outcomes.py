@@ -101,6 +101,25 @@ def test_maybe_sent(failure: BaseException | None) -> None:
     assert of_failure(failure).outcome is MAYBE
 
 
+def test_a_call_made_while_another_failure_is_handled() -> None:
+    """A bot that sends an order because an earlier call found no connection: the earlier failure says nothing of it."""
+
+    def fail(kind: type[Exception]) -> None:
+        raise kind
+
+    failure: Exception | None = None
+    try:
+        fail(requests.ConnectTimeout)
+    except requests.ConnectTimeout:
+        try:
+            fail(requests.ReadTimeout)
+        except requests.ReadTimeout as error:
+            failure = error
+    assert failure is not None
+    assert isinstance(failure.__context__, requests.ConnectTimeout)
+    assert of_failure(failure).outcome is MAYBE
+
+
 def test_failures_in_a_circle() -> None:
     """Exceptions that refer to each other are looked at once."""
     one, other = RuntimeError(), RuntimeError()
