@@ -26,6 +26,7 @@ from kraken_nonce_redis import (
     InvalidArgument,
     LeaseLost,
     Pace,
+    Retries,
     StoreUnavailable,
 )
 from kraken_nonce_redis.testing import KrakenSimulator
@@ -155,7 +156,7 @@ class TestTime:
 
     @pytest.mark.parametrize(("timeout", "longest"), [(None, 20), (2, 4), (45, 90), ((1, 50), 51)])
     def test_fits_into_the_lease(
-        self, api: ours.API, monkeypatch: pytest.MonkeyPatch, timeout: Any, longest: float
+        self, api: ours.API, monkeypatch: pytest.MonkeyPatch, valkey: Server, *, timeout: Any, longest: float
     ) -> None:
         """When a request leaves, more is left of its lease than it may take, for connecting and reading."""
         seen: list[Any] = []
@@ -167,6 +168,7 @@ class TestTime:
             raise requests.ConnectionError
 
         monkeypatch.setattr(api.session, "post", send)
+        ours.install(api, redis=valkey.url, retries=Retries(waits=()))
         with pytest.raises(requests.ConnectionError):
             api.query_private("Balance", timeout=timeout)
         assert set(seen) == {(True, 10 if timeout is None else timeout)}
