@@ -27,9 +27,12 @@ if TYPE_CHECKING:
 Address: TypeAlias = tuple[str, int]
 Words: TypeAlias = tuple[str | int, ...]
 
-PATIENCE: Final = 3.0
-"""Seconds for which a command waits for a slot that is being moved, or that nobody has."""
-_PAUSE: Final = 0.1
+PATIENCE: Final = 1.0
+"""Seconds for which a command, and what stands in line behind it, waits for a slot that is moved or that nobody has.
+
+Enough for a slot on its way to another node; a failover takes longer, and is for the callers to know.
+"""
+_PAUSE: Final = 0.05
 _REDIRECTIONS: Final = 3
 _SLOTS: Final = 16384
 
@@ -112,7 +115,7 @@ class Nodes:
         attempt.redirections += 1
         if attempt.redirections % _REDIRECTIONS == 0:
             if attempt.too_late:
-                raise error
+                raise TryAgainError(f"nodes go on naming others for slot {attempt.slot}: {error}") from error
             yield Sleep(_PAUSE)
         return address
 

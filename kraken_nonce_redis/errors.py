@@ -25,7 +25,7 @@ API key at most.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import redis.exceptions
 
@@ -164,6 +164,10 @@ class LeaseLost(CallLockError, redis.exceptions.LockNotOwnedError):
 
     Sign and send nothing more under it.
     """
+
+
+UNREACHABLE: Final = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+"""What redis-py raises when a server doesn't answer."""
 
 
 def keeps_connection(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ from redis.retry import Retry
 
 from kraken_nonce_redis import clock
 from kraken_nonce_redis.connections import checked, connections
-from kraken_nonce_redis.errors import StoreUnavailable, from_redis
+from kraken_nonce_redis.errors import UNREACHABLE, StoreUnavailable, from_redis
 from kraken_nonce_redis.schedule import Agenda
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 from kraken_nonce_redis.waiting import Local, Pause, Run, doing
@@ -130,7 +130,7 @@ class Store:
                     raw = self._connections.send(command, self.local.eval(command))
             except RedisError as error:
                 failure = from_redis(error, command.name, command.keys[0])
-                if isinstance(failure, StoreUnavailable):
+                if isinstance(error, UNREACHABLE):
                     self._failures += 1
                     self._failed_for = clock.now() - began
                 raise failure from error

@@ -84,6 +84,11 @@ class Topology(abc.ABC):
     def async_client(self, **options: Any) -> Any:
         """Make a client of redis.asyncio as a user would; the caller closes it."""
 
+    @staticmethod
+    def parts(client: Any) -> list[Any]:
+        """Return what has to be closed of a client of redis.asyncio."""
+        return [client]
+
     @abc.abstractmethod
     def master(self, key: str = "") -> Server:
         """Return the server that has a key."""
@@ -129,13 +134,9 @@ class Topology(abc.ABC):
                 admin.config_set("min-replicas-to-write", 0)
                 admin.config_set("lua-time-limit", 5000)
                 admin.config_resetstat()
-
-    def _empty(self, master: Server) -> None:
-        with master.admin() as admin:
-            admin.client_kill_filter(_type="normal", skipme=True)
-            admin.client_kill_filter(_type="pubsub", skipme=True)
-            admin.flushall()
-            admin.script_flush()
+                admin.script_flush()
+                admin.client_kill_filter(_type="normal", skipme=True)
+                admin.client_kill_filter(_type="pubsub", skipme=True)
 
 
 def cut_replication(master: Server) -> None:
@@ -173,15 +174,16 @@ class Watcher(Server):
     def watch(self, master: Server) -> None:
         """Watch a master, and forget what was watched before. Everything is done often, so that tests are fast."""
         with self.admin() as admin:
-            for name in ("info", "ping", "ask", "min-link-reconnect"):
-                admin.execute_command("SENTINEL", "DEBUG", f"{name}-period", 100)
-            # Four of these must be longer than the second in which a promotion is noticed, or the others undo it.
-            admin.execute_command("SENTINEL", "DEBUG", "publish-period", 500)
+            # More often than by default, but five pings must last longer than a second, in which a replica is looked at
+            # once, and four greetings longer than that in which a promotion is noticed: the others would undo it.
+            for name, milliseconds in {"info": 100, "ping": 300, "ask": 100, "publish": 500}.items():
+                admin.execute_command("SENTINEL", "DEBUG", f"{name}-period", milliseconds)
+            admin.execute_command("SENTINEL", "DEBUG", "min-link-reconnect-period", 100)
             if self.watched:
                 admin.execute_command("SENTINEL", "REMOVE", SERVICE)
             admin.execute_command("SENTINEL", "MONITOR", SERVICE, HOST, master.port, 2)
-            admin.execute_command("SENTINEL", "SET", SERVICE, "down-after-milliseconds", 1000)
-            admin.execute_command("SENTINEL", "SET", SERVICE, "failover-timeout", 2500)
+            admin.execute_command("SENTINEL", "SET", SERVICE, "down-after-milliseconds", 2000)
+            admin.execute_command("SENTINEL", "SET", SERVICE, "failover-timeout", 1500)
             self.watched = master.port
 
 
@@ -234,7 +236,8 @@ class SentinelTopology(Topology):
                 watcher.watched = 0
         self._revive()
         self._arrange()
-        self._empty(self._data[0])
+        with self._data[0].admin() as admin:
+            admin.flushall()
 
     def _arrange(self) -> None:
         first, *others = self._data
@@ -306,6 +309,11 @@ class SentinelTopology(Topology):
         sentinel = redis.asyncio.sentinel.Sentinel(self._places(), sentinel_kwargs=once)
         return sentinel.master_for(SERVICE, **{**once, **options})
 
+    @staticmethod
+    def parts(client: Any) -> list[Any]:
+        """Return what has to be closed of a client of redis.asyncio."""
+        return [client, *client.connection_pool.sentinel_manager.sentinels]
+
     def _places(self) -> list[tuple[str, int]]:
         return [(HOST, watcher.port) for watcher in self.watchers]
 
@@ -361,7 +369,7 @@ class ClusterTopology(Topology):
             with node.admin() as admin:
                 for slot in _moving(admin):
                     admin.execute_command("CLUSTER", "SETSLOT", slot, "STABLE")
-            self._empty(node)
+                admin.flushall()
 
     def _replicate(self, replica: Server, master: Server) -> bool:
         with replica.admin() as admin:

@@ -16,7 +16,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from kraken_nonce_redis import clock
 from kraken_nonce_redis.asyncio._connections import connections
-from kraken_nonce_redis.errors import StoreError, StoreUnavailable, from_redis
+from kraken_nonce_redis.errors import UNREACHABLE, StoreError, StoreUnavailable, from_redis
 from kraken_nonce_redis.schedule import Agenda
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 from kraken_nonce_redis.waiting import Listen, Local, Pause, Run, doing
@@ -66,7 +66,7 @@ class Store:
                     raw = await self.connections.send(command, self.local.eval(command))
             except RedisError as error:
                 failure = from_redis(error, command.name, command.keys[0])
-                if isinstance(failure, StoreUnavailable):
+                if isinstance(error, UNREACHABLE):
                     self._failures += 1
                     self._failed_for = clock.now() - began
                 raise failure from error
