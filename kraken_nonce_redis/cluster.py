@@ -70,6 +70,11 @@ class _Attempt:
 Flow: TypeAlias = Generator[Exchange | Sleep, Any, Any]
 
 
+def _slot(command: Command[Any]) -> int:
+    """Return the slot of a command's keys, which share a hash tag."""
+    return key_slot(command.keys[0].encode())
+
+
 class Nodes:
     """What is known of a cluster's nodes."""
 
@@ -79,13 +84,17 @@ class Nodes:
         self._owners: list[Address | None] = [None] * _SLOTS
         self._post: Address | None = None
 
+    def owner(self, command: Command[Any]) -> Address | None:
+        """Return the node that has a command's keys, as far as is known."""
+        return self._owners[_slot(command)]
+
     def sending(self, command: Command[Any], words: Words) -> Flow:
         """Send a command's words to the node that has its keys.
 
         When the node fails, they are sent once more, to the one that has the keys then; a command may so be run twice,
         which every script of ours allows.
         """
-        slot = key_slot(command.keys[0].encode())
+        slot = _slot(command)
         attempt = _Attempt(slot, clock.now() + PATIENCE)
         address = self._owners[slot] or (yield from self._finding(attempt))
         while True:

@@ -110,6 +110,9 @@ class ServerConnections:
         self._client = client
         self._connection = _Connection(client.connection_pool)
 
+    def node(self, command: Command[Any]) -> None:
+        """Return what commands have in common that fail together."""
+
     def send(self, command: Command[Any], words: tuple[Any, ...]) -> Any:
         """Send a command's words and return the reply; once more over a new connection if one that worked before fails.
 
@@ -141,6 +144,10 @@ class ClusterConnections:
             self._options = {"connection_class": pool.connection_class, **pool.connection_kwargs}
             self._nodes = Nodes((node.host, int(node.port)) for node in nodes)
         self._connections: dict[Address, _Connection] = {}
+
+    def node(self, command: Command[Any]) -> object:
+        """Return what commands have in common that fail together."""
+        return self._nodes.owner(command)
 
     def send(self, command: Command[Any], words: tuple[Any, ...]) -> Any:
         """Send a command's words to the node that has its keys and return the reply."""

@@ -415,7 +415,7 @@ def test_a_cluster_that_is_none(face: Face, tls: TlsTopology, cluster: ClusterTo
 @pytest.mark.parametrize("missing", ["trust", "identity"])
 def test_certificates_are_asked_for(face: Face, tls: TlsTopology, missing: str) -> None:
     """A client that doesn't know the server's authority, or has no certificate where one is asked for, gets nothing."""
-    options = {"trust": tls.trust, "identity": tls.identity}
+    options = {"trust": tls.certificates.trust, "identity": tls.certificates.identity}
     del options[missing]
     nonces = face.allocator_from_url(f"rediss://{tls.address}?{'&'.join(options.values())}")
     with fails(StoreUnavailable):

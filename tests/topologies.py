@@ -149,8 +149,8 @@ def cut_replication(master: Server) -> None:
 class Watcher(Server):
     """One Sentinel process."""
 
-    def __init__(self, kind: Kind) -> None:
-        super().__init__(kind)
+    def __init__(self, kind: Kind, *arguments: str) -> None:
+        super().__init__(kind, *arguments)
         self.watched = 0
 
     def start(self) -> None:
@@ -166,6 +166,7 @@ class Watcher(Server):
         return [
             str(self._folder / "sentinel.conf"),
             *("--sentinel", "--port", str(self.port), "--bind", HOST, "--dir", str(self._folder)),
+            *self._arguments,
         ]
 
     def reset(self) -> None:
@@ -506,25 +507,12 @@ def _moving(admin: redis.Redis) -> list[str]:
     return [slots.strip("[").split("-")[0] for _, _, all_ in _nodes(admin) for slots in all_ if slots.startswith("[")]
 
 
-class TlsTopology(Topology):
-    """One server that talks TLS and asks its clients for certificates; Debian's, for Valkey's wheel has no TLS."""
+class Certificates:
+    """An authority's certificate, and those with keys that it gave a server and a client."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._folder = Path(tempfile.mkdtemp(prefix="tls-"))
-        self._port = free_port()
+        self._folder = Path(tempfile.mkdtemp(prefix="certificates-"))
         make_certificates(self._folder)
-        self._server = Server(
-            REDIS_7,
-            *("--tls-port", str(self._port), "--tls-auth-clients", "yes"),
-            *("--tls-ca-cert-file", str(self._folder / "ca.crt")),
-            *("--tls-cert-file", str(self._folder / "server.crt"), "--tls-key-file", str(self._folder / "server.key")),
-        )
-
-    @property
-    def address(self) -> str:
-        """Host and port."""
-        return f"{HOST}:{self._port}"
 
     @property
     def trust(self) -> str:
@@ -536,10 +524,37 @@ class TlsTopology(Topology):
         """The options of a URL that give a client its certificate."""
         return f"ssl_certfile={self._folder / 'client.crt'}&ssl_keyfile={self._folder / 'client.key'}"
 
+    def words(self, port: int) -> list[str]:
+        """Return what makes a server listen with TLS as well, for clients with certificates."""
+        return [
+            *("--tls-port", str(port), "--tls-auth-clients", "yes"),
+            *("--tls-ca-cert-file", str(self._folder / "ca.crt")),
+            *("--tls-cert-file", str(self._folder / "server.crt"), "--tls-key-file", str(self._folder / "server.key")),
+        ]
+
+    def remove(self) -> None:
+        """Remove them."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class TlsTopology(Topology):
+    """One server that talks TLS and asks its clients for certificates; Debian's, for Valkey's wheel has no TLS."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.certificates = Certificates()
+        self.port = free_port()
+        self._server = Server(REDIS_7, *self.certificates.words(self.port))
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"{HOST}:{self.port}"
+
     @property
     def url(self) -> str:
         """The URL with everything that a client needs."""
-        return f"rediss://{self.address}/0?{self.trust}&{self.identity}"
+        return f"rediss://{self.address}/0?{self.certificates.trust}&{self.certificates.identity}"
 
     @property
     def servers(self) -> list[Server]:
@@ -553,7 +568,7 @@ class TlsTopology(Topology):
     def stop(self) -> None:
         """End it for good, and forget the certificates."""
         super().stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self.certificates.remove()
 
     def reset(self) -> None:
         """Make it as good as new."""

@@ -80,6 +80,9 @@ class ServerConnections:
         self._sentinels = sentinels
         self._connection = _Connection(client.connection_pool)
 
+    def node(self, command: Command[Any]) -> None:
+        """Return what commands have in common that fail together."""
+
     async def send(self, command: Command[Any], words: tuple[Any, ...]) -> Any:
         """Send a command's words and return the reply; once more if a connection that worked before fails."""
         if self._connection.proven:
@@ -112,6 +115,10 @@ class ClusterConnections:
             self._options = source.options
             self._nodes = Nodes(source.hosts)
         self._connections: dict[Address, _Connection] = {}
+
+    def node(self, command: Command[Any]) -> object:
+        """Return what commands have in common that fail together."""
+        return self._nodes.owner(command)
 
     async def send(self, command: Command[Any], words: tuple[Any, ...]) -> Any:
         """Send a command's words to the node that has its keys and return the reply."""
