@@ -58,7 +58,7 @@ class NonceAllocator(AllocatorCore):
         namespace: str = DEFAULT_NAMESPACE,
         max_lead: int = DEFAULT_MAX_LEAD,
     ) -> Self:
-        """Return an allocator for a URL: ``redis://``, ``rediss://`` or ``unix://``.
+        """Return an allocator for a URL, as `kraken_nonce_redis.urls` describes them.
 
         All objects of a process with the same URL share its connections, whose timeout is 3 s unless the URL says
         otherwise (``?socket_timeout=1``).

@@ -220,7 +220,7 @@ _WORDS: tuple[tuple[str, tuple[type[StoreError], str]], ...] = (
     ("read only replica", _REPLICA),
     ("noperm", _RIGHTS),
     ("no permission", _RIGHTS),
-    ("can't run this command", _RIGHTS),
+    ("the user executing the script can't", _RIGHTS),
     ("unknown command", (StoreUnsupported, "the server has no Lua scripts (EVAL, EVALSHA)")),
     ("noauth", _LOGIN),
     ("masterdown", _NO_MASTER),

@@ -90,7 +90,7 @@ class CallLock(LockCore[Lease]):
         pace: Pace | None = None,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> Self:
-        """Return a lock for a URL: ``redis://``, ``rediss://`` or ``unix://``.
+        """Return a lock for a URL, as `kraken_nonce_redis.urls` describes them.
 
         All objects of a process with the same URL share its connections, whose timeout is 3 s unless the URL says
         otherwise (``?socket_timeout=1``).

@@ -43,7 +43,7 @@ class NonceAllocator(AllocatorCore):
         namespace: str = DEFAULT_NAMESPACE,
         max_lead: int = DEFAULT_MAX_LEAD,
     ) -> Self:
-        """Return an allocator for a URL: ``redis://``, ``rediss://`` or ``unix://``."""
+        """Return an allocator for a URL, as `kraken_nonce_redis.urls` describes them."""
         allocator = cls.__new__(cls)
         AllocatorCore.__init__(allocator, Keyspace.of(namespace, api_key, scope), max_lead)
         allocator._source = checked_url(url)

@@ -77,7 +77,7 @@ class CallLock(LockCore[Lease]):
         pace: Pace | None = None,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> Self:
-        """Return a lock for a URL: ``redis://``, ``rediss://`` or ``unix://``."""
+        """Return a lock for a URL, as `kraken_nonce_redis.urls` describes them."""
         lock = cls.__new__(cls)
         lock._begin(checked_url(url), api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace)
         return lock
