@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from kraken_nonce_redis.commands import DEFAULT_NAMESPACE, Keyspace
+from kraken_nonce_redis.connections import client_from_url
 from kraken_nonce_redis.core import DEFAULT_MAX_LEAD, AllocatorCore
-from kraken_nonce_redis.store import client_from_url, store_for
+from kraken_nonce_redis.store import store_for
 
 if TYPE_CHECKING:
     from kraken_nonce_redis.commands import Scope
-    from kraken_nonce_redis.store import Client
+    from kraken_nonce_redis.connections import Source
 
 
 class NonceAllocator(AllocatorCore):
@@ -37,7 +38,7 @@ class NonceAllocator(AllocatorCore):
 
     def __init__(
         self,
-        redis: Client,
+        redis: Source,
         api_key: str,
         *,
         scope: Scope = "key",
@@ -57,7 +58,7 @@ class NonceAllocator(AllocatorCore):
         namespace: str = DEFAULT_NAMESPACE,
         max_lead: int = DEFAULT_MAX_LEAD,
     ) -> Self:
-        """Return an allocator for a URL: ``redis://``, ``rediss://`` or ``unix://``.
+        """Return an allocator for a URL, as `kraken_nonce_redis.urls` describes them.
 
         All objects of a process with the same URL share its connections, whose timeout is 3 s unless the URL says
         otherwise (``?socket_timeout=1``).

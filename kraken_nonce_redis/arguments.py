@@ -19,7 +19,6 @@ LONGEST_TTL: Final = 3600.0
 LONGEST_COOL_DOWN: Final = 86_400.0
 LONGEST_LEAD: Final = 90 * 86_400 * 10**9
 LONGEST_TOKEN: Final = 200
-URL_SCHEMES: Final = ("redis", "rediss", "unix")
 
 
 def _number(name: str, value: object) -> float:
@@ -91,21 +90,4 @@ def instance(name: str, value: T | None, kind: type[T]) -> T | None:
     """Return a value of a kind, or None."""
     if value is not None and not isinstance(value, kind):
         raise InvalidArgument(name, f"must be a {kind.__name__} or None, not {value!r}")
-    return value
-
-
-def unusable_url() -> InvalidArgument:
-    """Return the error for a URL that redis-py refuses. What it says can hold a part of the password."""
-    return InvalidArgument("url", "redis-py can't use it; check port, database, options, and a / in the password")
-
-
-def url(value: object) -> str:
-    """Return the URL of a Redis server. It may hold a password, so no error shows it."""
-    if not isinstance(value, str):
-        raise InvalidArgument("url", f"must be a str, not {type(value).__name__}")
-    scheme, separator, _ = value.partition("://")
-    if not separator or scheme not in URL_SCHEMES:
-        # A password can stand where the scheme should ("secret@host"), so only a harmless shape is shown.
-        shown = repr(scheme) if separator and scheme.isalpha() else "none"
-        raise InvalidArgument("url", f"must begin with redis://, rediss:// or unix://; its scheme is {shown}")
     return value

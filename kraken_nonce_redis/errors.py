@@ -29,7 +29,7 @@ API key at most.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import redis.exceptions
 
@@ -227,14 +227,24 @@ class LeaseLost(CallLockError, redis.exceptions.LockNotOwnedError):
     """
 
 
+UNREACHABLE: Final = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+"""What redis-py raises when a server doesn't answer."""
+
+
 def keeps_connection(error: BaseException) -> bool:
     """Return whether a connection is still good after an error: it was the server's answer, read to its end.
 
-    A master that has become a replica is left, so that the next connection may find the new one. After anything else,
-    an interruption too, an answer that was not read would be taken for the next command's.
+    A master that has become a replica or lost its replicas is left, so that the next connection may find the new one.
+    After anything else, an interruption too, an answer that was not read would be taken for the next command's.
     """
-    return isinstance(error, redis.exceptions.ResponseError) and not isinstance(error, redis.exceptions.ReadOnlyError)
+    if not isinstance(error, redis.exceptions.ResponseError):
+        return False
+    said = str(error).lower()
+    return not any(words in said for words in _DEPOSED)
 
+
+# Before 7.0 a server wraps the errors of a script's commands, so redis-py's class says little.
+_DEPOSED = ("readonly", "read only replica", "noreplicas", "masterdown")
 
 _UNREACHABLE = (StoreUnavailable, "Redis can't be reached")
 _FULL = (StoreOutOfMemory, "the server is over its maxmemory; nothing was changed")
@@ -244,6 +254,7 @@ _LOGIN = (StorePermissionDenied, "the server refuses the user name or password")
 _NO_MASTER = (StoreUnavailable, "the replica has lost its master")
 _NO_CLUSTER = (StoreUnavailable, "the cluster is down")
 _MOVING = (StoreUnavailable, "the cluster is moving the key")
+_CLUSTERED = (StoreUnsupported, "the server is part of a cluster: use redis+cluster:// or a RedisCluster client")
 
 # The first that fits counts: some of redis-py's errors are subclasses of others.
 _KINDS: tuple[tuple[type[Exception], tuple[type[StoreError], str]], ...] = (
@@ -258,6 +269,7 @@ _KINDS: tuple[tuple[type[Exception], tuple[type[StoreError], str]], ...] = (
     (redis.exceptions.MasterDownError, _NO_MASTER),
     (redis.exceptions.ClusterDownError, _NO_CLUSTER),
     (redis.exceptions.TryAgainError, _MOVING),
+    (redis.exceptions.MovedError, _CLUSTERED),
     (OSError, _UNREACHABLE),
 )
 
@@ -269,11 +281,12 @@ _WORDS: tuple[tuple[str, tuple[type[StoreError], str]], ...] = (
     ("read only replica", _REPLICA),
     ("noperm", _RIGHTS),
     ("no permission", _RIGHTS),
-    ("can't run this command", _RIGHTS),
+    ("the user executing the script can't", _RIGHTS),
     ("unknown command", (StoreUnsupported, "the server has no Lua scripts (EVAL, EVALSHA)")),
     ("noauth", _LOGIN),
     ("masterdown", _NO_MASTER),
     ("clusterdown", _NO_CLUSTER),
+    ("cluster support disabled", (StoreUnsupported, "the server is no cluster: use redis:// or a redis.Redis client")),
     ("tryagain", _MOVING),
     ("busy", (StoreUnavailable, "the server is busy with a script")),
     ("misconf", (StoreUnavailable, "the server can't persist and refuses to write")),

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from kraken_nonce_redis import arguments, commands
 from kraken_nonce_redis.commands import DEFAULT_NAMESPACE
+from kraken_nonce_redis.connections import client_from_url
 from kraken_nonce_redis.core import DEFAULT_TTL, LeaseCore, LockCore
 from kraken_nonce_redis.errors import HoldTimeout
-from kraken_nonce_redis.store import client_from_url, store_for
+from kraken_nonce_redis.store import store_for
 
 if TYPE_CHECKING:
     from collections.abc import Generator
     from types import TracebackType
 
     from kraken_nonce_redis.commands import Priority, Scope
+    from kraken_nonce_redis.connections import Source
     from kraken_nonce_redis.pace import Pace
-    from kraken_nonce_redis.store import Client, Store
+    from kraken_nonce_redis.store import Store
     from kraken_nonce_redis.waiting import Acquired
 
 
@@ -66,7 +68,7 @@ class CallLock(LockCore[Lease]):
 
     def __init__(
         self,
-        redis: Client,
+        redis: Source,
         api_key: str,
         *,
         ttl: float = DEFAULT_TTL,
@@ -88,7 +90,7 @@ class CallLock(LockCore[Lease]):
         pace: Pace | None = None,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> Self:
-        """Return a lock for a URL: ``redis://``, ``rediss://`` or ``unix://``.
+        """Return a lock for a URL, as `kraken_nonce_redis.urls` describes them.
 
         All objects of a process with the same URL share its connections, whose timeout is 3 s unless the URL says
         otherwise (``?socket_timeout=1``).

@@ -2,120 +2,44 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from collections import Counter
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
-from redis.cluster import RedisCluster
 from redis.exceptions import NoScriptError, RedisError
 from redis.retry import Retry
 
-from kraken_nonce_redis import arguments, clock
-from kraken_nonce_redis.commands import pack
-from kraken_nonce_redis.errors import InvalidArgument, StoreUnavailable, from_redis, keeps_connection
+from kraken_nonce_redis import clock
+from kraken_nonce_redis.connections import checked, connections
+from kraken_nonce_redis.errors import UNREACHABLE, StoreUnavailable, from_redis
 from kraken_nonce_redis.schedule import Agenda
+from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 from kraken_nonce_redis.waiting import Listen, Local, Pause, Run, doing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from redis.client import PubSub
-    from redis.connection import AbstractConnection
 
     from kraken_nonce_redis.commands import Command
+    from kraken_nonce_redis.connections import Connections, Source
     from kraken_nonce_redis.waiting import Step, Waiter
 
 T = TypeVar("T")
-Client: TypeAlias = redis.Redis | RedisCluster
-
-SOCKET_TIMEOUT = 3.0
-"""Seconds, for clients made from a URL; an option of the same name in the URL goes first."""
 _IDLE = 30.0
 _LOOK_UP = 0.2
-
-
-@functools.cache
-def client_from_url(url: str) -> redis.Redis:
-    """Return the process's client for a URL."""
-    arguments.url(url)
-    try:
-        client = redis.Redis.from_url(
-            url,
-            socket_timeout=SOCKET_TIMEOUT,
-            socket_connect_timeout=SOCKET_TIMEOUT,
-            retry=Retry(NoBackoff(), 1),
-        )
-        client.connection_pool.make_connection()  # which looks at the options, and connects later
-    except (ValueError, TypeError):
-        raise arguments.unusable_url() from None
-    return client
-
-
-class _Connection:
-    """A connection of our own, made by the client's pool and kept: a command costs its round trip and no more."""
-
-    def __init__(self, client: redis.Redis) -> None:
-        self._pool = client.connection_pool
-        self._connection: AbstractConnection | None = None
-        self._proven = False
-
-    def send(self, command: Command[Any], words: tuple[Any, ...]) -> Any:
-        """Send a command's words and return the reply; once more over a new connection if one that worked before fails.
-
-        A command may so be run twice, which every script of ours allows.
-        """
-        if self._connection is None:
-            self._connection = cast("AbstractConnection", self._pool.make_connection())
-            # No retries but ours: redis-py's, ten by default, would outlast many a lease.
-            self._connection.retry = Retry(NoBackoff(), 0)
-        if self._proven:
-            try:
-                return self._exchange(self._connection, words)
-            except (redis.ConnectionError, redis.TimeoutError):
-                command.repeated = True
-        return self._exchange(self._connection, words)
-
-    def _exchange(self, connection: AbstractConnection, words: tuple[Any, ...]) -> Any:
-        try:
-            connection.send_packed_command([pack(words)])
-            reply = connection.read_response()
-        except BaseException as error:
-            if keeps_connection(error):
-                self._proven = True
-            else:
-                self._proven = False
-                connection.disconnect()
-            raise
-        self._proven = True
-        return reply
-
-    def __del__(self) -> None:
-        if self._connection is not None:
-            self._connection.disconnect()
-
-
-class _ClusterConnections:
-    """The connections of a cluster client, which finds the node of a key itself."""
-
-    def __init__(self, client: RedisCluster) -> None:
-        self._client = client
-
-    def send(self, command: Command[Any], words: tuple[Any, ...]) -> Any:
-        """Send a command's words and return the reply. The client may have sent them more than once."""
-        command.repeated = True
-        return self._client.execute_command(*words)
 
 
 class _Calls:
     """The connection on which the server calls waiters. Whoever has the `turn` listens for all."""
 
-    def __init__(self, client: Client, local: Local) -> None:
+    def __init__(self, connections: Connections, local: Local) -> None:
         self.turn = threading.Lock()
-        self._client = client
+        self._connections = connections
         self._local = local
         self._subscription: PubSub | None = None
 
@@ -137,8 +61,7 @@ class _Calls:
 
     def _subscribe(self) -> None:
         self._close()
-        calls: PubSub = self._client.pubsub()  # type: ignore[no-untyped-call] # redis-py's cluster
-        self._subscription = calls
+        calls = self._subscription = self._connections.pubsub()
         calls.subscribe(self._local.channel)
         if calls.connection is not None:
             calls.connection.retry = Retry(NoBackoff(), 0)
@@ -173,47 +96,46 @@ class _Calls:
 class Store:
     """One Redis, as the threads of this process share it.
 
-    Commands go one at a time over one connection of the client's pool, and calls come in over a second one, however
-    many threads there are.
+    Commands go one at a time over one connection, in a cluster one for each node that has keys of ours, and calls come
+    in over another one, however many threads there are.
     """
 
-    def __init__(self, client: Client) -> None:
-        self.client = client
+    def __init__(self, source: Source) -> None:
+        self._source = source
         self.reset({})
         _stores.add(self)
 
     def reset(self, floors: dict[str, int]) -> None:
         """Begin anew, as a forked child must: it knows the parent's nonces, but holds and waits for nothing."""
         self.local = Local(Agenda(self._chores_changed), floors=floors)
-        self._connection = (
-            _ClusterConnections(self.client) if isinstance(self.client, RedisCluster) else _Connection(self.client)
-        )
+        self._connections = connections(self._source)
         self._turn = threading.Lock()
-        self._failures = 0
+        self._failures: Counter[object] = Counter()
         self._failed_for = 0.0
         self._threads = threading.Condition()
-        self._calls = _Calls(self.client, self.local)
+        self._calls = _Calls(self._connections, self.local)
         self._chores: threading.Thread | None = None
 
     # Commands
 
     def run(self, command: Command[T]) -> T:
         """Run a command and return its result. Raises `StoreError` and what the command's reply says."""
-        failures, entered = self._failures, clock.now()
+        node = self._connections.node(command)
+        failures, entered = self._failures[node], clock.now()
         with self._turn:
             began = clock.now()
-            if self._failures != failures and began - entered > self._failed_for / 2:
+            if self._failures[node] != failures and began - entered > self._failed_for / 2:
                 # It failed for a caller ahead while this one stood in line: no need to wait for the timeout again.
                 raise StoreUnavailable(command.name, command.keys[0], "Redis failed the call before, too")
             try:
                 try:
-                    raw = self._connection.send(command, self.local.evalsha(command))
+                    raw = self._connections.send(command, self.local.evalsha(command))
                 except NoScriptError:
-                    raw = self._connection.send(command, self.local.eval(command))
+                    raw = self._connections.send(command, self.local.eval(command))
             except RedisError as error:
                 failure = from_redis(error, command.name, command.keys[0])
-                if isinstance(failure, StoreUnavailable):
-                    self._failures += 1
+                if isinstance(error, UNREACHABLE):
+                    self._failures[node] += 1
                     self._failed_for = clock.now() - began
                 raise failure from error
             result = command.result(raw)
@@ -311,18 +233,13 @@ def _reset_in_child() -> None:
 os.register_at_fork(after_in_child=_reset_in_child)
 
 
-def store_for(client: Client) -> Store:
+def store_for(source: Source) -> Store:
     """Return the store of a client, one per connection pool. Raises `InvalidArgument`."""
-    if not isinstance(client, redis.Redis | RedisCluster):
-        raise InvalidArgument(
-            "redis",
-            f"must be a client of redis-py (redis.Redis, RedisCluster), not {type(client).__module__}."
-            f"{type(client).__qualname__}; kraken_nonce_redis.asyncio is for those of redis.asyncio",
-        )
-    shared: object = client if isinstance(client, RedisCluster) else client.connection_pool
+    source = checked(source)
+    shared: object = source.connection_pool if isinstance(source, redis.Redis) else source
     with _by_client_lock:
         # The store keeps its client alive, so an id is not used again while its entry is there.
         store = _by_client.get(id(shared))
         if store is None:
-            store = _by_client[id(shared)] = Store(client)
+            store = _by_client[id(shared)] = Store(source)
         return store

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     import redis
 
+    from tests.topologies import ClusterTopology, SentinelTopology, TlsTopology, Topology
 
 S = TypeVar("S", bound=AnyServer)
 
@@ -92,6 +93,52 @@ def real_server(request: pytest.FixtureRequest, shared_server: Callable[[Kind], 
 def valkey(shared_server: Callable[[Kind], Any]) -> Iterator[Server]:
     """Valkey 9 alone, for tests too expensive to run on the whole matrix."""
     yield from _clean(shared_server(VALKEY))
+
+
+@pytest.fixture(scope="session")
+def shared_topology() -> Iterator[Callable[[str], Any]]:
+    """Give the session's one topology of a kind, started when it is first asked for."""
+    started: dict[str, Topology] = {}
+    with ExitStack() as stack:
+
+        def give(name: str) -> Topology:
+            from tests import topologies  # noqa: PLC0415 - most tests do without
+
+            kind, make = topologies.KINDS[name]
+            require(kind.unavailable)
+            if name not in started:
+                topology = make()
+                stack.callback(topology.stop)
+                topology.start()
+                started[name] = topology
+            started[name].reset()
+            return started[name]
+
+        yield give
+
+
+@pytest.fixture
+def sentinel(shared_topology: Callable[[str], Any]) -> Iterator[SentinelTopology]:
+    """Give a master, two replicas and three Sentinels, empty and well."""
+    topology = shared_topology("sentinel")
+    yield topology
+    topology.close_clients()
+
+
+@pytest.fixture
+def cluster(shared_topology: Callable[[str], Any]) -> Iterator[ClusterTopology]:
+    """Give a Redis Cluster of three masters with a replica each, empty and well."""
+    topology = shared_topology("cluster")
+    yield topology
+    topology.close_clients()
+
+
+@pytest.fixture
+def tls(shared_topology: Callable[[str], Any]) -> Iterator[TlsTopology]:
+    """Give a server with TLS that asks for client certificates, empty and well."""
+    topology = shared_topology("tls")
+    yield topology
+    topology.close_clients()
 
 
 @pytest.fixture

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 import redis
 
 import kraken_nonce_redis
+from tests.servers import AnyServer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
     from types import TracebackType
 
-    from tests.servers import AnyServer
+    from tests.topologies import Topology
 
 T = TypeVar("T")
 
@@ -90,7 +91,7 @@ class Face(abc.ABC):
         self._on_close = contextlib.ExitStack()
 
     @abc.abstractmethod
-    def client(self, server: AnyServer, **options: Any) -> Any:
+    def client(self, server: AnyServer | Topology, **options: Any) -> Any:
         """Connect to a server: a process of its own, as far as this library goes."""
 
     def client_at(self, url: str, **options: Any) -> Any:
@@ -150,7 +151,7 @@ class Threads(Face):
     name = "threads"
     library = kraken_nonce_redis
 
-    def client(self, server: AnyServer, **options: Any) -> redis.Redis:
+    def client(self, server: AnyServer | Topology, **options: Any) -> Any:
         """Connect with redis-py."""
         return server.client(**options)
 
@@ -183,8 +184,13 @@ class Asyncio(Face):
         self._thread = threading.Thread(target=self._loop.run_forever, name="event loop", daemon=True)
         self._thread.start()
 
-    def client(self, server: AnyServer, **options: Any) -> Any:
+    def client(self, server: AnyServer | Topology, **options: Any) -> Any:
         """Connect with redis.asyncio."""
+        if not isinstance(server, AnyServer):
+            client = self.run(server.async_client, **options)
+            for part in server.parts(client):
+                self._kept(part)
+            return client
         if server.is_fake:
             import fakeredis  # noqa: PLC0415
 

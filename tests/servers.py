@@ -247,7 +247,7 @@ class Server(AnyServer):
             self._launch_on_a_free_port()
         # Only a restart that asks for it keeps data; a later kill and start must not.
         (self._folder / "dump.rdb").unlink(missing_ok=True)
-        with self._admin() as admin:
+        with self.admin() as admin:
             self._settings = admin.config_get("*")
 
     def stop(self) -> None:
@@ -260,7 +260,7 @@ class Server(AnyServer):
         """Restart with the data or, like a server without persistence, with none."""
         self.resume()
         if persist:
-            with self._admin() as admin:
+            with self.admin() as admin:
                 admin.save()
             self._end(signal.SIGTERM)
         else:
@@ -299,7 +299,7 @@ class Server(AnyServer):
             self.start()
         if self._clock_file is not None:
             self.clock_offset(0)
-        with self._admin() as admin:
+        with self.admin() as admin:
             admin.client_unpause()
             admin.replicaof("NO", "ONE")
             for name, value in admin.config_get("*").items():
@@ -318,7 +318,7 @@ class Server(AnyServer):
         return redis.Redis.from_url(self.url, **options)
 
     @contextlib.contextmanager
-    def _admin(self) -> Iterator[redis.Redis]:
+    def admin(self) -> Iterator[redis.Redis]:
         """Give a client for the server's own care, which leaves no trace."""
         with redis.Redis.from_url(self.url, decode_responses=True, socket_timeout=10) as client:
             yield client
@@ -328,7 +328,7 @@ class Server(AnyServer):
     def _launch_on_a_free_port(self) -> None:
         """Launch on a random port; another process may take it first, so try a few."""
         for attempt in range(5, 0, -1):
-            self.port = _free_port()
+            self.port = free_port()
             try:
                 self._launch()
             except RuntimeError:
@@ -337,18 +337,21 @@ class Server(AnyServer):
             else:
                 return
 
+    def _words(self) -> list[str]:
+        """Return what follows the binary on the command line."""
+        return [
+            *("--port", str(self.port), "--bind", HOST, "--dir", str(self._folder)),
+            *("--save", "", "--appendonly", "no", "--daemonize", "no"),
+            *self._arguments,
+        ]
+
     def _launch(self) -> None:
         if self.kind.binary is None:
             raise RuntimeError(self.kind.missing)
         log = self._folder / "log"
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                [
-                    self.kind.binary,
-                    *("--port", str(self.port), "--bind", HOST, "--dir", str(self._folder)),
-                    *("--save", "", "--appendonly", "no", "--daemonize", "no"),
-                    *self._arguments,
-                ],
+                [self.kind.binary, *self._words()],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -442,7 +445,7 @@ def faketime_library() -> str | None:
     return said.stdout.strip()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a port on which nothing listens at the moment."""
     while True:
         port = random.choice(PORTS)

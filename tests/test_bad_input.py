@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from math import inf, nan
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +23,9 @@ from kraken_nonce_redis import (
     StoreReadOnly,
     StoreUnavailable,
     StoreUnsupported,
-    scripts,
 )
 from kraken_nonce_redis.errors import from_redis
+from kraken_nonce_redis.rights import COMMANDS, rights
 from tests.faces import KEY
 from tests.helpers import KEYS, Rival, View, fails
 from tests.servers import REDIS_6, REDIS_7, VALKEY
@@ -309,12 +308,6 @@ def test_a_server_without_scripts(face: Face, private_server: PrivateServer, kin
     assert server.client().keys("*") == []
 
 
-def rights() -> list[str]:
-    """Return the commands that the library needs: those that its scripts run, and its own."""
-    called = {name for one in scripts.names() for name in re.findall(r"redis\.call\('(\w+)'", scripts.load(one).source)}
-    return [f"+{name.lower()}" for name in sorted(called)] + ["+eval", "+evalsha", "+subscribe", "+unsubscribe"]
-
-
 def user(server: Server, *rules: str) -> dict[str, str]:
     """Make a user with these rights; return its credentials."""
     name = "bot"
@@ -322,12 +315,9 @@ def user(server: Server, *rules: str) -> dict[str, str]:
     return {"username": name, "password": PASSWORD}
 
 
-OURS = ("~kraken-nonce:*", "resetchannels", "&kraken-nonce:wake:*")
-
-
 def test_the_least_rights(face: Face, real_server: Server) -> None:
     """A user that may do no more than the scripts do, on our keys and channels alone, can use everything."""
-    client = face.client(real_server, **user(real_server, *OURS, *rights()))
+    client = face.client(real_server, **user(real_server, *rights()))
     nonces, lock = face.allocator(client), face.lock(client)
     view = View(real_server.client())
     assert nonces.jump_forward(1) < nonces.next() < nonces.reserve(2)[0]
@@ -345,9 +335,9 @@ def test_the_least_rights(face: Face, real_server: Server) -> None:
 @pytest.mark.parametrize(
     ("rules", "parts"),
     [
-        ([*OURS, *rights(), "-evalsha", "-eval"], ["right"]),
-        ([*OURS, *rights(), "-hset"], ["right"]),
-        (["~other:*", "resetchannels", "&kraken-nonce:wake:*", *rights()], ["right"]),
+        ([*rights(), "-evalsha", "-eval"], ["right"]),
+        ([*rights(), "-hset"], ["right"]),
+        (rights("other"), ["right"]),
     ],
     ids=["no scripts", "no writes", "other keys"],
 )
@@ -362,7 +352,7 @@ def test_missing_rights(face: Face, real_server: Server, rules: list[str], parts
 
 def test_missing_rights_to_listen(face: Face, real_server: Server) -> None:
     """A user that may not listen on our channels is told so when it has to wait, and leaves no place behind."""
-    client = face.client(real_server, **user(real_server, "~*", "resetchannels", *rights()))
+    client = face.client(real_server, **user(real_server, "~*", "resetchannels", *COMMANDS))
     view = View(real_server.client())
     Rival(view.client).take()
     with fails(StorePermissionDenied, "right"):

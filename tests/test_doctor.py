@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import fakeredis
@@ -18,7 +17,8 @@ from kraken_nonce_redis.cli.app import app
 from kraken_nonce_redis.commands import Keyspace
 from kraken_nonce_redis.doctor import LEVELS, Finding, Keys, Refused, Seen, Tick, User, diagnose, examine
 from kraken_nonce_redis.doctor.trial import Trial
-from kraken_nonce_redis.store import SOCKET_TIMEOUT
+from kraken_nonce_redis.rights import rights as least_rights
+from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 from tests.faces import KEY
 from tests.helpers import eventually
 from tests.servers import REDIS_6, REDIS_7, VALKEY, Server
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import MakeProxy, PrivateServer
     from tests.servers import Kind
+    from tests.topologies import ClusterTopology
 
 SECOND = 10**9
 PASSWORD = "p4ssw0rd-of-a-bot"
@@ -388,15 +389,7 @@ def bot(server: Server, *rules: str) -> str:
     return server.url.replace("//", f"//bot:{PASSWORD}@")
 
 
-LEAST = (*THESE, *(f"+{name}" for name in (*rights(), "eval", "evalsha", "subscribe", "unsubscribe")))
-
-
-@pytest.mark.once
-def test_the_rights_in_the_docs() -> None:
-    """The user that the docs tell to make has what is needed and no more."""
-    page = (Path(__file__).parent.parent / "docs" / "doctor.md").read_text("utf-8")
-    (rules,) = re.findall(r"^ACL SETUSER bot on >PASSWORD (.*)$", page, re.MULTILINE)
-    assert set(rules.split()) == {*LEAST, "-@all"}
+LEAST = least_rights()
 
 
 def test_the_least_rights(real_server: Server) -> None:
@@ -561,3 +554,11 @@ def test_fakeredis() -> None:
     assert "unit tests" in found[0].advice
     assert {finding.level for finding in found} == {"ok", "note"}
     assert client.keys("*") == []
+
+
+def test_a_cluster(cluster: ClusterTopology) -> None:
+    """Each master of a cluster is looked at, and the findings say which is which."""
+    ran = CliRunner().invoke(app, ["doctor", "--redis", cluster.url, "--json"])
+    findings = json.loads(ran.stdout)["findings"]
+    fine = {finding["server"] for finding in findings if (finding["topic"], finding["level"]) == ("scripts", "ok")}
+    assert fine == {f"127.0.0.1:{master.port}" for master in cluster.masters()}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from kraken_nonce_redis.asyncio._store import checked, checked_url, store_for
+from kraken_nonce_redis.asyncio._connections import checked, checked_url
+from kraken_nonce_redis.asyncio._store import store_for
 from kraken_nonce_redis.commands import DEFAULT_NAMESPACE, Keyspace
 from kraken_nonce_redis.core import DEFAULT_MAX_LEAD, AllocatorCore
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis.asyncio._store import Client
+    from kraken_nonce_redis.asyncio._connections import Client
     from kraken_nonce_redis.commands import Scope
 
 
@@ -42,7 +43,7 @@ class NonceAllocator(AllocatorCore):
         namespace: str = DEFAULT_NAMESPACE,
         max_lead: int = DEFAULT_MAX_LEAD,
     ) -> Self:
-        """Return an allocator for a URL: ``redis://``, ``rediss://`` or ``unix://``."""
+        """Return an allocator for a URL, as `kraken_nonce_redis.urls` describes them."""
         allocator = cls.__new__(cls)
         AllocatorCore.__init__(allocator, Keyspace.of(namespace, api_key, scope), max_lead)
         allocator._source = checked_url(url)

@@ -7,7 +7,8 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from kraken_nonce_redis import arguments, commands
-from kraken_nonce_redis.asyncio._store import checked, checked_url, store_for
+from kraken_nonce_redis.asyncio._connections import checked, checked_url
+from kraken_nonce_redis.asyncio._store import store_for
 from kraken_nonce_redis.commands import DEFAULT_NAMESPACE
 from kraken_nonce_redis.core import DEFAULT_TTL, LeaseCore, LockCore
 from kraken_nonce_redis.errors import HoldTimeout
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from types import TracebackType
 
-    from kraken_nonce_redis.asyncio._store import Client, Store
+    from kraken_nonce_redis.asyncio._connections import Client
+    from kraken_nonce_redis.asyncio._store import Store
     from kraken_nonce_redis.commands import Priority, Scope
     from kraken_nonce_redis.pace import Pace
     from kraken_nonce_redis.waiting import Acquired
@@ -75,7 +77,7 @@ class CallLock(LockCore[Lease]):
         pace: Pace | None = None,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> Self:
-        """Return a lock for a URL: ``redis://``, ``rediss://`` or ``unix://``."""
+        """Return a lock for a URL, as `kraken_nonce_redis.urls` describes them."""
         lock = cls.__new__(cls)
         lock._begin(checked_url(url), api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace)
         return lock

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from collections import Counter
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import redis.asyncio
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -15,90 +15,35 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from kraken_nonce_redis import arguments, clock
-from kraken_nonce_redis.commands import pack
-from kraken_nonce_redis.errors import InvalidArgument, StoreError, StoreUnavailable, from_redis, keeps_connection
+from kraken_nonce_redis import clock
+from kraken_nonce_redis.asyncio._connections import connections
+from kraken_nonce_redis.errors import UNREACHABLE, StoreError, StoreUnavailable, from_redis
 from kraken_nonce_redis.schedule import Agenda
-from kraken_nonce_redis.store import SOCKET_TIMEOUT
+from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 from kraken_nonce_redis.waiting import Listen, Local, Pause, Run, doing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
     from redis.asyncio.client import PubSub
-    from redis.asyncio.connection import AbstractConnection
 
+    from kraken_nonce_redis.asyncio._connections import Client
     from kraken_nonce_redis.commands import Command
     from kraken_nonce_redis.waiting import Step
 
 T = TypeVar("T")
 _IDLE = 30.0
-Client: TypeAlias = redis.asyncio.Redis | RedisCluster
-
-
-class _Connection:
-    """A connection of our own, made by the client's pool and kept."""
-
-    def __init__(self, client: redis.asyncio.Redis) -> None:
-        self._pool = client.connection_pool
-        self._connection: AbstractConnection | None = None
-        self._proven = False
-
-    async def send(self, command: Command[Any], words: tuple[Any, ...]) -> Any:
-        """Send a command's words and return the reply; once more if a connection that worked before fails."""
-        if self._connection is None:
-            self._connection = self._pool.make_connection()
-            self._connection.retry = Retry(NoBackoff(), 0)
-        if self._proven:
-            try:
-                return await self._exchange(self._connection, words)
-            except (RedisConnectionError, RedisTimeoutError):
-                command.repeated = True
-        return await self._exchange(self._connection, words)
-
-    async def _exchange(self, connection: AbstractConnection, words: tuple[Any, ...]) -> Any:
-        try:
-            await connection.send_packed_command([pack(words)])
-            reply = await connection.read_response()
-        except BaseException as error:
-            if keeps_connection(error):
-                self._proven = True
-            else:
-                self._proven = False
-                await connection.disconnect(nowait=True)
-            raise
-        self._proven = True
-        return reply
-
-    async def close(self) -> None:
-        """Close the connection; a later command opens it again."""
-        self._proven = False
-        if self._connection is not None:
-            await self._connection.disconnect(nowait=True)
-
-
-class _ClusterConnections:
-    """The connections of a cluster client, which finds the node of a key itself."""
-
-    def __init__(self, client: RedisCluster) -> None:
-        self._client = client
-        self.close = client.aclose
-
-    async def send(self, command: Command[Any], words: tuple[Any, ...]) -> Any:
-        """Send a command's words and return the reply. The client may have sent them more than once."""
-        command.repeated = True
-        return await self._client.execute_command(*words)
 
 
 class Store:
-    """One Redis, as the tasks of one event loop share it, over two connections."""
+    """One Redis, as the tasks of one event loop share it, over two connections, or a few more in a cluster."""
 
-    def __init__(self, client: Client) -> None:
-        self.client = client
+    def __init__(self, source: Client | str) -> None:
+        self.source = source
         self.local = Local(Agenda(self._chores_changed))
-        self._connection = _ClusterConnections(client) if isinstance(client, RedisCluster) else _Connection(client)
+        self.connections = connections(source)
         self._turn = asyncio.Lock()
-        self._failures = 0
+        self._failures: Counter[object] = Counter()
         self._failed_for = 0.0
         self._changed = asyncio.Event()
         self._listener: _Listener | None = None
@@ -111,26 +56,27 @@ class Store:
         """Run a command and return its result. Raises `StoreError` and what the command's reply says."""
         if self._keeper is None and not self._loop_ends:
             self._keeper = asyncio.create_task(self._keep(), name="kraken-nonce-chores")
-        failures, entered, cancellations = self._failures, clock.now(), _cancellations()
+        node = self.connections.node(command)
+        failures, entered, cancellations = self._failures[node], clock.now(), _cancellations()
         async with self._turn:
             began = clock.now()
-            if self._failures != failures and began - entered > self._failed_for / 2:
+            if self._failures[node] != failures and began - entered > self._failed_for / 2:
                 # It failed for a caller ahead while this one stood in line: no need to wait for the timeout again.
                 raise StoreUnavailable(command.name, command.keys[0], "Redis failed the call before, too")
             try:
                 try:
-                    raw = await self._connection.send(command, self.local.evalsha(command))
+                    raw = await self.connections.send(command, self.local.evalsha(command))
                 except NoScriptError:
-                    raw = await self._connection.send(command, self.local.eval(command))
+                    raw = await self.connections.send(command, self.local.eval(command))
             except RedisError as error:
                 failure = from_redis(error, command.name, command.keys[0])
-                if isinstance(failure, StoreUnavailable):
-                    self._failures += 1
+                if isinstance(error, UNREACHABLE):
+                    self._failures[node] += 1
                     self._failed_for = clock.now() - began
                 raise failure from error
             finally:
                 if self._loop_ends:
-                    await self._connection.close()
+                    await self.connections.close()
             result = command.result(raw)
             self.local.learn(command, result)
         _heed(cancellations)
@@ -198,7 +144,7 @@ class Store:
             # Tasks that are cancelled beside this one may still have something to give back.
             self._loop_ends = True
             if not self._turn.locked():
-                await self._connection.close()
+                await self.connections.close()
 
 
 def _cancellations() -> int:
@@ -230,7 +176,7 @@ class _Listener:
     def __init__(self, store: Store) -> None:
         self.ready = asyncio.Event()
         self.failure: StoreError | None = None
-        self._client = store.client
+        self._connections = store.connections
         self._local = store.local
         self.task = asyncio.create_task(self._run(), name="kraken-nonce-listener")
 
@@ -250,7 +196,7 @@ class _Listener:
             self.ready.set()
 
     async def _listen(self) -> None:
-        calls = self._client.pubsub()
+        calls = self._connections.pubsub()
         try:
             await calls.subscribe(self._local.channel)
             if calls.connection is not None:
@@ -287,37 +233,5 @@ def store_for(source: Client | str) -> Store:
         key = id(source if isinstance(source, RedisCluster) else source.connection_pool)
     store = stores.get(key)
     if store is None:
-        store = stores[key] = Store(client_from_url(source) if isinstance(source, str) else source)
+        store = stores[key] = Store(source)
     return store
-
-
-def client_from_url(url: str) -> redis.asyncio.Redis:
-    arguments.url(url)
-    try:
-        client = redis.asyncio.Redis.from_url(
-            url,
-            socket_timeout=SOCKET_TIMEOUT,
-            socket_connect_timeout=SOCKET_TIMEOUT,
-            retry=Retry(NoBackoff(), 1),
-        )
-        client.connection_pool.make_connection()  # which looks at the options, and connects later
-    except (ValueError, TypeError):
-        raise arguments.unusable_url() from None
-    return client
-
-
-def checked(client: object) -> Client:
-    """Return a client of redis.asyncio. Raises `InvalidArgument`."""
-    if not isinstance(client, redis.asyncio.Redis | RedisCluster):
-        raise InvalidArgument(
-            "redis",
-            "must be a client of redis.asyncio (Redis, RedisCluster), not "
-            f"{type(client).__module__}.{type(client).__qualname__}",
-        )
-    return client
-
-
-def checked_url(url: str) -> str:
-    """Return a URL that a client can be made from. Raises `InvalidArgument`."""
-    client_from_url(url)
-    return url

@@ -24,6 +24,7 @@ from kraken_nonce_redis.cli.options import connect, examples
 from kraken_nonce_redis.cli.outcome import Failure
 from kraken_nonce_redis.cli.requirements import require
 from kraken_nonce_redis.commands import Keyspace
+from kraken_nonce_redis.connections import ClusterAddress
 from kraken_nonce_redis.errors import from_redis
 from kraken_nonce_redis.store import store_for
 from kraken_nonce_redis.testing import KrakenSimulator
@@ -125,9 +126,10 @@ def _exchange(stack: contextlib.ExitStack) -> KrakenSimulator:
 def _own_namespace(url: str, api_key: str) -> Generator[str]:
     """Give a namespace that nobody else has, and remove its keys afterwards."""
     namespace = f"kraken-nonce-demo-{secrets.token_hex(6)}"
-    keys, client = Keyspace.of(namespace, api_key), connect(url)
-    store_for(client).run(commands.reserve(keys, 1))
+    keys, source = Keyspace.of(namespace, api_key), connect(url)
+    store_for(source).run(commands.reserve(keys, 1))
     try:
+        client = source.connect() if isinstance(source, ClusterAddress) else source
         try:
             client.expire(keys.state, _KEY_LIFE)
             yield namespace

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 import click
+import redis
 
 from kraken_nonce_redis.cli.options import (
     Answer,
@@ -17,11 +18,14 @@ from kraken_nonce_redis.cli.options import (
     redis_option,
 )
 from kraken_nonce_redis.cli.outcome import ExitCode
+from kraken_nonce_redis.connections import ClusterAddress
 from kraken_nonce_redis.doctor import LEVELS, diagnose, examine
+from kraken_nonce_redis.errors import from_redis
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from kraken_nonce_redis.connections import Source
     from kraken_nonce_redis.doctor import Finding
 
 _COLOURS: Final = {"ok": "green", "note": "blue", "warning": "yellow", "problem": "red"}
@@ -48,12 +52,33 @@ def doctor(url: str | None, *, namespace: str, as_json: bool) -> None:
     needed. The keys of your bots are read and never changed; what must be tried is tried on two keys that are deleted
     afterwards.
     """
-    findings = diagnose(examine(connect(url), namespace))
-    worst = max((finding.level for finding in findings), key=LEVELS.index)
-    data: dict[str, object] = {"worst": worst, "findings": [asdict(finding) for finding in findings]}
-    Answer(_text(findings), data).print(as_json=as_json)
+    found = {name: diagnose(examine(client, namespace)) for name, client in _servers(connect(url))}
+    worst = max((finding.level for findings in found.values() for finding in findings), key=LEVELS.index)
+    data: dict[str, object] = {
+        "worst": worst,
+        "findings": [
+            asdict(finding) | ({"server": name} if name else {})
+            for name, findings in found.items()
+            for finding in findings
+        ],
+    }
+    text = "\n".join((f"{name}\n" if name else "") + _text(findings) for name, findings in found.items())
+    Answer(text, data).print(as_json=as_json)
     if worst == "problem":
         raise click.exceptions.Exit(ExitCode.NO)
+
+
+def _servers(source: Source) -> Iterator[tuple[str, redis.Redis]]:
+    """Yield a client for the one server, without a name, or for each master of a cluster. Raises `StoreError`."""
+    if isinstance(source, redis.Redis):
+        yield "", source
+        return
+    try:
+        cluster = source.connect() if isinstance(source, ClusterAddress) else source
+        masters = [(str(node.name), cluster.get_redis_connection(node)) for node in cluster.get_primaries()]
+    except (redis.RedisError, OSError) as error:
+        raise from_redis(error, "doctor", "") from error
+    yield from masters
 
 
 def _text(findings: Sequence[Finding]) -> str:

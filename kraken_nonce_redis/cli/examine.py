@@ -24,11 +24,10 @@ from kraken_nonce_redis.store import store_for
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import redis
-
     from kraken_nonce_redis.accounts import Account
     from kraken_nonce_redis.cli.findings import Step
     from kraken_nonce_redis.commands import Scope, State
+    from kraken_nonce_redis.connections import Source
 
 T = TypeVar("T")
 
@@ -75,7 +74,7 @@ class Examiner:
     """
 
     def __init__(
-        self, client: redis.Redis, *, url: str, scope: Scope, namespace: str, hint: Callable[[str, str], str]
+        self, client: Source, *, url: str, scope: Scope, namespace: str, hint: Callable[[str, str], str]
     ) -> None:
         self._client = client
         self._url = url

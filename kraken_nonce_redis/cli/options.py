@@ -19,15 +19,15 @@ from kraken_nonce_redis.arguments import LONGEST_LEAD
 from kraken_nonce_redis.cli.outcome import Misuse
 from kraken_nonce_redis.clients import URL_VARIABLES
 from kraken_nonce_redis.commands import DEFAULT_NAMESPACE, Keyspace
+from kraken_nonce_redis.connections import client_from_url
 from kraken_nonce_redis.core import DEFAULT_MAX_LEAD
-from kraken_nonce_redis.store import client_from_url, store_for
+from kraken_nonce_redis.store import store_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import redis
-
     from kraken_nonce_redis.commands import Command, Scope
+    from kraken_nonce_redis.connections import Source
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,7 +61,7 @@ def examples(*lines: str) -> str:
 class Target:
     """One API key's state, or that of all API keys of a namespace, on one Redis."""
 
-    def __init__(self, client: redis.Redis, api_key: str, scope: Scope, namespace: str) -> None:
+    def __init__(self, client: Source, api_key: str, scope: Scope, namespace: str) -> None:
         self.keys = Keyspace.of(namespace, api_key, scope)
         self._store = store_for(client)
         self._allocator = functools.partial(NonceAllocator, client, api_key, scope=scope, namespace=namespace)
@@ -79,8 +79,9 @@ redis_option = click.option(
     "--redis",
     "url",
     metavar="URL",
-    help="Redis to use: redis://, rediss:// or unix://. Other users of this machine can see what a command "
-    f"line holds: a URL with a password belongs in the environment. [env var: {', '.join(URL_VARIABLES)}]",
+    help="Redis to use: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://. Other users of this "
+    "machine can see what a command line holds: a URL with a password belongs in the environment. "
+    f"[env var: {', '.join(URL_VARIABLES)}]",
 )
 namespace_option = click.option(
     "--namespace", default=DEFAULT_NAMESPACE, show_default=True, help="What the Redis keys begin with."
@@ -176,7 +177,7 @@ def _api_key(variable: str | None, account: str | None, file: str | None) -> str
     return api_key
 
 
-def connect(url: str | None) -> redis.Redis:
+def connect(url: str | None) -> Source:
     """Return the client for a URL, by default the one in the environment; nothing is sent yet."""
     for variable in URL_VARIABLES:
         url = url or os.environ.get(variable)

@@ -1,0 +1,42 @@
+"""The rights that a user of Redis needs, in the words of ACL SETUSER."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kraken_nonce_redis.commands import DEFAULT_NAMESPACE
+
+COMMANDS: Final = (
+    # What is sent.
+    "+eval",
+    "+evalsha",
+    "+subscribe",
+    # What the scripts do.
+    "+del",
+    "+exists",
+    "+hdel",
+    "+hget",
+    "+hgetall",
+    "+hincrby",
+    "+hmget",
+    "+hset",
+    "+pexpire",
+    "+publish",
+    "+time",
+    "+zadd",
+    "+zcount",
+    "+zrangebyscore",
+    "+zrem",
+    "+zscore",
+)
+"""On every kind of server."""
+CLUSTER_COMMANDS: Final = ("+asking", "+cluster|slots")
+"""In a Redis Cluster also these."""
+CHANNELS: Final = "&kraken-nonce:wake:*"
+"""For all namespaces."""
+
+
+def rights(namespace: str = DEFAULT_NAMESPACE, *, cluster: bool = False) -> tuple[str, ...]:
+    """Return all rights that a user needs for a namespace, beginning from none."""
+    commands = (*COMMANDS, *CLUSTER_COMMANDS) if cluster else COMMANDS
+    return ("resetchannels", f"~{namespace}:*", CHANNELS, *commands)
