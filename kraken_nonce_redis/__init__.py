@@ -5,6 +5,7 @@ twins are in `kraken_nonce_redis.asyncio`, clients in `kraken_nonce_redis.kraken
 """
 
 from kraken_nonce_redis.allocator import NonceAllocator
+from kraken_nonce_redis.durability import Durability
 from kraken_nonce_redis.errors import (
     CallLockError,
     CoolDown,
@@ -18,6 +19,7 @@ from kraken_nonce_redis.errors import (
     NoncesUsedUp,
     NonceTooFarAhead,
     NotCarriedOut,
+    NotDurable,
     OutcomeUnknown,
     StoreError,
     StoreOutOfMemory,
@@ -36,6 +38,7 @@ __all__ = [
     "CallLockError",
     "CoolDown",
     "CoolDowns",
+    "Durability",
     "ForeignValue",
     "HoldTimeout",
     "IncompatibleClient",
@@ -48,6 +51,7 @@ __all__ = [
     "NonceTooFarAhead",
     "NoncesUsedUp",
     "NotCarriedOut",
+    "NotDurable",
     "OutcomeUnknown",
     "Pace",
     "Retries",

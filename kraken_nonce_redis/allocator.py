@@ -12,6 +12,7 @@ from kraken_nonce_redis.store import store_for
 if TYPE_CHECKING:
     from kraken_nonce_redis.commands import Scope
     from kraken_nonce_redis.connections import Source
+    from kraken_nonce_redis.durability import Durability
 
 
 class NonceAllocator(AllocatorCore):
@@ -32,6 +33,8 @@ class NonceAllocator(AllocatorCore):
         namespace: what the Redis keys begin with; all who share the API key need the same.
         max_lead: nanoseconds that `jump_forward` and `advance_to` may go ahead of the server's clock, at most
             90 days.
+        durable: True lets `jump_forward` and `advance_to` return only when a replica has the new value, `NotDurable`
+            if none has in time; a `Durability` says how many, whether on disk, and whether for every nonce.
 
     Every method but the constructors raises `StoreError` when Redis can't be used. No nonce is ever made up locally.
     """
@@ -44,8 +47,9 @@ class NonceAllocator(AllocatorCore):
         scope: Scope = "key",
         namespace: str = DEFAULT_NAMESPACE,
         max_lead: int = DEFAULT_MAX_LEAD,
+        durable: bool | Durability = False,
     ) -> None:
-        super().__init__(Keyspace.of(namespace, api_key, scope), max_lead)
+        super().__init__(Keyspace.of(namespace, api_key, scope), max_lead, durable)
         self._store = store_for(redis)
 
     @classmethod
@@ -57,13 +61,15 @@ class NonceAllocator(AllocatorCore):
         scope: Scope = "key",
         namespace: str = DEFAULT_NAMESPACE,
         max_lead: int = DEFAULT_MAX_LEAD,
+        durable: bool | Durability = False,
     ) -> Self:
         """Return an allocator for a URL, as `kraken_nonce_redis.urls` describes them.
 
         All objects of a process with the same URL share its connections, whose timeout is 3 s unless the URL says
         otherwise (``?socket_timeout=1``).
         """
-        return cls(client_from_url(url), api_key, scope=scope, namespace=namespace, max_lead=max_lead)
+        client = client_from_url(url)
+        return cls(client, api_key, scope=scope, namespace=namespace, max_lead=max_lead, durable=durable)
 
     def next(self) -> int:
         """Return the next nonce: ns since 1970, 19 digits."""

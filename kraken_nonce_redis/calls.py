@@ -288,11 +288,10 @@ class _Attempt:
         distance = round(lead * 1e9)
         if (state.last or 0) > state.now + distance // 2:
             return
-        yield from running(
-            commands.advance(
-                keys, state.now + distance, round(self._retries.max_lead * 1e9), below=state.now + distance // 2
-            )
+        raising = commands.advance(
+            keys, state.now + distance, round(self._retries.max_lead * 1e9), below=state.now + distance // 2
         )
+        yield from running(raising.durable(self._lock.durability))
         logger.warning("Kraken refused nonce %d of %s; nonces are now %g s ahead", refused, keys.state, lead)
         self._calls.tell(NonceRaised(self._call.key, refused, lead))
 

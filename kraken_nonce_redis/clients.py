@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from kraken_nonce_redis.calls import OnUnknown
     from kraken_nonce_redis.commands import Scope
+    from kraken_nonce_redis.durability import Durability
     from kraken_nonce_redis.events import Hook
     from kraken_nonce_redis.pace import Pace
     from kraken_nonce_redis.steps import Heard, Send
@@ -60,6 +61,8 @@ class Options(TypedDict, total=False):
             lists of orders are asked, under the same lease. ``"raise"``: `OutcomeUnknown` at once. ``"replay"``: the
             same bytes are sent once more, then as ``"settle"``; that Kraken refuses them for their nonce if the first
             ones arrived is inferred and not documented.
+        durable: how many replicas must have it when the nonce is raised after a refusal, or each lease: as for
+            `CallLock` and `NonceAllocator`.
         on_event: is called with what happens beside a call, `kraken_nonce_redis.events`.
     """
 
@@ -73,6 +76,7 @@ class Options(TypedDict, total=False):
     cool_downs: CoolDowns
     retries: Retries
     on_unknown: OnUnknown
+    durable: bool | Durability
     on_event: Hook | None
 
 
@@ -94,10 +98,17 @@ class _GuardCore(Generic[LockType]):
         cool_downs: CoolDowns = _COOL_DOWNS,
         retries: Retries = _RETRIES,
         on_unknown: OnUnknown = "settle",
+        durable: bool | Durability = False,
         on_event: Hook | None = None,
     ) -> None:
         self._redis = url_from_environment() if redis is None else redis
-        self._settings: dict[str, Any] = {"ttl": ttl, "scope": scope, "pace": pace, "namespace": namespace}
+        self._settings: dict[str, Any] = {
+            "ttl": ttl,
+            "scope": scope,
+            "pace": pace,
+            "namespace": namespace,
+            "durable": durable,
+        }
         self.call_timeout: Final = arguments.seconds("call_timeout", call_timeout, 0.001, LONGEST_TIMEOUT)
         self._locks: dict[str, LockType] = {}
         self._make_lock("any")  # so that a wrong setting shows now and not at the first call

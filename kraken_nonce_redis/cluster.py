@@ -39,10 +39,11 @@ _SLOTS: Final = 16384
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """Send words to a node; its reply is sent back, or its error thrown in."""
+    """Send words to a node, and others right behind them; both replies are sent back, or an error thrown in."""
 
     address: Address
     words: Words
+    then: Words = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ class Nodes:
             try:
                 if attempt.asking:
                     yield Exchange(address, ("ASKING",))
-                return (yield Exchange(address, words))
+                return (yield Exchange(address, words, command.then))
             except AskError as error:
                 address = yield from self._following(attempt, error, address)
             except (TryAgainError, ClusterDownError):
@@ -138,7 +139,8 @@ class Nodes:
             if number and attempt.too_late:
                 break
             try:
-                self._learn(address, (yield Exchange(address, ("CLUSTER", "SLOTS"))))
+                slots, _ = yield Exchange(address, ("CLUSTER", "SLOTS"))
+                self._learn(address, slots)
             except (RedisConnectionError, RedisTimeoutError) as error:
                 failure = error
                 continue

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Literal, Self, TypeAlias, TypeVar
 from urllib.parse import quote, unquote
 
 from kraken_nonce_redis import arguments, scripts
@@ -18,6 +18,8 @@ from kraken_nonce_redis.errors import ForeignValue, InvalidArgument, NonceTooFar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+    from kraken_nonce_redis.durability import Durability
 
 Scope: TypeAlias = Literal["key", "global"]
 Priority: TypeAlias = Literal["normal", "high"]
@@ -91,6 +93,7 @@ class Command(Generic[T]):
         keys: the keys it touches, the state first.
         args: its arguments, without the floor.
         read: makes the result from the reply; raises errors of our tree.
+        durability: who must have what the command writes before its result counts.
         repeated: set when the command was sent more than once, so that it may have run more than once.
         highest: for a script that takes the caller's floor as its first argument, the highest nonce in a result.
     """
@@ -100,12 +103,23 @@ class Command(Generic[T]):
     args: tuple[str | int, ...]
     read: Callable[[Reply], T]
     highest: Callable[[T], int] | None = None
+    durability: Durability | None = None
     repeated: bool = False
 
     @property
     def script(self) -> scripts.Script:
         """The script's source and hash."""
         return scripts.load(self.name)
+
+    @property
+    def then(self) -> tuple[str | int, ...]:
+        """What is sent right behind it."""
+        return () if self.durability is None else self.durability.words
+
+    def durable(self, durability: Durability | None) -> Self:
+        """Let the command count only when so many servers have what it writes; return it."""
+        self.durability = durability
+        return self
 
     def result(self, raw: object) -> T:
         """Read what the script returned: words with a space between them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from redis.client import PubSub
     from redis.connection import AbstractConnection
 
-    from kraken_nonce_redis.cluster import Address
+    from kraken_nonce_redis.cluster import Address, Words
     from kraken_nonce_redis.commands import Command
     from kraken_nonce_redis.urls import Place
 
@@ -77,26 +78,34 @@ class _Connection:
         self._connection: AbstractConnection | None = None
         self.proven = False
 
-    def exchange(self, words: tuple[Any, ...]) -> Any:
-        """Send words and return the reply."""
+    def exchange(self, words: Words, then: Words = ()) -> tuple[Any, Any]:
+        """Send words, and others right behind them if there are any; return the replies."""
         if self._connection is None:
             self._connection = cast("AbstractConnection", self._pool.make_connection())
             # No retries but ours: redis-py's, ten by default, would outlast many a lease.
             self._connection.retry = Retry(NoBackoff(), 0)
-        sent = False
+        sent, second = False, None
         try:
             if not self.proven:
                 self._connection.connect()  # which asks the Sentinels, as sending alone would not
-            self._connection.send_packed_command([pack(words)])
+            self._connection.send_packed_command([pack(words) + pack(then) if then else pack(words)])
             sent = True
-            reply = self._connection.read_response()
+            try:
+                reply = self._connection.read_response()
+            except redis.ResponseError:
+                if then:
+                    with contextlib.suppress(redis.ResponseError):
+                        self._connection.read_response()
+                raise
+            if then:
+                second = self._connection.read_response()
         except BaseException as error:
             self.proven = sent and keeps_connection(error)
             if not self.proven:
                 self._connection.disconnect()
             raise
         self.proven = True
-        return reply
+        return reply, second
 
     def __del__(self) -> None:
         if self._connection is not None:
@@ -113,17 +122,18 @@ class ServerConnections:
     def node(self, command: Command[Any]) -> None:
         """Return what commands have in common that fail together."""
 
-    def send(self, command: Command[Any], words: tuple[Any, ...]) -> Any:
-        """Send a command's words and return the reply; once more over a new connection if one that worked before fails.
+    def send(self, command: Command[Any], words: Words) -> tuple[Any, Any]:
+        """Send a command's words; return the reply, and that of what follows it.
 
-        A command may so be run twice, which every script of ours allows.
+        Once more over a new connection if one that worked before fails. A command may so be run twice, which every
+        script of ours allows.
         """
         if self._connection.proven:
             try:
-                return self._connection.exchange(words)
+                return self._connection.exchange(words, command.then)
             except (redis.ConnectionError, redis.TimeoutError):
                 command.repeated = True
-        return self._connection.exchange(words)
+        return self._connection.exchange(words, command.then)
 
     def pubsub(self) -> PubSub:
         """Return what to subscribe with."""
@@ -149,8 +159,8 @@ class ClusterConnections:
         """Return what commands have in common that fail together."""
         return self._nodes.owner(command)
 
-    def send(self, command: Command[Any], words: tuple[Any, ...]) -> Any:
-        """Send a command's words to the node that has its keys and return the reply."""
+    def send(self, command: Command[Any], words: Words) -> tuple[Any, Any]:
+        """Send a command's words to the node that has its keys; return the reply, and that of what follows it."""
         flow = self._nodes.sending(command, words)
         try:
             step = next(flow)
@@ -158,7 +168,7 @@ class ClusterConnections:
                 result = None
                 try:
                     if isinstance(step, Exchange):
-                        result = self._at(step.address).exchange(step.words)
+                        result = self._at(step.address).exchange(step.words, step.then)
                     else:
                         time.sleep(step.seconds)
                 except redis.RedisError as error:
@@ -166,7 +176,8 @@ class ClusterConnections:
                 else:
                     step = flow.send(result)
         except StopIteration as stop:
-            return stop.value
+            replies: tuple[Any, Any] = stop.value
+            return replies
 
     def _at(self, address: Address) -> _Connection:
         connection = self._connections.get(address)

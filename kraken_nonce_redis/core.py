@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from kraken_nonce_redis import arguments, clock, commands
 from kraken_nonce_redis.commands import Keyspace
+from kraken_nonce_redis.durability import Durability, of_every_nonce
 from kraken_nonce_redis.errors import (
     CallLockError,
     InvalidArgument,
@@ -42,8 +43,9 @@ logger = logging.getLogger("kraken_nonce_redis")
 class AllocatorCore:
     """What a `NonceAllocator` says to Redis."""
 
-    def __init__(self, keys: Keyspace, max_lead: int) -> None:
+    def __init__(self, keys: Keyspace, max_lead: int, durable: object) -> None:
         self._keys = keys
+        self._durability = Durability.of(durable)
         self._max_lead = arguments.whole("max_lead", max_lead, 0, arguments.LONGEST_LEAD)
 
     def __repr__(self) -> str:
@@ -51,21 +53,21 @@ class AllocatorCore:
 
     def _reserve(self, count: int) -> Command[range]:
         arguments.whole("count", count, 1, arguments.MOST_RESERVED)
-        return commands.reserve(self._keys, count)
+        return commands.reserve(self._keys, count).durable(of_every_nonce(self._durability))
 
     def _inspect(self) -> Command[State]:
         return commands.inspect(self._keys)
 
     def _advance(self, nonce: int) -> Command[int]:
         arguments.whole("nonce", nonce, 1, arguments.HIGHEST_NONCE)
-        return commands.advance(self._keys, nonce, self._max_lead)
+        return commands.advance(self._keys, nonce, self._max_lead).durable(self._durability)
 
     def _jumping(self, nanoseconds: int) -> Flow[int]:
         arguments.whole("nanoseconds", nanoseconds, 1, arguments.HIGHEST_NONCE)
         state: State = yield Run(self._inspect())
         # A target instead of a distance: run twice after a lost reply, it jumps once.
         target = max(state.last or 0, state.now) + nanoseconds
-        return (yield from running(commands.advance(self._keys, target, self._max_lead)))
+        return (yield from running(commands.advance(self._keys, target, self._max_lead).durable(self._durability)))
 
 
 class LeaseCore:
@@ -160,7 +162,8 @@ class LeaseCore:
 
     def _renewing(self, term: float, intent: str = "") -> Flow[None]:
         started = clock.now()
-        nonces = yield from running(commands.extend(self._lock.keys, self._member, term, intent, known=self._known))
+        command = commands.extend(self._lock.keys, self._member, term, intent, known=self._known)
+        nonces = yield from running(command.durable(of_every_nonce(self._lock.durability)))
         if nonces is None:
             self._end()
             self.check()
@@ -232,11 +235,20 @@ class LockCore(Generic[L]):
     _lease: Callable[[Acquired], L]
 
     def __init__(
-        self, local: Callable[[], Local], api_key: str, *, ttl: float, scope: Scope, pace: Pace | None, namespace: str
+        self,
+        local: Callable[[], Local],
+        api_key: str,
+        *,
+        ttl: float,
+        scope: Scope,
+        pace: Pace | None,
+        namespace: str,
+        durable: bool | Durability,
     ) -> None:
         self.keys: Final = Keyspace.of(namespace, api_key, scope)
         self.ttl: Final = arguments.ttl(ttl)
         self.pace: Final = arguments.instance("pace", pace, Pace)
+        self.durability: Final = Durability.of(durable)
         self._local = local
 
     def __repr__(self) -> str:
@@ -283,7 +295,15 @@ class LockCore(Generic[L]):
         local = self._local()
         member = local.new_member(token)
         acquired = yield from acquiring(
-            local, self.keys, member, ttl=self.ttl, timeout=timeout, priority=priority, pace=pace, intent=intent
+            local,
+            self.keys,
+            member,
+            ttl=self.ttl,
+            timeout=timeout,
+            priority=priority,
+            pace=pace,
+            intent=intent,
+            durability=of_every_nonce(self.durability),
         )
         lease = self._lease(acquired)
         local.held[owner, self.keys.state] = lease

@@ -7,6 +7,7 @@
      ├─ IncompatibleClient                    an exchange client without the seam that an adapter needs
      ├─ StoreError                            Redis can't be used as asked
      │   ├─ StoreUnavailable                  down, unreachable, loading, too slow
+ │   │   └─ NotDurable                    done, but too few replicas have it
      │   ├─ StoreReadOnly                     a replica
      │   ├─ StorePermissionDenied             wrong password, or rights missing
      │   ├─ StoreOutOfMemory                  over maxmemory
@@ -93,6 +94,10 @@ class StoreError(KrakenNonceError):
 
 class StoreUnavailable(StoreError):
     """Redis is down, unreachable, loading or too slow. Try again later; no restart is needed."""
+
+
+class NotDurable(StoreUnavailable):
+    """A nonce was raised, but fewer replicas have that in time than ``durable`` asks for. It stays raised."""
 
 
 class StoreReadOnly(StoreError):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from kraken_nonce_redis.commands import Priority, Scope
     from kraken_nonce_redis.connections import Source
+    from kraken_nonce_redis.durability import Durability
     from kraken_nonce_redis.pace import Pace
     from kraken_nonce_redis.store import Store
     from kraken_nonce_redis.waiting import Acquired
@@ -64,6 +65,7 @@ class CallLock(LockCore[Lease]):
             nonces, for all API keys of the namespace. All who share an API key need the same scope.
         pace: how often calls may start; all who share the API key need the same.
         namespace: what the Redis keys begin with; all who share the API key need the same.
+        durable: a `Durability` with ``every_nonce`` lets a lease begin only when so many replicas have it.
     """
 
     def __init__(
@@ -75,9 +77,12 @@ class CallLock(LockCore[Lease]):
         scope: Scope = "key",
         pace: Pace | None = None,
         namespace: str = DEFAULT_NAMESPACE,
+        durable: bool | Durability = False,
     ) -> None:
         self._store = store_for(redis)
-        super().__init__(lambda: self._store.local, api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace)
+        super().__init__(
+            lambda: self._store.local, api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace, durable=durable
+        )
 
     @classmethod
     def from_url(
@@ -89,13 +94,14 @@ class CallLock(LockCore[Lease]):
         scope: Scope = "key",
         pace: Pace | None = None,
         namespace: str = DEFAULT_NAMESPACE,
+        durable: bool | Durability = False,
     ) -> Self:
         """Return a lock for a URL, as `kraken_nonce_redis.urls` describes them.
 
         All objects of a process with the same URL share its connections, whose timeout is 3 s unless the URL says
         otherwise (``?socket_timeout=1``).
         """
-        return cls(client_from_url(url), api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace)
+        return cls(client_from_url(url), api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace, durable=durable)
 
     @contextlib.contextmanager
     def hold(

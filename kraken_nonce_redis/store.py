@@ -129,9 +129,9 @@ class Store:
                 raise StoreUnavailable(command.name, command.keys[0], "Redis failed the call before, too")
             try:
                 try:
-                    raw = self._connections.send(command, self.local.evalsha(command))
+                    raw, acknowledged = self._connections.send(command, self.local.evalsha(command))
                 except NoScriptError:
-                    raw = self._connections.send(command, self.local.eval(command))
+                    raw, acknowledged = self._connections.send(command, self.local.eval(command))
             except RedisError as error:
                 failure = from_redis(error, command.name, command.keys[0])
                 if isinstance(error, UNREACHABLE):
@@ -140,6 +140,8 @@ class Store:
                 raise failure from error
             result = command.result(raw)
             self.local.learn(command, result)
+            if command.durability is not None:
+                command.durability.check(command, acknowledged)
             return result
 
     def drive(self, flow: Generator[Any, Any, T], carry_out: Callable[[Any], Any] | None = None) -> T:

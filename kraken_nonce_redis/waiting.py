@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kraken_nonce_redis.commands import Answer, Priority, Release
+    from kraken_nonce_redis.durability import Durability
     from kraken_nonce_redis.schedule import Agenda, Chore
 
 T = TypeVar("T")
@@ -384,6 +385,7 @@ def acquiring(
     priority: Priority,
     pace: str,
     intent: str = "",
+    durability: Durability | None = None,
 ) -> Flow[Acquired]:
     """Get the lock, waiting for it up to ``timeout`` seconds (None: for ever, 0: not at all).
 
@@ -395,7 +397,7 @@ def acquiring(
     room = local.room(keys)
     room.enter(waiter)
     try:
-        return (yield from _asking(local, room, waiter, ttl, pace=pace, intent=intent))
+        return (yield from _asking(local, room, waiter, ttl, pace=pace, intent=intent, durability=durability))
     except (StoreUnavailable, GeneratorExit):
         local.give_back(commands.release(keys, member), ttl)
         raise
@@ -407,7 +409,9 @@ def acquiring(
         room.leave(waiter)
 
 
-def _asking(local: Local, room: Room, waiter: Waiter, ttl: float, *, pace: str, intent: str) -> Flow[Acquired]:
+def _asking(
+    local: Local, room: Room, waiter: Waiter, ttl: float, *, pace: str, intent: str, durability: Durability | None
+) -> Flow[Acquired]:
     """Ask for the lock until it is granted; between two questions sleep until called, or until the time is ripe."""
     while True:
         waiter.woken = False
@@ -422,7 +426,7 @@ def _asking(local: Local, room: Room, waiter: Waiter, ttl: float, *, pace: str, 
                 priority=waiter.priority,
                 pace=pace,
                 intent=intent,
-            )
+            ).durable(durability)
         )
         if isinstance(answer, Granted):
             return Acquired(waiter.member, answer.nonces, started + answer.left, answer.pending, bool(intent))

@@ -12,6 +12,7 @@ from kraken_nonce_redis.core import DEFAULT_MAX_LEAD, AllocatorCore
 if TYPE_CHECKING:
     from kraken_nonce_redis.asyncio._connections import Client
     from kraken_nonce_redis.commands import Scope
+    from kraken_nonce_redis.durability import Durability
 
 
 class NonceAllocator(AllocatorCore):
@@ -29,8 +30,9 @@ class NonceAllocator(AllocatorCore):
         scope: Scope = "key",
         namespace: str = DEFAULT_NAMESPACE,
         max_lead: int = DEFAULT_MAX_LEAD,
+        durable: bool | Durability = False,
     ) -> None:
-        super().__init__(Keyspace.of(namespace, api_key, scope), max_lead)
+        super().__init__(Keyspace.of(namespace, api_key, scope), max_lead, durable)
         self._source: Client | str = checked(redis)
 
     @classmethod
@@ -42,10 +44,11 @@ class NonceAllocator(AllocatorCore):
         scope: Scope = "key",
         namespace: str = DEFAULT_NAMESPACE,
         max_lead: int = DEFAULT_MAX_LEAD,
+        durable: bool | Durability = False,
     ) -> Self:
         """Return an allocator for a URL, as `kraken_nonce_redis.urls` describes them."""
         allocator = cls.__new__(cls)
-        AllocatorCore.__init__(allocator, Keyspace.of(namespace, api_key, scope), max_lead)
+        AllocatorCore.__init__(allocator, Keyspace.of(namespace, api_key, scope), max_lead, durable)
         allocator._source = checked_url(url)
         return allocator
 

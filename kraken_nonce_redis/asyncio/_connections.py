@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import redis.asyncio
@@ -12,7 +13,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from kraken_nonce_redis import urls
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from redis.asyncio.client import PubSub
     from redis.asyncio.connection import AbstractConnection
 
-    from kraken_nonce_redis.cluster import Address
+    from kraken_nonce_redis.cluster import Address, Words
     from kraken_nonce_redis.commands import Command
     from kraken_nonce_redis.urls import Place
 
@@ -45,25 +46,33 @@ class _Connection:
         self._connection: AbstractConnection | None = None
         self.proven = False
 
-    async def exchange(self, words: tuple[Any, ...]) -> Any:
-        """Send words and return the reply."""
+    async def exchange(self, words: Words, then: Words = ()) -> tuple[Any, Any]:
+        """Send words, and others right behind them if there are any; return the replies."""
         if self._connection is None:
             self._connection = self._pool.make_connection()
             self._connection.retry = Retry(NoBackoff(), 0)
-        sent = False
+        sent, second = False, None
         try:
             if not self.proven:
                 await self._connection.connect()
-            await self._connection.send_packed_command([pack(words)])
+            await self._connection.send_packed_command([pack(words) + pack(then) if then else pack(words)])
             sent = True
-            reply = await self._connection.read_response()
+            try:
+                reply = await self._connection.read_response()
+            except ResponseError:
+                if then:
+                    with contextlib.suppress(ResponseError):
+                        await self._connection.read_response()
+                raise
+            if then:
+                second = await self._connection.read_response()
         except BaseException as error:
             self.proven = sent and keeps_connection(error)
             if not self.proven:
                 await self.close()
             raise
         self.proven = True
-        return reply
+        return reply, second
 
     async def close(self) -> None:
         """Close the connection; a later command opens it again."""
@@ -83,14 +92,14 @@ class ServerConnections:
     def node(self, command: Command[Any]) -> None:
         """Return what commands have in common that fail together."""
 
-    async def send(self, command: Command[Any], words: tuple[Any, ...]) -> Any:
-        """Send a command's words and return the reply; once more if a connection that worked before fails."""
+    async def send(self, command: Command[Any], words: Words) -> tuple[Any, Any]:
+        """Send a command's words; return the reply, and that of what follows it. Once more if need be."""
         if self._connection.proven:
             try:
-                return await self._connection.exchange(words)
+                return await self._connection.exchange(words, command.then)
             except (RedisConnectionError, RedisTimeoutError):
                 command.repeated = True
-        return await self._connection.exchange(words)
+        return await self._connection.exchange(words, command.then)
 
     def pubsub(self) -> PubSub:
         """Return what to subscribe with."""
@@ -120,8 +129,8 @@ class ClusterConnections:
         """Return what commands have in common that fail together."""
         return self._nodes.owner(command)
 
-    async def send(self, command: Command[Any], words: tuple[Any, ...]) -> Any:
-        """Send a command's words to the node that has its keys and return the reply."""
+    async def send(self, command: Command[Any], words: Words) -> tuple[Any, Any]:
+        """Send a command's words to the node that has its keys; return the reply, and that of what follows it."""
         flow = self._nodes.sending(command, words)
         try:
             step = next(flow)
@@ -129,7 +138,7 @@ class ClusterConnections:
                 result = None
                 try:
                     if isinstance(step, Exchange):
-                        result = await self._at(step.address).exchange(step.words)
+                        result = await self._at(step.address).exchange(step.words, step.then)
                     else:
                         await asyncio.sleep(step.seconds)
                 except RedisError as error:
@@ -137,7 +146,8 @@ class ClusterConnections:
                 else:
                     step = flow.send(result)
         except StopIteration as stop:
-            return stop.value
+            replies: tuple[Any, Any] = stop.value
+            return replies
 
     def _at(self, address: Address) -> _Connection:
         connection = self._connections.get(address)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kraken_nonce_redis.asyncio._connections import Client
     from kraken_nonce_redis.asyncio._store import Store
     from kraken_nonce_redis.commands import Priority, Scope
+    from kraken_nonce_redis.durability import Durability
     from kraken_nonce_redis.pace import Pace
     from kraken_nonce_redis.waiting import Acquired
 
@@ -59,8 +60,9 @@ class CallLock(LockCore[Lease]):
         scope: Scope = "key",
         pace: Pace | None = None,
         namespace: str = DEFAULT_NAMESPACE,
+        durable: bool | Durability = False,
     ) -> None:
-        self._begin(checked(redis), api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace)
+        self._begin(checked(redis), api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace, durable=durable)
 
     def _begin(self, source: Client | str, api_key: str, **settings: Any) -> None:
         self._source: Client | str = source
@@ -76,10 +78,11 @@ class CallLock(LockCore[Lease]):
         scope: Scope = "key",
         pace: Pace | None = None,
         namespace: str = DEFAULT_NAMESPACE,
+        durable: bool | Durability = False,
     ) -> Self:
         """Return a lock for a URL, as `kraken_nonce_redis.urls` describes them."""
         lock = cls.__new__(cls)
-        lock._begin(checked_url(url), api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace)
+        lock._begin(checked_url(url), api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace, durable=durable)
         return lock
 
     @property

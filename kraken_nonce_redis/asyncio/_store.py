@@ -65,9 +65,9 @@ class Store:
                 raise StoreUnavailable(command.name, command.keys[0], "Redis failed the call before, too")
             try:
                 try:
-                    raw = await self.connections.send(command, self.local.evalsha(command))
+                    raw, acknowledged = await self.connections.send(command, self.local.evalsha(command))
                 except NoScriptError:
-                    raw = await self.connections.send(command, self.local.eval(command))
+                    raw, acknowledged = await self.connections.send(command, self.local.eval(command))
             except RedisError as error:
                 failure = from_redis(error, command.name, command.keys[0])
                 if isinstance(error, UNREACHABLE):
@@ -79,6 +79,8 @@ class Store:
                     await self.connections.close()
             result = command.result(raw)
             self.local.learn(command, result)
+            if command.durability is not None:
+                command.durability.check(command, acknowledged)
         _heed(cancellations)
         return result
 

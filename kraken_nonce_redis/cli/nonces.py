@@ -9,6 +9,7 @@ import click
 from kraken_nonce_redis import commands, migration
 from kraken_nonce_redis.cli.options import (
     Answer,
+    durable_option,
     duration,
     examples,
     json_option,
@@ -72,15 +73,16 @@ def last_nonce(target: Target, *, as_json: bool) -> None:
 )
 @click.argument("distance", callback=duration, metavar="DURATION")
 @max_lead_option
+@durable_option
 @target_options
 @json_option
-def jump(target: Target, *, distance: int, max_lead: int, as_json: bool) -> None:
+def jump(target: Target, *, distance: int, max_lead: int, durable: bool, as_json: bool) -> None:
     """Raise the last nonce by DURATION, or to that far ahead of the server's clock if that is higher.
 
     For an API key whose nonce another program has driven ahead, so that Kraken answers "EAPI:Invalid nonce". It can
     never be undone: take the smallest step that helps. Exit code 4, with nothing changed, past --max-lead.
     """
-    last = target.allocator(max_lead).jump_forward(distance)
+    last = target.allocator(max_lead, durable=durable).jump_forward(distance)
     _report(last, target.run(commands.inspect(target.keys)).now, as_json=as_json)
 
 
@@ -102,9 +104,12 @@ def jump(target: Target, *, distance: int, max_lead: int, as_json: bool) -> None
     help="Read the nonce from a file (- for stdin): a decimal number, or JSON with one as last_nonce, nonce, ...",
 )
 @max_lead_option
+@durable_option
 @target_options
 @json_option
-def advance(target: Target, *, nonce: str | None, file: IO[bytes] | None, max_lead: int, as_json: bool) -> None:
+def advance(
+    target: Target, *, nonce: str | None, file: IO[bytes] | None, max_lead: int, durable: bool, as_json: bool
+) -> None:
     """Raise the last nonce to at least NONCE; never lowers it.
 
     For coming from another program: give its last nonce, or the file where it keeps it. The unit (s, ms, µs, 10 ns or
@@ -118,7 +123,7 @@ def advance(target: Target, *, nonce: str | None, file: IO[bytes] | None, max_le
     now = target.run(commands.inspect(target.keys)).now
     old = migration.read(content, now) if nonce is None else migration.recognise(nonce, now)
     note(f"{old.written} is {moment(old.nonce)} in {old.unit}: as a nonce {old.nonce}.")
-    last = target.allocator(max_lead).advance_to(old.nonce)
+    last = target.allocator(max_lead, durable=durable).advance_to(old.nonce)
     note("Unchanged, since the last nonce was higher." if last > old.nonce else "The last nonce is now that.")
     _report(last, now, as_json=as_json, read_as=old.unit)
 

@@ -66,9 +66,9 @@ class Target:
         self._store = store_for(client)
         self._allocator = functools.partial(NonceAllocator, client, api_key, scope=scope, namespace=namespace)
 
-    def allocator(self, max_lead: int = DEFAULT_MAX_LEAD) -> NonceAllocator:
+    def allocator(self, max_lead: int = DEFAULT_MAX_LEAD, *, durable: bool = False) -> NonceAllocator:
         """Return an allocator; ``max_lead`` in ns."""
-        return self._allocator(max_lead=max_lead)
+        return self._allocator(max_lead=max_lead, durable=durable)
 
     def run(self, command: Command[T]) -> T:
         """Run a command. Raises `StoreError` and what the command's reply says."""
@@ -159,6 +159,11 @@ max_lead_option = click.option(
     show_default=True,
     metavar="DURATION",
     help="How far ahead of the server's clock the last nonce may be raised.",
+)
+
+
+durable_option = click.option(
+    "--durable", is_flag=True, help="Exit code 3 unless a replica has it within a second; it stays raised."
 )
 
 
