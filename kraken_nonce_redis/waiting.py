@@ -417,6 +417,7 @@ def _asking(
         waiter.woken = False
         started = clock.now()
         patient = waiter.until is None or started < waiter.until
+        listening = local.listening
         answer: Answer = yield Run(
             commands.acquire(
                 waiter.keys,
@@ -437,8 +438,8 @@ def _asking(
             room.heard(answer.joined)
             local.attend(room, answer.left)
             room.cooled(answer.cool_down, answer.reason)
-        if not local.listening:
-            yield Listen()  # and ask again, since a call may have come before
+        if not (listening and local.listening):
+            yield from _listening(local)  # and ask again, since a call may have come before
             continue
         if isinstance(answer, Waiting):
             yield Pause(waiter, waiter.until)
@@ -450,6 +451,11 @@ def _asking(
             raise waiter.failure
         if waiter.until is not None and clock.now() >= waiter.until and not waiter.woken:
             raise waiter.too_late(answer.left, answer.cause)
+
+
+def _listening(local: Local) -> Flow[None]:
+    if not local.listening:
+        yield Listen()
 
 
 def _giving_up(local: Local, waiter: Waiter, ttl: float) -> Flow[None]:

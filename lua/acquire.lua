@@ -36,12 +36,14 @@ if mine and state.lease then return granted() end
 
 local wait, cause, settings, pace
 local function look_at_pace()
-  local reason
-  wait, reason = cooling(state.cool_down, now)
+  local reason, since_now, set_back
+  wait, reason, since_now = cooling(state.cool_down, now)
+  if since_now then redis.call('HSET', KEYS[1], 'cool_down', since_now) end
   cause = 'cool-down ' .. reason
   if ARGV[7] ~= '' then
     settings = numbers(ARGV[7])
-    pace = read_pace(state.pace, settings, tonumber(now))
+    pace, set_back = read_pace(state.pace, settings, tonumber(now))
+    if set_back then redis.call('HSET', KEYS[1], 'pace', written(pace)) end
     local at, why = earliest(pace, settings, tonumber(now))
     if at - now > wait then wait, cause = at - now, why end
   end

@@ -317,13 +317,25 @@ def test_gcra_of_throttled_py(
 @properties
 @given(back=st.integers(1, 3600 * SECOND), tier=st.sampled_from(["pro", None]), cost=st.sampled_from([0, 2]))
 def test_a_clock_that_is_set_back(world: World, back: int, tier: Any, cost: float) -> None:
-    """When the server's clock goes back, nobody waits longer than the rules could ever ask for."""
+    """When the server's clock goes back, nobody waits longer than the rules could ever ask for, and then can start."""
     world.reset()
     pace = Pace(min_interval=0.2, tier=tier)
     for _ in range(30):
         world.start(pace, cost)
     world.now -= back
-    assert world.ask(pace, cost) <= max(200_000, PATIENCE, cost * SECOND)
+    noticed = world.now
+    assert world.start(pace, cost) - noticed <= max(200_000, PATIENCE, cost * SECOND)
+
+
+@properties
+@given(back=st.integers(1, 3600 * SECOND), seconds=st.sampled_from([1, 15]))
+def test_a_cool_down_when_the_clock_is_set_back(world: World, back: int, seconds: int) -> None:
+    """When the server's clock goes back, a cool-down lasts its full length at most from when that is noticed."""
+    world.reset()
+    run(world.redis, commands.cool_down(KEYS, seconds, "reason"))
+    world.now -= back
+    noticed = world.now
+    assert world.start(None) - noticed <= seconds * SECOND
 
 
 @pytest.mark.parametrize(("seconds", "cause"), [(1, "counter"), (3, "cool-down reason")])

@@ -13,6 +13,8 @@ import pytest
 
 from kraken_nonce_redis import HoldTimeout, commands
 from kraken_nonce_redis.commands import Keyspace
+from kraken_nonce_redis.schedule import Agenda
+from kraken_nonce_redis.waiting import Local, Pause, Run, acquiring
 from tests.faces import KEY, Interrupted
 from tests.helpers import KEYS, ON_VALKEY, OneAtATime, Rival, Stopwatch, View, eventually, fails
 
@@ -461,3 +463,15 @@ def test_the_median_hand_over(face: Face, valkey: Server) -> None:
     face.together(work, 2)
     gaps = [begin - end for end, begin in zip(times[1::2], times[2::2], strict=False)]
     assert median(gaps) < 0.01
+
+
+@pytest.mark.once
+def test_a_call_before_another_caller_began_to_listen() -> None:
+    """Whoever had asked before its process listened asks again, though another caller has begun to listen meanwhile."""
+    local = Local(Agenda(lambda: None))
+    flow = acquiring(local, KEYS, local.new_member(None), ttl=30.0, timeout=None, priority="normal", pace="")
+    assert isinstance(next(flow), Run)
+    local.listening = True
+    assert isinstance(flow.send(commands.Waiting(1, "1", 30.0, 0.0, "")), Run)
+    assert isinstance(flow.send(commands.Waiting(1, "1", 30.0, 0.0, "")), Pause)
+    flow.close()

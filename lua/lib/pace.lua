@@ -24,7 +24,8 @@ local function numbers(text)
   return list
 end
 
--- read_pace(field, settings, now): what is stored, without times that only a clock set back could explain.
+-- read_pace(field, settings, now): what is stored, without times that only a clock set back could explain, and whether
+-- there were any.
 local function read_pace(field, settings, now)
   local stored = field and numbers(field) or { 0, 0, 0 }
   local capacity, cost = settings[5], settings[6]
@@ -37,7 +38,14 @@ local function read_pace(field, settings, now)
   for i = 4, #stored do
     if stored[i] <= now then pace.starts[#pace.starts + 1] = stored[i] end
   end
-  return pace
+  return pace, stored[1] > now
+end
+
+-- written(pace): the value of the field `pace`.
+local function written(pace)
+  local words = { whole(pace.started), whole(pace.opened), whole(pace.drained) }
+  for _, at in ipairs(pace.starts) do words[#words + 1] = whole(at) end
+  return table.concat(words, ' ')
 end
 
 -- earliest(pace, settings, now): when a call may start, and what it waits for.
@@ -68,18 +76,21 @@ end
 -- start(pace, settings, now): the value of the field `pace` once a call has started.
 local function start(pace, settings, now)
   local _, window, rate, _, _, cost = unpack(settings)
-  if rate > 0 and (pace.opened == 0 or now - pace.started >= window) then pace.opened, pace.starts = now, {} end
-  local words = { whole(now), whole(pace.opened), whole(math.max(pace.drained, now) + cost) }
+  local latest, starts = pace.starts, {}
+  if rate > 0 and (pace.opened == 0 or now - pace.started >= window) then pace.opened, latest = now, {} end
   if rate > 0 and now - pace.opened < window then
-    for i = math.max(#pace.starts - rate + 2, 1), #pace.starts do words[#words + 1] = whole(pace.starts[i]) end
-    words[#words + 1] = whole(now)
+    for i = math.max(#latest - rate + 2, 1), #latest do starts[#starts + 1] = latest[i] end
+    starts[#starts + 1] = now
   end
-  return table.concat(words, ' ')
+  pace.started, pace.drained, pace.starts = now, math.max(pace.drained, now) + cost, starts
+  return written(pace)
 end
 
--- cooling(field, now): microseconds until a cool-down is over, 0 when there is none, and its reason.
+-- cooling(field, now): microseconds until a cool-down is over, 0 when there is none, its reason, and the field's new
+-- value when the server's clock went back, so that the cool-down doesn't last longer for it.
 local function cooling(field, now)
   if not field then return 0, '' end
   local since, term, reason = field:match('^(%d+) (%d+) (.*)$')
-  return math.max(math.min(since - now, 0) + term, 0), reason
+  if greater(since, now) then return tonumber(term), reason, now .. ' ' .. term .. ' ' .. reason end
+  return math.max(since - now + term, 0), reason
 end
