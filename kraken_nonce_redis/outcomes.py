@@ -159,8 +159,9 @@ def _never_sent(failure: BaseException) -> bool:
         names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
         if names & NEVER_SENT:
             return True
-        # urllib3 keeps what led to an error as its reason, requests as its argument.
-        todo += [error.__cause__, error.__context__, getattr(error, "reason", None), *error.args]
+        # urllib3 keeps what led to an error as its reason, requests as its argument. Not its __context__: that may be
+        # an error of an earlier call, in whose except clause the caller makes this one.
+        todo += [error.__cause__, getattr(error, "reason", None), *error.args]
     return False
 
 
