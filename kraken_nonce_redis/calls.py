@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from kraken_nonce_redis import arguments, clock, commands, outcomes
 from kraken_nonce_redis.core import logger
 from kraken_nonce_redis.errors import (
-    CallLockError,
+    CallUnsettled,
     HoldTimeout,
     InvalidArgument,
     NoncePoisoned,
@@ -205,7 +205,9 @@ class _Attempt:
         """Make the attempt. What it returns is final, or asks for a later attempt."""
         try:
             return (yield from self._making(first=first))
-        except (CallLockError, StoreError) as error:
+        except CallUnsettled:
+            raise
+        except Exception as error:
             if self._unheard is None:
                 raise
             raise self._unknown(self._unheard, str(error)) from error
@@ -237,13 +239,14 @@ class _Attempt:
         """Send the call, once."""
         call, lease = self._call, self._lease
         yield from lease._lasting(call.seconds)
+        before = lease._known, self._unheard
         if call.changes:
             lease._known = False  # from now on, whatever may happen
             self._unheard = nonce
         try:
             heard: Heard = yield Send(call.method, call.params, nonce, lease, call.seconds)
         except Exception:
-            lease._known, self._unheard = True, None  # nothing was sent
+            lease._known, self._unheard = before  # nothing was sent this time
             raise
         if call.changes and heard.verdict.outcome is not Outcome.UNKNOWN:
             lease._known = True
