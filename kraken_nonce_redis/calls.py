@@ -25,6 +25,7 @@ from kraken_nonce_redis.errors import (
     CallUnsettled,
     HoldTimeout,
     InvalidArgument,
+    KrakenNonceError,
     NoncePoisoned,
     NotCarriedOut,
     OutcomeUnknown,
@@ -210,7 +211,9 @@ class _Attempt:
         except Exception as error:
             if self._unheard is None:
                 raise
-            raise self._unknown(self._unheard, str(error)) from error
+            # The text of another's error may hold a key.
+            known = str(error) if isinstance(error, KrakenNonceError) else type(error).__name__
+            raise self._unknown(self._unheard, known) from error
 
     def _making(self, *, first: bool) -> CallFlow[Heard]:
         call, lease = self._call, self._lease
