@@ -104,7 +104,7 @@ def _name_orders(method: str, params: dict[str, Any]) -> tuple[str, ...]:
     orders = {"AddOrder": [params], "AddOrderBatch": params.get("orders")}.get(method)
     if not isinstance(orders, list) or not all(isinstance(order, dict) for order in orders):
         return ()
-    if any(order.get("userref") and not order.get("cl_ord_id") for order in orders):
+    if any(order.get("userref") not in (None, "") and not order.get("cl_ord_id") for order in orders):
         return ()
     for order in orders:
         order["cl_ord_id"] = str(order.get("cl_ord_id") or uuid.uuid4())

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import metadata
@@ -109,6 +110,15 @@ def _address(verb: str, uri: str, step: Send) -> tuple[str, str, dict[str, Any]]
     return verb if own else "POST", _PRIVATE + step.method, dict(step.params)
 
 
+def _all_params(params: Mapping[str, Any] | None, rest: dict[str, Any]) -> dict[str, Any]:
+    """Return a call's parameters together with its ``extra_params``, taken from the other arguments, as the SDK does.
+
+    There may be a ``cl_ord_id`` or ``userref`` among them.
+    """
+    extra = rest.pop("extra_params", None) or {}
+    return {**(params or {}), **(json.loads(extra) if isinstance(extra, str) else extra)}
+
+
 def _extras(uri: str, step: Send, rest: dict[str, Any]) -> dict[str, Any]:
     """Return the call's other arguments for the call itself, and none for a question that settles it."""
     return rest if uri == _PRIVATE + step.method else {}
@@ -123,7 +133,7 @@ def _raw_answer(status: int, content: Any) -> Mapping[str, Any] | None:
     """Return Kraken's answer in such a response; a file is an answer, too."""
     if isinstance(content, dict):
         return content
-    return {} if content is None and status == _HTTP_OK else None
+    return {"error": []} if content is None and status == _HTTP_OK else None
 
 
 class _Signing(spot.SpotClient):
@@ -206,6 +216,7 @@ class KrakenNonceMixin(_Signing):
         if not self._is_private(uri, auth):
             return stock(method, uri, params, timeout, auth=auth, **rest)
         timeout, longest = self._timeouts(timeout)
+        params = _all_params(params, rest)
 
         def send(step: Send) -> Heard:
             with _requesting(step) as request:
@@ -251,6 +262,7 @@ class AsyncKrakenNonceMixin(_Signing, spot.SpotAsyncClient):
         if not self._is_private(uri, auth):
             return await stock(method, uri, params, timeout, auth=auth, **rest)
         timeout, longest = self._timeouts(timeout)
+        params = _all_params(params, rest)
 
         async def send(step: Send) -> Heard:
             with _requesting(step) as request:

@@ -117,7 +117,10 @@ def changes(method: str, params: Mapping[str, Any]) -> bool:
 
 
 def of_answer(answer: Mapping[str, Any]) -> Verdict:
-    """Return what Kraken's answer, decoded from JSON, says about its call."""
+    """Return what an answer, decoded from JSON, says about its call. One that Kraken would not give says nothing."""
+    errors = answer.get("error")
+    if not isinstance(errors, list | tuple) or not all(str(error).startswith(("E", "W")) for error in errors):
+        return _UNKNOWN
     verdicts = [_of_error(error) for error in errors_in(answer)]
     for verdict in verdicts:
         if verdict.outcome is Outcome.UNKNOWN:
