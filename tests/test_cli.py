@@ -346,6 +346,54 @@ def test_unlock_ends_a_cool_down(cli: Cli, valkey: Server, api_key: str) -> None
         assert lock.owned()
 
 
+# pending
+
+
+def leave_pending(valkey: Server, api_key: str, number: int = 1, *, ids: tuple[str, ...] = ("an-id",)) -> int:
+    """Do what a bot does that is gone before it hears of its order; return the nonce of that."""
+    keys, member = Keyspace.of("kraken-nonce", api_key), f"process:{number}"
+    intent = commands.intent(commands.digest(api_key), "AddOrder", ids)
+    store = store_for(valkey.client())
+    granted = store.run(commands.acquire(keys, member, 30, ticket=None, priority="normal", pace="", intent=intent))
+    assert isinstance(granted, commands.Granted)
+    nonce = granted.nonces[0]
+    store.run(commands.release(keys, member, nonce, nonce, known=False))
+    return nonce
+
+
+def test_pending_lists_what_nobody_knows_the_outcome_of(cli: Cli, valkey: Server, api_key: str) -> None:
+    """An operator sees what to look for, and a script can tell by the exit code whether there is anything."""
+    none = cli("pending")
+    assert (none.exit_code, none.stdout) == (0, "None.\n")
+    nonce = leave_pending(valkey, api_key)
+    result = cli("pending")
+    assert result.exit_code == 1
+    assert str(nonce) in result.stdout
+    assert "AddOrder  cl_ord_id an-id" in result.stdout
+    (entry,) = json.loads(cli("pending", "--json").stdout)["pending"]
+    assert (entry["nonce"], entry["state"], entry["cl_ord_ids"]) == (str(nonce), "new", ["an-id"])
+    assert entry["key"] == commands.digest(api_key)
+    assert "1 calls; see kraken-nonce pending" in cli("status").stdout
+
+
+def test_pending_clear(cli: Cli, valkey: Server, api_key: str) -> None:
+    """What was looked up is taken off the list, once, and nothing else is."""
+    first, second = leave_pending(valkey, api_key, 1), leave_pending(valkey, api_key, 2)
+    assert cli("pending", "--clear", str(first)).exit_code == 0
+    again = cli("pending", "--clear", str(first))
+    assert (again.exit_code, again.stdout) == (1, "")
+    assert f"no call with nonce {first} is listed" in again.stderr
+    assert [entry["nonce"] for entry in json.loads(cli("pending", "--json").stdout)["pending"]] == [str(second)]
+    assert cli("pending", "--clear", "-1").exit_code == 2
+    assert cli("pending", "--clear", "all").exit_code == 2
+
+
+def test_an_id_cannot_control_the_terminal(cli: Cli, valkey: Server, api_key: str) -> None:
+    """What a bot took for an id is shown without control characters."""
+    leave_pending(valkey, api_key, ids=("\x1b[31mred",))
+    assert "?[31mred" in cli("pending").stdout
+
+
 @pytest.mark.parametrize("name", ["status", "unlock", "next", "last", "jump"])
 def test_the_global_scope_needs_no_api_key(cli: Cli, valkey: Server, api_key: str, name: str) -> None:
     """One lock and one sequence for all API keys of a namespace: no single key is meant."""
@@ -393,8 +441,8 @@ class Wrong(NamedTuple):
         Wrong((), {"KRAKEN_API_KEY": "  "}, 2, "KRAKEN_API_KEY is not set"),
         Wrong(("--key-env", KEY), {}, 2, "the environment variable named by --key-env is not set"),
         Wrong((), {"KRAKEN_NONCE_REDIS_URL": None}, 2, "no Redis: give --redis URL or set KRAKEN_NONCE_REDIS_URL"),
-        Wrong(("--redis", "http://:s3cr3t@host"), {}, 2, "must begin with redis://"),
-        Wrong(("--redis", "s3cr3t@host"), {}, 2, "must begin with redis://"),
+        Wrong(("--redis", "http://:s3cr3t@host"), {}, 2, "must begin with one of redis://"),
+        Wrong(("--redis", "s3cr3t@host"), {}, 2, "must begin with one of redis://"),
         Wrong(("--redis", "redis://:s3cr3t/x@host:1/0"), {}, 2, "redis-py can't use it"),
         Wrong(("--redis", "redis://:s3cr3t@127.0.0.1:1/0?colour=s3cr3t"), {}, 2, "redis-py can't use it"),
         Wrong(("--redis", "redis://:s3cr3t@127.0.0.1:1/0"), {}, 3, "Redis can't be reached"),
