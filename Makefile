@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# A further requirement for the environment of `make test`, such as redis==5.0.0.
+# A further requirement for the environment of `make test`, such as redis==5.0.1.
 WITH ?=
 # Test processes at once; most tests wait more than they work.
 WORKERS ?= 3

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from redis.crc import key_slot
-from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, TryAgainError
+from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, ResponseError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -34,12 +34,21 @@ Enough for a slot on its way to another node; a failover takes longer, and is fo
 """
 _PAUSE: Final = 0.05
 _REDIRECTIONS: Final = 3
+_SAYINGS: Final[dict[str, type[ResponseError]]] = {
+    "MOVED": MovedError,
+    "ASK": AskError,
+    "TRYAGAIN": TryAgainError,
+    "CLUSTERDOWN": ClusterDownError,
+}
 _SLOTS: Final = 16384
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """Send words to a node, and others right behind them; both replies are sent back, or an error thrown in."""
+    """Send words to a node, and others right behind them.
+
+    Both replies are sent back, or an error thrown in, as `told`.
+    """
 
     address: Address
     words: Words
@@ -69,6 +78,13 @@ class _Attempt:
 
 
 Flow: TypeAlias = Generator[Exchange | Sleep, Any, Any]
+
+
+def told(error: RedisError) -> RedisError:
+    """Return an error of an exchange, as redis-py's error of that name if it is what nodes of a cluster say."""
+    # redis-py 5.0's connections know these only if they are its cluster client's.
+    code, _, rest = str(error).partition(" ")
+    return _SAYINGS[code](rest) if code in _SAYINGS else error
 
 
 def _slot(command: Command[Any]) -> int:

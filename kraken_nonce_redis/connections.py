@@ -15,7 +15,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from kraken_nonce_redis import urls
-from kraken_nonce_redis.cluster import Exchange, Nodes
+from kraken_nonce_redis.cluster import Exchange, Nodes, told
 from kraken_nonce_redis.commands import pack
 from kraken_nonce_redis.errors import InvalidArgument, keeps_connection
 
@@ -172,7 +172,7 @@ class ClusterConnections:
                     else:
                         time.sleep(step.seconds)
                 except redis.RedisError as error:
-                    step = flow.throw(error)
+                    step = flow.throw(told(error))
                 else:
                     step = flow.send(result)
         except StopIteration as stop:

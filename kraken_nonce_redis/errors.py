@@ -291,6 +291,7 @@ _WORDS: tuple[tuple[str, tuple[type[StoreError], str]], ...] = (
     ("noauth", _LOGIN),
     ("masterdown", _NO_MASTER),
     ("clusterdown", _NO_CLUSTER),
+    ("moved ", _CLUSTERED),
     ("cluster support disabled", (StoreUnsupported, "the server is no cluster: use redis:// or a redis.Redis client")),
     ("tryagain", _MOVING),
     ("busy", (StoreUnavailable, "the server is busy with a script")),

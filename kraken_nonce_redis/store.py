@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections import Counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
@@ -110,7 +109,7 @@ class Store:
         self.local = Local(Agenda(self._chores_changed), floors=floors)
         self._connections = connections(self._source)
         self._turn = threading.Lock()
-        self._failures: Counter[object] = Counter()
+        self._failures: dict[object, int] = {}
         self._failed_for = 0.0
         self._threads = threading.Condition()
         self._calls = _Calls(self._connections, self.local)
@@ -121,10 +120,10 @@ class Store:
     def run(self, command: Command[T]) -> T:
         """Run a command and return its result. Raises `StoreError` and what the command's reply says."""
         node = self._connections.node(command)
-        failures, entered = self._failures[node], clock.now()
+        failures, entered = self._failures.get(node), clock.now()
         with self._turn:
             began = clock.now()
-            if self._failures[node] != failures and began - entered > self._failed_for / 2:
+            if self._failures.get(node) != failures and began - entered > self._failed_for / 2:
                 # It failed for a caller ahead while this one stood in line: no need to wait for the timeout again.
                 raise StoreUnavailable(command.name, command.keys[0], "Redis failed the call before, too")
             try:
@@ -135,7 +134,7 @@ class Store:
             except RedisError as error:
                 failure = from_redis(error, command.name, command.keys[0])
                 if isinstance(error, UNREACHABLE):
-                    self._failures[node] += 1
+                    self._failures[node] = self._failures.get(node, 0) + 1
                     self._failed_for = clock.now() - began
                 raise failure from error
             result = command.result(raw)

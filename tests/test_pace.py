@@ -556,7 +556,7 @@ def test_throttled_until_its_time(api: API, sim: KrakenSimulator) -> None:
         api.query_private("Balance")
     assert caught.value.seconds == pytest.approx(until - time.time(), abs=0.1)
     assert caught.value.reason == error
-    api._guard._wait_timeout = 10
+    api._guard._calls._wait_timeout = 10
     assert api.query_private("Balance")["error"] == []
     assert until <= time.time() < until + 0.5
     assert len(sim.requests()) == 3

@@ -58,10 +58,14 @@ def do_everything(first: Any, second: Any) -> None:
     one.run(commands.cool_down(KEYS, 60, "test"))
     one.run(commands.cool_down(KEYS, 0, ""))
     one.run(commands.reset_startup(KEYS))
-    one.run(commands.extend(KEYS, member, 5))
+    nonces = one.run(commands.extend(KEYS, member, 5, commands.intent("key", "AddOrder", ["id"])))
+    assert nonces is not None
     two.run(commands.release(KEYS, quitter))
     assert one.run(commands.inspect(KEYS)).waiting == 1
-    assert one.run(commands.release(KEYS, member)) == "released"
+    assert one.run(commands.release(KEYS, member, nonces[0], nonces[0], known=False)) == "released"
+    assert len(one.run(commands.pending(KEYS))) == 1
+    for outcome in ("reported", "known"):
+        assert one.run(commands.settle(KEYS, nonces[0], outcome))
     time.sleep(0.01)
     assert isinstance(ask(waiter, 1), commands.Granted)
     assert two.run(commands.unlock(KEYS, waiter))

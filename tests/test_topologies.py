@@ -9,9 +9,12 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
+from click.testing import CliRunner
 
 from kraken_nonce_redis import LeaseLost, StoreError, StoreUnavailable, waiting
+from kraken_nonce_redis.cli.app import app
 from kraken_nonce_redis.commands import Keyspace
+from tests.faces import KEY
 from tests.helpers import KEYS, OneAtATime, View, eventually, fails
 from tests.topologies import cut_replication
 
@@ -195,6 +198,16 @@ def test_few_connections(face: Face, topology: Topology) -> None:
             found += [client["name"] for client in admin.client_list() if client["name"] == name]
     # In a cluster, one more may be there: to the node that was asked where the key is.
     assert len(found) <= (3 if topology.url.startswith("redis+cluster") else 2)
+
+
+def test_the_command_line(topology: Topology) -> None:
+    """`kraken-nonce` takes every kind of URL."""
+    said = []
+    for words in (["next"], ["last"], ["status"]):
+        result = CliRunner().invoke(app, [*words, "--redis", own_url(topology)], env={"KRAKEN_API_KEY": KEY})
+        assert result.exit_code == 0, result.output
+        said.append(result.stdout)
+    assert said[0] == said[1]
 
 
 # Failover.

@@ -143,7 +143,7 @@ def cut_replication(master: Server) -> None:
     """Let no write reach the replicas of a master any more, as when the network between them is cut."""
     with master.admin() as admin:
         admin.execute_command("ACL", "SETUSER", "default", "-psync", "-sync")
-        admin.client_kill_filter(_type="replica", skipme=True)
+        admin.client_kill_filter(_type="slave", skipme=True)
 
 
 class Watcher(Server):

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from kraken_nonce_redis import urls
-from kraken_nonce_redis.cluster import Exchange, Nodes
+from kraken_nonce_redis.cluster import Exchange, Nodes, told
 from kraken_nonce_redis.commands import pack
 from kraken_nonce_redis.errors import InvalidArgument, keeps_connection
 
@@ -142,7 +142,7 @@ class ClusterConnections:
                     else:
                         await asyncio.sleep(step.seconds)
                 except RedisError as error:
-                    step = flow.throw(error)
+                    step = flow.throw(told(error))
                 else:
                     step = flow.send(result)
         except StopIteration as stop:

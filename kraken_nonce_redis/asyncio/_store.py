@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
-from collections import Counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis.asyncio.cluster import RedisCluster
@@ -43,7 +42,7 @@ class Store:
         self.local = Local(Agenda(self._chores_changed))
         self.connections = connections(source)
         self._turn = asyncio.Lock()
-        self._failures: Counter[object] = Counter()
+        self._failures: dict[object, int] = {}
         self._failed_for = 0.0
         self._changed = asyncio.Event()
         self._listener: _Listener | None = None
@@ -57,10 +56,10 @@ class Store:
         if self._keeper is None and not self._loop_ends:
             self._keeper = asyncio.create_task(self._keep(), name="kraken-nonce-chores")
         node = self.connections.node(command)
-        failures, entered, cancellations = self._failures[node], clock.now(), _cancellations()
+        failures, entered, cancellations = self._failures.get(node), clock.now(), _cancellations()
         async with self._turn:
             began = clock.now()
-            if self._failures[node] != failures and began - entered > self._failed_for / 2:
+            if self._failures.get(node) != failures and began - entered > self._failed_for / 2:
                 # It failed for a caller ahead while this one stood in line: no need to wait for the timeout again.
                 raise StoreUnavailable(command.name, command.keys[0], "Redis failed the call before, too")
             try:
@@ -71,7 +70,7 @@ class Store:
             except RedisError as error:
                 failure = from_redis(error, command.name, command.keys[0])
                 if isinstance(error, UNREACHABLE):
-                    self._failures[node] += 1
+                    self._failures[node] = self._failures.get(node, 0) + 1
                     self._failed_for = clock.now() - began
                 raise failure from error
             finally:
