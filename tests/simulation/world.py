@@ -67,7 +67,7 @@ class World:
         pace = choice.choice(PACES) if paced else None
         if pace is not None:
             self.history.paced = {keys.state: pace.min_interval for keys in self.keys}
-        high = choice.choice([0.0, 0.0, 0.2, 0.8])
+        high = choice.choice([0.0, 0.5, 0.8] if crowded else [0.0, 0.0, 0.2, 0.8])
         spread = choice.choice([0.01, 1.0, 3.0])
         for number in range(choice.choice([1, 2, 3, 3, 4])):
             process = Process(f"p{number}", self.scheduler, choice, self.network, self.history)
