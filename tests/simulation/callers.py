@@ -1,0 +1,168 @@
+"""What callers do: hold the lock, nested and renewed, too long or not long enough; reserve nonces, and raise them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kraken_nonce_redis import clock
+from kraken_nonce_redis.core import AllocatorCore, LeaseCore, LockCore
+from kraken_nonce_redis.errors import HoldTimeout, LeaseLost, NonceTooFarAhead, StoreError
+from tests.simulation.records import LONGEST_COOL_DOWN, Acquisition
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from kraken_nonce_redis.waiting import Acquired
+    from tests.simulation.process import Process
+    from tests.simulation.records import History
+
+HOUR = 3_600 * 10**9
+
+
+class Interrupted(BaseException):
+    """What Ctrl-C and cancellation are: no `Exception`."""
+
+
+class Lease(LeaseCore):
+    """A lease that reports when it is renewed."""
+
+    def __init__(self, lock: LockCore[Lease], acquired: Acquired, acquisition: Acquisition, history: History) -> None:
+        self._acquisition = acquisition
+        self._history = history
+        super().__init__(lock, acquired)
+
+    def _renewed(self, nonces: range, deadline: float) -> None:
+        super()._renewed(nonces, deadline)
+        self._history.renewed(self._acquisition)
+
+
+class Caller:
+    """A thread or task that uses one lock again and again.
+
+    Attributes:
+        acquisition: the one that it is busy with.
+        raises: whether it raises nonces ahead of the clock at times.
+    """
+
+    def __init__(
+        self, name: str, process: Process, lock: LockCore[Lease], random: Random, history: History, *, raises: bool
+    ) -> None:
+        self.name = name
+        self.acquisition: Acquisition | None = None
+        self._process = process
+        self._lock = lock
+        self._random = random
+        self._history = history
+        self._allocator = AllocatorCore(lock.keys, HOUR)
+        self._raises = raises
+
+    async def live(self, sections: int, spread: float, high: float) -> None:
+        """Hold the lock so many times, with pauses of up to ``spread`` seconds; ``high`` is how likely it is urgent."""
+        random = self._random
+        try:
+            for number in range(sections):
+                await self._process.sleep(random.random() * spread)
+                if random.random() < 0.15:
+                    await self._do_without()
+                else:
+                    await self._hold(f"{self.name}.{number}", high=random.random() < high)
+        except Interrupted:
+            pass
+
+    async def _do_without(self) -> None:
+        """Do something that takes no lock."""
+        random, process = self._random, self._process
+        chance = random.random()
+        try:
+            if chance < 0.3:
+                seconds = random.choice([0, 0.1, 1, LONGEST_COOL_DOWN])
+                await process.run(self._lock._cool_down(seconds, "EAPI:Rate limit exceeded"))
+            elif chance < 0.6 and self._raises:
+                await process.drive(self._allocator._jumping(random.choice([1, 10**6, 10**9, 60 * 10**9])))
+            else:
+                await process.run(self._allocator._reserve(random.choice([1, 2, 1000])))
+        except (StoreError, NonceTooFarAhead) as error:
+            self._history.note("%s gets nothing: %r", self.name, error)
+
+    async def _hold(self, name: str, *, high: bool) -> None:
+        random, lock, history = self._random, self._lock, self._history
+        timeout = random.choice([None, None, None, 60.0, 5.0, 1.0, 0.3, 0])
+        renews = random.random() < 0.15
+        until = None if timeout is None else clock.now() + timeout
+        acquisition = self.acquisition = Acquisition(name, self._process, lock.keys.state, high, until)
+        history.asks(acquisition)
+        try:
+            lease = await self._process.drive(
+                lock._holding(
+                    self,
+                    lambda acquired: Lease(lock, acquired, acquisition, history),
+                    timeout=timeout,
+                    cost=random.choice([0, 0, 1, 2]) if lock.pace else 0,
+                    priority="high" if high else "normal",
+                    auto_renew=renews,
+                    startup_protection=random.random() < 0.9,
+                    token=name,
+                )
+            )
+        except (HoldTimeout, StoreError) as error:
+            history.told(acquisition, error)
+            return
+        except BaseException as error:
+            history.told(acquisition, error)
+            raise
+        history.granted(acquisition, lease)
+        try:
+            await self._work(lease, acquisition, renews=renews)
+        except GeneratorExit:
+            raise
+        except BaseException:
+            await self._leave(lease, acquisition, failed=True)
+            raise
+        await self._leave(lease, acquisition, failed=False)
+
+    async def _leave(self, lease: Lease, acquisition: Acquisition, *, failed: bool) -> None:
+        history = self._history
+        history.releases(acquisition)
+        try:
+            await self._process.drive(self._lock._leaving(self, lease, failed=failed))
+        except LeaseLost as error:
+            history.released(acquisition, error)
+        except BaseException as error:
+            history.released(acquisition, error)
+            raise
+        else:
+            history.released(acquisition)
+
+    async def _work(self, lease: Lease, acquisition: Acquisition, *, renews: bool) -> None:
+        """Call Kraken a few times, and more rarely extend, nest, or dawdle past the end of the lease."""
+        random = self._random
+        nonce: int | None = lease.nonce
+        for _ in range(random.choice([1, 1, 1, 2, 4])):
+            if not lease.lost:
+                nonce = lease.next_nonce() if nonce is None else nonce
+                self._history.calls_kraken(acquisition, nonce)
+            nonce = None
+            await self._process.sleep(random.random() * random.choice([0, 0.01, 0.1, 0.1, 0.5]))
+            chance = random.random()
+            try:
+                if chance < 0.05:
+                    await self._process.drive(lease._extending(random.choice([0.5, 5.0])))
+                elif chance < 0.1:
+                    await self._process.drive(lease._extending(self._lock.ttl, replace=True))
+                elif chance < 0.15:
+                    await self._nest(lease)
+                elif chance < 0.2:
+                    terms = random.choice([2.5] if renews else [0.5, 1.001, 1.5])
+                    await self._process.sleep(self._lock.ttl * terms)
+            except StoreError as error:
+                self._history.note("%s can't extend: %r", acquisition.name, error)
+            except LeaseLost:
+                return
+
+    async def _nest(self, lease: Lease) -> None:
+        def never(acquired: Acquired) -> Any:
+            raise AssertionError(f"a second lease: {acquired}")
+
+        inner = await self._process.drive(self._lock._holding(self, never, timeout=0))
+        assert inner is lease
+        await self._process.drive(self._lock._leaving(self, inner, failed=False))

@@ -1,0 +1,108 @@
+"""Mistakes that the simulation has to notice, each a change of one place in the library."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kraken_nonce_redis import commands, core, scripts, waiting
+from tests.simulation.server import Lua
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
+
+@dataclass(frozen=True)
+class LuaMutant:
+    """A script or a part of it with one text in place of another."""
+
+    old: str
+    new: str
+
+    def apply(self, _: pytest.MonkeyPatch) -> Lua:
+        """Return the scripts with the mistake."""
+        sources = {name: scripts.load(name).source for name in scripts.names()}
+        mutated = {name: source.replace(self.old, self.new) for name, source in sources.items()}
+        assert mutated != sources, f"the scripts have changed: {self.old!r} is not there"
+        return Lua(mutated)
+
+
+@dataclass(frozen=True)
+class PythonMutant:
+    """A method that does something else."""
+
+    owner: Any
+    name: str
+    other: Callable[..., Any]
+
+    def apply(self, monkeypatch: pytest.MonkeyPatch) -> Lua:
+        """Put the mistake in and return the scripts as they are."""
+        assert hasattr(self.owner, self.name)
+        monkeypatch.setattr(self.owner, self.name, self.other)
+        return Lua()
+
+
+def _forget(*_: object) -> None:
+    """Do nothing."""
+
+
+def _too_soon(room: waiting.Room, command: object, result: object, now: float) -> float:
+    return now + 0.5
+
+
+_acquire = commands.acquire
+_numbers = itertools.count()
+
+
+def _another_member(keys: commands.Keyspace, member: str, ttl: float, **options: Any) -> commands.Command[Any]:
+    return _acquire(keys, f"{member}:{next(_numbers)}", ttl, **options)
+
+
+def _deadline_from_the_answer(lease: core.LeaseCore, nonces: range, deadline: float) -> None:
+    lease._nonces = iter(nonces)
+    lease._deadline = deadline + 0.05
+
+
+MUTANTS: dict[str, LuaMutant | PythonMutant] = {
+    "release gives back whatever anybody has": LuaMutant(
+        "if state.member == member then\n  hand_over", "if state.member then\n  hand_over"
+    ),
+    "extend asks for no ownership": LuaMutant("if state.member ~= ARGV[2] or not state.lease then", "if false then"),
+    "nobody is woken": LuaMutant("  redis.call('PUBLISH', 'kraken-nonce:wake:' .. process_of(member), member)", ""),
+    "the floor is ignored": LuaMutant("if floor ~= '0' and greater(floor, stored or '0') then", "if false then"),
+    "a nonce is handed out twice": LuaMutant("first = add(stored, 1)", "first = stored"),
+    "nonces through a Lua number": LuaMutant("first = add(stored, 1)", "first = whole(tonumber(stored) + 1)"),
+    "a holder that asks again waits for itself": LuaMutant("local mine = state.member == member", "local mine = false"),
+    "a release run twice means a lost lease": LuaMutant("return 'gone'", "return 'lost'"),
+    "a lost lease is not told": LuaMutant("return 'lost' end\nreturn 'gone'", "end\nreturn 'released'"),
+    "the last in the queue goes first": LuaMutant(
+        "return member, score, more\nend",
+        "return redis.call('ZRANGEBYSCORE', queue, '-inf', WAITERS, 'LIMIT', "
+        "redis.call('ZCOUNT', queue, '-inf', WAITERS) - 1, 1)[1], score, more\nend",
+    ),
+    "high priority goes before without end": LuaMutant("'overtaken', 1) <= MOST_OVERTAKINGS", "'overtaken', 1) > 0"),
+    "high priority means nothing": LuaMutant("if high then score = score - PROCESSES end", ""),
+    "a dead waiter is called for each of its places": LuaMutant(
+        "    redis.call('ZREM', queue, process_of(state.member))\n", ""
+    ),
+    "a lease that ran out goes on": LuaMutant("if now - state.since < tonumber(state.term) then", "if true then"),
+    "a lease ends early": LuaMutant(
+        "if now - state.since < tonumber(state.term) then", "if now - state.since < tonumber(state.term) * 0.9 then"
+    ),
+    "a clock set back is not noticed": LuaMutant("if greater(state.since, now) then", "if false then"),
+    "a pace is not noticed to lie ahead": LuaMutant("if set_back then", "if false then"),
+    "a cool-down is not noticed to lie ahead": LuaMutant("if since_now then", "if false then"),
+    "the queue stays when a waiter leaves": LuaMutant("and not anyone_waits(KEYS[2])", "and false"),
+    "no interval is kept": LuaMutant("pace.started + min_interval", "pace.started"),
+    "the deadline counts from the answer": PythonMutant(core.LeaseCore, "_renewed", _deadline_from_the_answer),
+    "the floor is not learned": PythonMutant(waiting.Local, "learn", _forget),
+    "whoever asks again is another member": PythonMutant(commands, "acquire", _another_member),
+    "a place that is gone is not noticed": PythonMutant(waiting.Room, "heard", _forget),
+    "what a caller could not give back is kept": PythonMutant(waiting.Local, "give_back", _forget),
+    "no sign of life is given": PythonMutant(waiting.Local, "attend", _forget),
+    "two signs of life a second": PythonMutant(waiting.Room, "succeeded", _too_soon),
+}
+"""By what is wrong."""
