@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kraken_nonce_redis import clock
 from kraken_nonce_redis.core import AllocatorCore, LeaseCore, LockCore
@@ -53,7 +53,7 @@ class Caller:
         self._lock = lock
         self._random = random
         self._history = history
-        self._allocator = AllocatorCore(lock.keys, HOUR)
+        self._allocator = AllocatorCore(lock.keys, HOUR, durable=False)
         self._raises = raises
 
     async def live(self, sections: int, spread: float, high: float) -> None:
@@ -91,11 +91,11 @@ class Caller:
         until = None if timeout is None else clock.now() + timeout
         acquisition = self.acquisition = Acquisition(name, self._process, lock.keys.state, high, until)
         history.asks(acquisition)
+        lock._lease = lambda acquired: Lease(lock, acquired, acquisition, history)
         try:
             lease = await self._process.drive(
                 lock._holding(
                     self,
-                    lambda acquired: Lease(lock, acquired, acquisition, history),
                     timeout=timeout,
                     cost=random.choice([0, 0, 1, 2]) if lock.pace else 0,
                     priority="high" if high else "normal",
@@ -160,9 +160,6 @@ class Caller:
                 return
 
     async def _nest(self, lease: Lease) -> None:
-        def never(acquired: Acquired) -> Any:
-            raise AssertionError(f"a second lease: {acquired}")
-
-        inner = await self._process.drive(self._lock._holding(self, never, timeout=0))
+        inner = await self._process.drive(self._lock._holding(self, timeout=0))
         assert inner is lease
         await self._process.drive(self._lock._leaving(self, inner, failed=False))

@@ -80,6 +80,7 @@ class World:
                     scope="key",
                     pace=pace,
                     namespace=NAMESPACE,
+                    durable=False,
                 )
                 caller = Caller(f"p{number}.t{thread}", process, lock, choice, self.history, raises=raises)
                 self.callers.append(caller)
