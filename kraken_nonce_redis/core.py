@@ -31,8 +31,9 @@ L = TypeVar("L", bound="LeaseCore")
 DEFAULT_TTL: Final = 30.0
 DEFAULT_MAX_LEAD: Final = 3_600 * 10**9
 
-# Seconds by which a lease is longer than the call that it is extended for.
-_SLACK: Final = 0.1
+# Seconds by which a lease is at least longer than the call that it is extended for: until that is sent, a distant Redis
+# has to answer and a busy machine to come back to it.
+_SLACK: Final = 1.0
 
 # The part of a lease that its holder does not use: so much faster may the server's clock run than ours.
 _CLOCK_DRIFT: Final = 0.001
@@ -189,7 +190,7 @@ class LeaseCore:
     def _lasting(self, seconds: float) -> Flow[None]:
         """Make sure that the lease lasts so many seconds. Raises `LeaseLost` and `StoreError`."""
         if self.remaining() <= seconds:
-            yield from self._renewing(seconds + _SLACK)
+            yield from self._renewing(max(self._lock.ttl, seconds + _SLACK))
         self.check(seconds)
 
 

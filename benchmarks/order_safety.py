@@ -1,0 +1,356 @@
+"""What becomes of orders when calls get lost: each fault at each point, on our clients and on stock ones with retries.
+
+In each cell a client is to place so many market orders, one after the other, and a third of its AddOrder calls is hit
+by one fault at one point; the seed is the same for all. In the rows `kill -9` each order has a bot of its own, on an
+API key of its own, which is killed at that point; the next holder of the key makes a call and is told what was found.
+Then what is at the simulated exchange is held against what the client, or the next holder, believes.
+
+The rivals are written as users write them: krakenex in a loop that makes a call again after an exception, an
+`EService:` error or an invalid nonce, and ccxt with `maxRetriesOnFailure`; both make three more attempts.
+
+    placed      believed placed
+    absent      believed not placed
+    doubled     orders that are there more than once
+    missing     believed placed, and not there
+    unreported  there, and believed not placed, or nobody was told
+    unknown     reported as unknown, with an id to look for
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import ccxt
+import common
+import krakenex
+import requests
+
+import kraken_nonce_redis.ccxt
+import kraken_nonce_redis.krakenex
+from kraken_nonce_redis import KrakenNonceError, NotCarriedOut, OutcomeUnknown, Retries, kraken_sdk
+from kraken_nonce_redis.testing import Fault, KrakenSimulator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kraken_nonce_redis.testing import SimulatedOrder
+
+FAULTS = ("cut", "502", "EService:Unavailable", "slow")
+POINTS: tuple[Any, ...] = ("reading", "acting", "answering")
+KILLED_AT = ("before sending", *POINTS, "before the release")
+RETRIES = 3
+SLOW, TIMEOUT = 0.3, 0.2  # seconds that a slow call is held, and that its client waits
+PROBABILITY = 1 / 3
+# The last look at the lists comes after a slow call was carried out.
+QUICK, PATIENT = Retries(settle_waits=(0.01, 0.03)), Retries(settle_waits=(0.05, 0.25))
+KEYS = 50  # bots that live and die at once
+LIFE = 60.0  # seconds after which such a bot ends in any case
+
+logging.getLogger("kraken_nonce_redis").setLevel(logging.ERROR)  # it warns of each order that it has to look for
+
+
+@dataclass
+class Cell:
+    """One row of the table."""
+
+    client: str
+    fault: str
+    before: str
+    wanted: int = 0
+    there: int = 0
+    placed: int = 0
+    absent: int = 0
+    doubled: int = 0
+    missing: int = 0
+    unreported: int = 0
+    unknown: int = 0
+
+    def count(self, orders: list[SimulatedOrder], believed: Counter[str]) -> Cell:
+        """Hold the orders against what is believed; both know an order by its volume."""
+        there = Counter(order.volume for order in orders)
+        placed = {volume for volume, belief in believed.items() if belief > 0}
+        unknown = {volume for volume, belief in believed.items() if belief < 0}
+        self.there = len(orders)
+        self.placed = len(placed)
+        self.absent = sum(belief == 0 for belief in believed.values())
+        self.doubled = sum(number > 1 for number in there.values())
+        self.missing = len(placed - set(there))
+        self.unreported = len(set(there) - placed - unknown)
+        self.unknown = len(unknown)
+        return self
+
+
+def volume_of(number: int) -> str:
+    """Return a volume that no other order has."""
+    return f"{0.0001 + number / 1e8:.8f}"
+
+
+def form(volume: str) -> dict[str, str]:
+    """Return the parameters of AddOrder."""
+    return {"pair": "XBTUSD", "type": "buy", "ordertype": "market", "volume": volume}
+
+
+# The clients: each returns a function that places an order and returns whether it believes so.
+
+
+def our_krakenex(sim: KrakenSimulator, key: str, **options: Any) -> Callable[[str], bool]:
+    """Make krakenex under the lock."""
+    api = kraken_nonce_redis.krakenex.API(key, sim.accounts[key], **options)
+    api.uri = sim.url
+    return lambda volume: not api.query_private("AddOrder", form(volume))["error"]
+
+
+def _ccxt_config(sim: KrakenSimulator, key: str) -> dict[str, Any]:
+    urls = {"api": {"public": sim.url, "private": sim.url}}
+    return {"apiKey": key, "secret": sim.accounts[key], "enableRateLimit": False, "urls": urls}
+
+
+def _ccxt_order(exchange: Any) -> Callable[[str], bool]:
+    def order(volume: str) -> bool:
+        try:
+            return bool(exchange.create_order("BTC/USD", "market", "buy", float(volume))["id"])
+        except ccxt.BaseError:
+            return False
+
+    return order
+
+
+def our_ccxt(sim: KrakenSimulator, key: str, **options: Any) -> Callable[[str], bool]:
+    """Make ccxt under the lock."""
+    return _ccxt_order(kraken_nonce_redis.ccxt.kraken(_ccxt_config(sim, key) | options))
+
+
+def our_sdk(sim: KrakenSimulator, key: str, **options: Any) -> Callable[[str], bool]:
+    """Make python-kraken-sdk under the lock."""
+    trade = kraken_sdk.Trade(key=key, secret=sim.accounts[key], url=sim.url, **options)
+    return lambda volume: bool(trade.create_order(ordertype="market", side="buy", pair="XBTUSD", volume=volume)["txid"])
+
+
+def stock_krakenex(sim: KrakenSimulator, key: str, call_timeout: float, **_: Any) -> Callable[[str], bool]:
+    """Make krakenex, in a loop."""
+    api = krakenex.API(key, sim.accounts[key])
+    api.uri = sim.url
+
+    def order(volume: str) -> bool:
+        for _ in range(1 + RETRIES):
+            try:
+                errors = api.query_private("AddOrder", form(volume), timeout=call_timeout)["error"]
+            except (requests.RequestException, ValueError):
+                continue
+            if not any(error.startswith(("EService:", "EAPI:Invalid nonce")) for error in errors):
+                return not errors
+        return False
+
+    return order
+
+
+def stock_ccxt(sim: KrakenSimulator, key: str, call_timeout: float, **_: Any) -> Callable[[str], bool]:
+    """Make ccxt with its own retries."""
+    options = {"maxRetriesOnFailure": RETRIES}
+    exchange = ccxt.kraken(_ccxt_config(sim, key) | {"timeout": call_timeout * 1000, "options": options})
+    return _ccxt_order(exchange)
+
+
+CLIENTS: dict[str, Callable[..., Callable[[str], bool]]] = {
+    "krakenex, ours": our_krakenex,
+    "ccxt, ours": our_ccxt,
+    "python-kraken-sdk, ours": our_sdk,
+    "krakenex, stock": stock_krakenex,
+    "ccxt, stock": stock_ccxt,
+}
+
+
+def run_fault(client: str, what: str, point: Any, wanted: int, server: tuple[str, str]) -> Cell:
+    """Fill a cell in which calls are hit by a fault."""
+    url, namespace = server
+    slow = what == "slow"
+    fault = Fault(what, point, methods=["AddOrder"], probability=PROBABILITY, seconds=SLOW if slow else 0)
+    believed: Counter[str] = Counter()
+    with KrakenSimulator(seed=1) as sim:
+        options = {"redis": url, "namespace": namespace, "retries": PATIENT if slow else QUICK}
+        place = CLIENTS[client](sim, sim.key, call_timeout=TIMEOUT if slow else 5, **options)
+        sim.configure(faults=[fault])
+        for number in range(wanted):
+            volume = volume_of(number)
+            try:
+                believed[volume] = int(place(volume))
+            except NotCarriedOut:
+                believed[volume] = 0
+            except OutcomeUnknown:
+                believed[volume] = -1
+        time.sleep(2 * SLOW if slow else 0)
+        return Cell(client, what, point, wanted).count(sim.orders(), believed)
+
+
+# kill -9
+
+
+def _hang(writing: int) -> None:
+    os.write(writing, b".")
+    time.sleep(LIFE)
+    os._exit(1)
+
+
+def _live(
+    client: str, access: tuple[KrakenSimulator, str], point: str, volume: str, writing: int, **options: Any
+) -> None:
+    """Place one order, in a child that is killed meanwhile."""
+    seam: Any = krakenex.API
+    query = seam._query  # noqa: SLF001 - where a child is stopped
+
+    def hanging(self: Any, *request: Any, **named: Any) -> Any:
+        if point == "before sending":
+            _hang(writing)
+        os.write(writing, b".")
+        answer = query(self, *request, **named)
+        if point == "before the release":
+            time.sleep(LIFE)
+        return answer
+
+    seam._query = hanging  # noqa: SLF001
+    with contextlib.suppress(Exception):
+        CLIENTS[client](*access, **options)(volume)
+    os._exit(0)
+
+
+def run_kill(client: str, point: str, wanted: int, server: tuple[str, str]) -> Cell:
+    """Fill a cell in which each order's bot is killed."""
+    url, namespace = server
+    cell = Cell(client, "kill -9", point, wanted)
+    hold = {"reading": 5.0, "acting": 1.0, "answering": 5.0}.get(point, 0.0)
+    believed: Counter[str] = Counter()
+    orders: list[SimulatedOrder] = []
+    options = {"redis": url, "namespace": namespace, "ttl": 1, "call_timeout": 1.5, "retries": Retries((), 0.0)}
+    learning = options | {"retries": Retries(settle_waits=(0.2, 0.4))}
+    for start in range(0, wanted, KEYS):
+        numbers = range(start, min(start + KEYS, wanted))
+        faults = [Fault("slow", point, methods=["AddOrder"], seconds=hold)] if hold else []  # type: ignore[arg-type]
+        with KrakenSimulator([f"bot-{number}" for number in numbers], faults=faults, seed=1) as sim:
+            keys = dict(zip(numbers, sim.accounts, strict=True))
+            reading, writing = os.pipe()
+            children = []
+            for number, key in keys.items():
+                child = os.fork()
+                if not child:
+                    _live(client, (sim, key), point, volume_of(number), writing, **options)
+                children.append(child)
+            _wait_for(reading, len(children), sim, point)
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+            os.close(reading)
+            os.close(writing)
+            if "ours" in client:
+                _learn(sim, keys, learning, believed)
+            _until_finished(sim)
+            orders += sim.orders()
+    return cell.count(orders, believed)
+
+
+def _wait_for(reading: int, number: int, sim: KrakenSimulator, point: str) -> None:
+    """Wait until all children are where they shall be killed."""
+    for _ in range(number):
+        os.read(reading, 1)
+    if point != "before sending":
+        while sum(request.method == "AddOrder" for request in sim.requests()) < number:
+            time.sleep(0.01)
+    if point == "before the release":
+        while len(sim.orders()) < number:
+            time.sleep(0.01)
+        time.sleep(0.1)
+
+
+def _until_finished(sim: KrakenSimulator) -> None:
+    while any(request.finished is None for request in sim.requests()):
+        time.sleep(0.05)
+
+
+def _learn(sim: KrakenSimulator, keys: dict[int, str], options: Any, believed: Counter[str]) -> None:
+    """Be the next holder of each key, and believe what it is told."""
+
+    def learn(number: int, key: str) -> None:
+        def hear(event: Any) -> None:
+            told[number] = {"found": 1, "absent": 0}.get(event.outcome, -1)
+
+        api = kraken_nonce_redis.krakenex.API(key, sim.accounts[key], on_event=hear, **options)
+        api.uri = sim.url
+        while number not in told:  # on a busy machine a holder may lose its lease, and the next one learns
+            with contextlib.suppress(KrakenNonceError):
+                api.query_private("Balance")
+                break
+
+    told: dict[int, int] = {}
+    holders = [threading.Thread(target=learn, args=pair) for pair in keys.items()]
+    for holder in holders:
+        holder.start()
+    for holder in holders:
+        holder.join()
+    for number in keys:
+        # Who is told nothing believes that nothing was placed.
+        believed[volume_of(number)] = told.get(number, 0)
+
+
+def report(cells: list[Cell], *, as_json: bool) -> None:
+    """Print the table, and the sums."""
+    command = shlex.join(["python", *sys.argv])
+    if as_json:
+        print(json.dumps({"command": command, "cells": [asdict(cell) for cell in cells]}, indent=2))
+        return
+    versions = ", ".join(f"{name} {common.version_of(name)}" for name in ("krakenex", "ccxt", "python-kraken-sdk"))
+    print(f"`{command}`, Python {platform.python_version()}, {versions}\n")
+    header = ("wanted", "there", "placed", "absent", "doubled", "missing", "unreported", "unknown")
+    print(f"| client | fault | {' | '.join(header)} |\n|---|---|{'---:|' * len(header)}")
+    for client in CLIENTS:
+        for faults, name in ((FAULTS, "all, at all points"), (("kill -9",), "kill -9, at all points")):
+            some = [cell for cell in cells if cell.client == client and cell.fault in faults]
+            if some:
+                sums = [sum(getattr(cell, field) for cell in some) for field in header]
+                print(f"| {client} | {name} | {' | '.join(map(str, sums))} |")
+    print(f"\n| client | fault | before | {' | '.join(header)} |\n|---|---|---|{'---:|' * len(header)}")
+    for cell in cells:
+        print(f"| {' | '.join(str(value) for value in asdict(cell).values())} |")
+
+
+def main() -> None:
+    """Fill all cells, several at once, and report."""
+    options = common.parser(__doc__, rounds=1)
+    options.add_argument("--orders", type=int, default=30, help="wanted in each cell (%(default)s)")
+    options.add_argument("--kills", type=int, help="in each cell with kill -9 (as many as orders)")
+    options.add_argument("--workers", type=int, default=4, help="cells at once (%(default)s)")
+    args = options.parse_args()
+    kills = args.orders if args.kills is None else args.kills
+    with (
+        common.running(args.redis) as bench,
+        ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool,
+    ):
+        server = bench.url, bench.namespace
+        tasks = [
+            pool.submit(run_fault, client, what, point, args.orders, server)
+            for client in CLIENTS
+            for what in FAULTS
+            for point in POINTS
+        ]
+        tasks += [
+            pool.submit(run_kill, client, point, kills, server)
+            for client in ("krakenex, ours", "krakenex, stock")
+            for point in KILLED_AT
+        ]
+        report([task.result() for task in tasks], as_json=args.json)
+
+
+if __name__ == "__main__":
+    main()
