@@ -38,6 +38,8 @@ BEAT = 1.0
 """Seconds between two signs of life of a process that waits for a key, at least."""
 CALL = 0.75
 """Seconds that a called waiter has to take the lock, as in lua/lib/lease.lua."""
+QUEUE_LIFE = 10.0
+"""Seconds for which a place in the queue outlasts the last sign of life, as in lua/lib/lease.lua."""
 _ON_THE_WAY = 0.1
 _GONE = "-"
 _UNKNOWN = "="
@@ -221,7 +223,7 @@ def until_beat(left: float) -> float:
 
 
 class Returns:
-    """A chore: give up what callers had and could not give back themselves, until the lease has ended anyway."""
+    """A chore: give up what callers had and could not give back themselves, until it has ended anyway."""
 
     def __init__(self) -> None:
         self.running = False
@@ -399,7 +401,7 @@ def acquiring(
     try:
         return (yield from _asking(local, room, waiter, ttl, pace=pace, intent=intent, durability=durability))
     except (StoreUnavailable, GeneratorExit):
-        local.give_back(commands.release(keys, member), ttl)
+        local.give_back(commands.release(keys, member), max(ttl, QUEUE_LIFE))
         raise
     except BaseException as error:
         if waiter.ticket or not isinstance(error, StoreError | HoldTimeout):
@@ -463,6 +465,6 @@ def _giving_up(local: Local, waiter: Waiter, ttl: float) -> Flow[None]:
     try:
         yield Run(release)
     except BaseException as error:
-        local.give_back(release, ttl)
+        local.give_back(release, max(ttl, QUEUE_LIFE))
         if not isinstance(error, StoreError):
             raise

@@ -346,6 +346,23 @@ def test_redis_goes_away_from_waiters(face: Face, private_server: PrivateServer,
     eventually(lambda: (view.state.holder, view.waiting) == ("", 0), 3)
 
 
+def test_a_place_outlives_a_short_lease(face: Face, way: Proxy, view: View) -> None:
+    """Who was told that Redis is away gives up the place when it is back, also if that takes longer than a lease."""
+    ttl = 1.0
+    lock = face.lock(face.client_at(way.url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT), ttl=ttl)
+    Rival(view.client).take()
+    waiter = face.start(turn, lock)
+    view.until_waiting(1)
+    way.black_hole()
+    with fails(StoreUnavailable):
+        waiter.result()
+    time.sleep(ttl + RETRY)
+    assert view.waiting == 1
+    way.cut_all()
+    way.heal()
+    eventually(lambda: view.waiting == 0, 3)
+
+
 @pytest.mark.parametrize("timeout", [None, 0.3])
 def test_a_subscription_without_an_answer(face: Face, way: Proxy, view: View, timeout: float | None) -> None:
     """When the network goes dark just as a caller begins to listen, it is told so as well.
