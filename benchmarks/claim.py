@@ -33,17 +33,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import redis
+from history import Note, judge
 
 from kraken_nonce_redis import CallLock, KrakenNonceError, NonceAllocator
 from kraken_nonce_redis.cli import embedded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
 API_KEY: Final = "claim"
 APART: Final = 2.5  # seconds
 BLOCK: Final = 2_000
-NOTE: Final = struct.Struct("<ddQQ")  # asked and had, in seconds; first and last nonce
+NOTE: Final = struct.Struct("<ddQQ")  # a `history.Note`
 
 
 # The workers
@@ -124,7 +125,7 @@ class Workers:
         """Return how many nonces are noted so far."""
         return sum(last - first + 1 for _, _, first, last in self.notes())
 
-    def notes(self) -> Iterator[tuple[float, float, int, int]]:
+    def notes(self) -> Iterator[Note]:
         """Yield the notes of all."""
         for file in self._folder.glob("*.notes"):
             content = file.read_bytes()
@@ -229,33 +230,6 @@ def _stop_for(pid: int, seconds: float) -> None:
     os.kill(pid, signal.SIGSTOP)
     time.sleep(seconds)
     os.kill(pid, signal.SIGCONT)
-
-
-# What came of it
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the notes say."""
-
-    nonces: int
-    duplicates: int
-    backward: int
-    longest_silence: float
-
-
-def judge(notes: Iterable[tuple[float, float, int, int]]) -> Verdict:
-    """Compare all notes."""
-    by_nonce = sorted(notes, key=lambda note: note[2])
-    duplicates = sum(max(0, a[3] - b[2] + 1) for a, b in itertools.pairwise(by_nonce))
-    # No nonce was there before a lower one was asked for: going up, the latest question so far is known.
-    backward, latest = 0, float("-inf")
-    for asked, had, _, _ in by_nonce:
-        backward += had < latest
-        latest = max(latest, asked)
-    moments = sorted(note[1] for note in by_nonce)
-    silence = max((b - a for a, b in itertools.pairwise(moments)), default=0.0)
-    return Verdict(sum(last - first + 1 for _, _, first, last in by_nonce), duplicates, backward, silence)
 
 
 def main() -> int:

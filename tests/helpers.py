@@ -6,11 +6,11 @@ import contextlib
 import secrets
 import threading
 import time
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from benchmarks.history import judge
 from kraken_nonce_redis import commands
 from kraken_nonce_redis.commands import Keyspace
 from tests.faces import KEY
@@ -178,13 +178,9 @@ def assert_distinct_and_in_order(taken: Iterable[tuple[float, float, int]]) -> N
     Args:
         taken: when it was asked for, when it was there, and the nonce.
     """
-    by_nonce = sorted(taken, key=lambda one: one[2])
-    assert all(a[2] < b[2] for a, b in pairwise(by_nonce)), "a nonce came twice"
-    # No nonce was there before one that is lower was asked for: going up, the latest question so far is known.
-    latest = float("-inf")
-    for asked, there, nonce in by_nonce:
-        assert there >= latest, f"{nonce} was there before a lower one was asked for"
-        latest = max(latest, asked)
+    verdict = judge((asked, there, nonce, nonce) for asked, there, nonce in taken)
+    assert verdict.duplicates == 0, "a nonce came twice"
+    assert verdict.backward == 0, "a nonce was there before a lower one was asked for"
 
 
 class OneAtATime:

@@ -66,7 +66,7 @@ class Proxy:
         self.commands = 0
         self._counted = counted
         self._faults: dict[int, Fault] = {}
-        self._delay = 0.0
+        self._delay = self._reply_delay = 0.0
         self._links: set[asyncio.Task[None]] = set()
         self._passable = asyncio.Event()
         self._passable.set()
@@ -93,9 +93,9 @@ class Proxy:
         """Cut the connection in the middle of the answer to the n-th command from now."""
         self._faults[self.commands + n] = Fault.HALF_REPLY
 
-    def delay(self, seconds: float) -> None:
-        """Let every request take this much longer; 0 ends it."""
-        self._delay = seconds
+    def delay(self, seconds: float, replies: float = 0) -> None:
+        """Let every request and every reply take this much longer; 0 ends it."""
+        self._delay, self._reply_delay = seconds, replies
 
     def black_hole(self) -> None:
         """Accept connections and data, pass nothing on; nobody is told."""
@@ -242,7 +242,7 @@ class _Link:
                     return
 
     async def _answer(self, data: bytes) -> None:
-        await self._proxy._passage()
+        await self._proxy._passage(self._proxy._reply_delay)
         self._to_client.write(data)
         await self._to_client.drain()
 

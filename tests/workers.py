@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Self
 import redis
 
 from tests.faces import FACES, KEY
+from tests.fault_workers import Recorder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from tests.faces import Face
 
@@ -37,13 +38,15 @@ def environment() -> dict[str, str]:
 class Worker:
     """A process, as the test sees it."""
 
-    def __init__(self, url: str, face: str = "threads", **settings: Any) -> None:
+    def __init__(
+        self, url: str, face: str = "threads", *, variables: Mapping[str, str] | None = None, **settings: Any
+    ) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.workers", url, face, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
-            env=environment(),
+            env=environment() | dict(variables or {}),
             # Ctrl-C is for the test run, and for those workers to whom a test sends it.
             start_new_session=True,
         )
@@ -115,11 +118,13 @@ class Work:
     """What a worker can do; each method's result is what it says."""
 
     def __init__(self, face: Face, url: str, settings: dict[str, Any]) -> None:
+        self._face = face
         self._url = url
         self._nonces = face.allocator_from_url(url, KEY)
         self._lock = face.lock_from_url(url, KEY, **settings)
         self._held = contextlib.ExitStack()
         self._lease: Any = None
+        self._recorder: Recorder | None = None
 
     def nothing(self) -> None:
         """Say that it is there."""
@@ -176,6 +181,19 @@ class Work:
                 last = lease.next_nonce()
                 turns.append((asked, there, time.monotonic(), lease.nonce, last))
         return turns
+
+    def record(self, **settings: Any) -> None:
+        """Begin to take nonces and leases, and to note it."""
+        self._recorder = Recorder(self._face, **settings)
+
+    def stop_recording(self) -> None:
+        """End that."""
+        assert self._recorder is not None
+        self._recorder.end()
+
+    def say_time(self) -> float:
+        """Say what the wall clock shows."""
+        return time.time()
 
     def fork(self) -> Any:
         """While it holds the lock, fork; say what the child may do, and what is left to the parent."""
