@@ -282,7 +282,7 @@ class Redis:
 
     def settle(self, nonce: int, outcome: str) -> bool:
         """Clear a pending call, or mark it."""
-        if outcome == "reported":
+        if outcome == "reported" and nonce in self.journal:
             self.journal[nonce] = replace(self.journal[nonce], reported=True)
             return True
         return self.journal.pop(nonce, None) is not None
@@ -308,7 +308,7 @@ class Lock(LockCore[LeaseCore]):
 
     def __init__(self) -> None:
         local = Local(Agenda(lambda: None))
-        super().__init__(lambda: local, KEY, ttl=30, scope="key", pace=None, namespace="test")
+        super().__init__(lambda: local, KEY, ttl=30, scope="key", pace=None, namespace="test", durable=False)
 
     def _lease(self, acquired: Any) -> LeaseCore:
         return LeaseCore(self, acquired)

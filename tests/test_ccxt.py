@@ -354,7 +354,7 @@ class TestLease:
         sign = stock.sign
 
         def slow(self: Any, *args: Any) -> Any:
-            time.sleep(0.5)
+            time.sleep(1.2)
             return sign(self, *args)
 
         monkeypatch.setattr(stock, "sign", slow)
