@@ -20,7 +20,8 @@ pythons := $(PYTHON)
 endif
 
 bin := $(VENV)/bin
-pip_install := $(bin)/python -m pip install --quiet --disable-pip-version-check
+# ccxt alone has a thousand modules, of which few are used: they are compiled when they are imported.
+pip_install := $(bin)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: help demo test lint bench clean
 .DEFAULT_GOAL := help
@@ -37,10 +38,10 @@ help:
 demo: $(VENV)/.demo-installed
 	$(bin)/kraken-nonce demo $(ARGS)
 
-test: $(VENV)/.dev-installed
+test: $(VENV)/.test-installed
 	$(bin)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-lint: $(VENV)/.dev-installed
+lint: $(VENV)/.lint-installed
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
@@ -53,7 +54,7 @@ lint: $(VENV)/.dev-installed
 		echo "luacheck: skipped, not on this machine"; \
 	fi
 
-bench: $(VENV)/.dev-installed
+bench: $(VENV)/.test-installed
 	@$(pip_install) -e '.[bench]'
 	@for benchmark in free_section contended nonces many; do \
 		$(bin)/python benchmarks/$$benchmark.py $(ARGS) || exit; \
@@ -81,7 +82,13 @@ $(VENV)/.demo-installed: pyproject.toml | $(bin)/pip
 	@touch $@
 
 # This includes what the demo needs.
-$(VENV)/.dev-installed: pyproject.toml | $(bin)/pip
+$(VENV)/.test-installed: pyproject.toml | $(bin)/pip
 	@echo "Installing into $(VENV) what the tests need"
-	@$(pip_install) -e '.[dev]' $(WITH)
+	@$(pip_install) -e '.[test]' $(WITH)
 	@touch $@ $(VENV)/.demo-installed
+
+# The type checkers look at what the tests import.
+$(VENV)/.lint-installed: $(VENV)/.test-installed
+	@echo "Installing into $(VENV) what the linters need"
+	@$(pip_install) -e '.[lint]'
+	@touch $@
