@@ -6,16 +6,18 @@ With KRAKEN_NONCE_FULL=1 in the environment each cell of the matrix has 500 orde
 from __future__ import annotations
 
 import os
+import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
 
-from kraken_nonce_redis import Retries, commands, outcomes
+from kraken_nonce_redis import NotCarriedOut, Retries, commands, outcomes
 from kraken_nonce_redis.commands import Keyspace
 from kraken_nonce_redis.outcomes import Outcome
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
-from tests.helpers import run
+from tests.helpers import eventually, run
 from tests.order_bots import BOTS, Beliefs, form
 
 if TYPE_CHECKING:
@@ -119,6 +121,37 @@ def test_everything_fails(sim: KrakenSimulator, valkey: Server, kind: str) -> No
     for cl_ord_id, outcome in learned.items():
         assert outcome == ("found" if cl_ord_id in placed else "absent")
     assert pending(valkey, sim) == ()
+
+
+@pytest.mark.parametrize("deadline", [True, False])
+def test_deadline(sim: KrakenSimulator, valkey: Server, *, deadline: bool) -> None:
+    """An order accepted but placed after the last look at the lists is reported as absent, unless it has a deadline."""
+    held = 1.0
+    order = form("limit")
+    if deadline:
+        order["deadline"] = datetime.fromtimestamp(time.time() + held - 0.2, UTC).isoformat()
+    sim.configure(faults=[Fault("slow", "acting", methods=["AddOrder"], calls=[1], seconds=held)])
+    with BOTS["krakenex"](*access(sim), redis=valkey.url, call_timeout=0.2, retries=QUICK) as bot:
+        with pytest.raises(NotCarriedOut):
+            bot.client.query_private("AddOrder", order)
+        assert sim.orders() == []
+    eventually(lambda: all(request.finished is not None for request in sim.requests()))
+    assert len(sim.orders()) == (not deadline)
+
+
+def test_distant_redis(sim: KrakenSimulator, valkey: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease that has to be extended for each question is long enough for a Redis that takes its time."""
+    with BOTS["krakenex"](*access(sim), redis=valkey.url, ttl=1, call_timeout=1, retries=QUICK) as bot:
+        store = bot.client._guard.lock(sim.key)._store
+        run_command = store.run
+
+        def run_slowly(command: Any) -> Any:
+            time.sleep(0.15)
+            return run_command(command)
+
+        monkeypatch.setattr(store, "run", run_slowly)
+        sim.configure(faults=[Fault("cut", "answering", methods=["AddOrder"], calls=[1])])
+        assert bot.order("market") == sim.orders()[0].txid
 
 
 def test_in_an_except_clause(sim: KrakenSimulator, valkey: Server) -> None:
