@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.faces import Face
 
 PATIENCE = 4.0
-"""Seconds that a caller waits for the lock."""
+"""Seconds that a caller waits for the lock, every other time; else as long as it takes."""
 HOLDERS = 2
 """Callers of a process that want the lock all the time."""
 
@@ -76,7 +76,7 @@ class Recorder:
 
     def _hold(self, number: int) -> None:
         self._note(number, "asked", "hold")
-        with self._lock.hold(PATIENCE) as lease:
+        with self._lock.hold(self._chance.choice((PATIENCE, None))) as lease:
             until = time.monotonic() + lease.remaining()
             self._note(number, "had", lease.nonce, lease.nonce, until)
             if self._chance.random() < self._to_the_end:
