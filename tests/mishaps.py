@@ -156,8 +156,8 @@ def _full(stage: ServerStage, policy: str) -> None:
 
 
 def _delayed(stage: ServerStage) -> None:
-    stage.way.delay(0.1, replies=0.3)
-    time.sleep(3)
+    stage.way.delay(0.05, replies=0.7 * TTL)
+    time.sleep(4)
     stage.way.delay(0)
 
 
@@ -220,7 +220,7 @@ MISHAPS = (
         )
         for policy in POLICIES
     ),
-    Mishap("requests 0.1 s and replies 0.3 s late", _delayed, LATE, socket_timeout=None, to_the_end=0.3),
+    Mishap("replies late by 0.7 leases", _delayed, LATE, socket_timeout=None, to_the_end=0.5),
     Mishap("connections cut", _cut, rounds=3, socket_timeout=None),
     *(
         Mishap(f"network: {words}", partial(_messages, fault=fault), AWAY, socket_timeout=None)

@@ -71,15 +71,7 @@ def _kind(name: str, version: str, binary: Path | None, missing: str) -> Kind:
 
 def _version(binary: Path, product: str = "") -> str:
     """Return the version of a server binary, or "" when it isn't one of this product."""
-    said = subprocess.run(
-        [binary, "--version"],
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        # Some hang with libfaketime, which a worker may have been started with.
-        env=os.environ | {"LD_PRELOAD": ""},
-    )
+    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     match = re.match(rf"{product}.* v=([\d.]+)", said.stdout)
     return match[1] if match else ""
 
@@ -296,7 +288,7 @@ class Server(AnyServer):
         """Set the server's clock to the real time plus `seconds`, at once, both ways."""
         if self._clock_file is None:
             raise RuntimeError(f"{self.name} was started without faketime")
-        set_clock(self._clock_file, seconds)
+        self._write_clock(self._clock_file, seconds)
 
     def reset(self) -> None:
         """Make the server as good as new; one that does not answer is replaced."""
@@ -409,7 +401,29 @@ class Server(AnyServer):
             self._reaper = None
 
     def _environment(self) -> dict[str, str]:
-        return dict(os.environ) if self._clock_file is None else os.environ | with_clock(self._clock_file)
+        if self._clock_file is None:
+            return dict(os.environ)
+        library = faketime_library()
+        if library is None:
+            raise RuntimeError(FAKETIME_MISSING)
+        if not self._clock_file.exists():
+            self._write_clock(self._clock_file, 0)
+        return os.environ | {
+            "LD_PRELOAD": library,
+            "FAKETIME_TIMESTAMP_FILE": str(self._clock_file),
+            "FAKETIME_NO_CACHE": "1",
+            # A clock that was set does not move the monotonic one, by which servers wait.
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            # Nothing is shared with other processes, and a killed server would leave it behind.
+            "FAKETIME_DISABLE_SHM": "1",
+        }
+
+    @staticmethod
+    def _write_clock(clock_file: Path, seconds: float) -> None:
+        """Replace the file in one step: the server reads it with every look at the clock."""
+        fresh = clock_file.with_suffix(".new")
+        fresh.write_text(f"{seconds:+f}\n")
+        fresh.replace(clock_file)
 
 
 FAKETIME_MISSING = "no libfaketime on this machine: on Debian and Ubuntu, apt-get install faketime"
@@ -429,32 +443,6 @@ def faketime_library() -> str | None:
         stdin=subprocess.DEVNULL,
     )
     return said.stdout.strip()
-
-
-def with_clock(clock_file: Path) -> dict[str, str]:
-    """Return the environment variables for a process whose clock `set_clock` sets, while it runs."""
-    library = faketime_library()
-    if library is None:
-        raise RuntimeError(FAKETIME_MISSING)
-    if not clock_file.exists():
-        set_clock(clock_file, 0)
-    return {
-        "LD_PRELOAD": library,
-        "FAKETIME_TIMESTAMP_FILE": str(clock_file),
-        "FAKETIME_NO_CACHE": "1",
-        # A clock that was set does not move the monotonic one, by which servers wait.
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        # Nothing is shared with other processes, and a killed server would leave it behind.
-        "FAKETIME_DISABLE_SHM": "1",
-    }
-
-
-def set_clock(clock_file: Path, seconds: float) -> None:
-    """Let a clock show the real time plus so many seconds, at once, both ways."""
-    # Replaced in one step: the file is read with every look at the clock.
-    fresh = clock_file.with_suffix(".new")
-    fresh.write_text(f"{seconds:+f}\n")
-    fresh.replace(clock_file)
 
 
 def free_port() -> int:

@@ -18,7 +18,7 @@ from tests.histories import Call, History, Loss, Recovery, Verdict, judge, recov
 from tests.workers import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import redis
 
@@ -39,13 +39,9 @@ ROWS = "KRAKEN_NONCE_FAULTS"
 
 
 class Crew:
-    """Processes that take nonces and leases, the same for one run after the other; half of them by asyncio.
+    """Processes that take nonces and leases, the same for one run after the other; half of them by asyncio."""
 
-    Some may have environment variables of their own, by their places.
-    """
-
-    def __init__(self, variables: Mapping[int, Mapping[str, str]] | None = None) -> None:
-        self._variables = variables or {}
+    def __init__(self) -> None:
         self._numbers = itertools.count()
         self._begin: dict[int, dict[str, Any]] = {}
         self.at_work: dict[int, str] = {}
@@ -53,7 +49,7 @@ class Crew:
 
     def _start(self, place: int) -> Worker:
         faces = tuple(FACES)
-        return Worker(NOWHERE, faces[place % len(faces)], variables=self._variables.get(place))
+        return Worker(NOWHERE, faces[place % len(faces)])
 
     def begin(self, folder: Path, urls: Sequence[str], ttl: float, to_the_end: float) -> None:
         """Let them begin, each by a URL of its own; the first half keeps some leases (0 to 1) to their end."""

@@ -23,11 +23,12 @@ from tests.faces import FACES, KEY
 from tests.fault_workers import Recorder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from tests.faces import Face
 
 ROOT = Path(__file__).parent.parent
+TIME, TIME_NS = time.time, time.time_ns
 
 
 def environment() -> dict[str, str]:
@@ -38,15 +39,13 @@ def environment() -> dict[str, str]:
 class Worker:
     """A process, as the test sees it."""
 
-    def __init__(
-        self, url: str, face: str = "threads", *, variables: Mapping[str, str] | None = None, **settings: Any
-    ) -> None:
+    def __init__(self, url: str, face: str = "threads", **settings: Any) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.workers", url, face, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
-            env=environment() | dict(variables or {}),
+            env=environment(),
             # Ctrl-C is for the test run, and for those workers to whom a test sends it.
             start_new_session=True,
         )
@@ -191,8 +190,11 @@ class Work:
         assert self._recorder is not None
         self._recorder.end()
 
-    def say_time(self) -> float:
-        """Say what the wall clock shows."""
+    def set_clock(self, seconds: float) -> float:
+        """Let this process's wall clock be so many seconds ahead; say what it shows."""
+        # Not by libfaketime, under which waits of a process become far too long now and then.
+        time.time = lambda: TIME() + seconds
+        time.time_ns = lambda: TIME_NS() + int(seconds * 10**9)
         return time.time()
 
     def fork(self) -> Any:

@@ -1,0 +1,48 @@
+"""The table of docs/faults.md, from what runs of tests/test_fault_histories.py have noted.
+
+KRAKEN_NONCE_FAULTS=runs.jsonl pytest tests/test_fault_histories.py    # a few times
+python -m tests.fault_table runs.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+COLUMNS = ("what went wrong", "for", "next nonce", "next lease", "everyone", "callers heard", "lost")
+HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
+
+
+def rows(runs: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of the table: times are medians, errors those of any run."""
+    by_fault: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        if not run["fault"].startswith("mixture"):
+            by_fault[run["fault"]].append(run)
+    return [row(fault, some) for fault, some in by_fault.items()]
+
+
+def row(fault: str, runs: list[dict[str, Any]]) -> str:
+    """Return the line of one fault."""
+    recoveries = [one for run in runs for one in run["recoveries"]]
+    times = [f"{median(one[name] for one in recoveries):.2f} s" for name in ("lasted", "nonce", "lease", "everyone")]
+    told = sorted({name for run in runs for name in run["verdict"]["told"]})
+    wrong = sum(run["verdict"]["duplicates"] + run["verdict"]["backward"] for run in runs)
+    overlaps = sum(run["verdict"]["excused"] for run in runs)
+    lost = "nothing" if not wrong else f"{wrong} NONCES"
+    if overlaps:
+        lost += f"; {overlaps} leases overlapped"
+    return f"| {' | '.join([fault, *times, ', '.join(f'`{name}`' for name in told) or 'nothing', lost])} |"
+
+
+if __name__ == "__main__":
+    lines = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
+    print("\n".join([HEAD, *rows(lines)]))
+    totals = [run["verdict"] for run in lines]
+    print(
+        f"\n{len(lines)} runs, {sum(v['nonces'] for v in totals):,} nonces, {sum(v['leases'] for v in totals):,} leases"
+    )
