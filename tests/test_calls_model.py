@@ -104,6 +104,12 @@ class Exchange:
         self.orders: list[Order] = []
         self.on_their_way: list[tuple[int, str]] = []
         self.accepted: list[tuple[float, str]] = []
+        self.bad_line = world.luck.choice([0.0, 0.1, 0.5])
+        """How likely a question is not answered."""
+        self.dead = 0
+        """How many of the next questions don't even arrive."""
+        self.patience = world.luck.choice([0.02, 0.1, 0.3])
+        """How likely a late request arrives, whenever time passes."""
 
     def catch_up(self) -> None:
         """Carry out what was accepted, and let arrive what was late."""
@@ -112,7 +118,7 @@ class Exchange:
                 self.accepted.remove(one)
                 self.place(one[1])
         for one in list(self.on_their_way):
-            if self.world.chance(0.1):
+            if self.world.chance(self.patience):
                 self.arrive(one)
 
     def arrive(self, late: tuple[int, str]) -> None:
@@ -147,9 +153,10 @@ class Exchange:
     def answer_order(self, nonce: int, cl_ord_id: str) -> Heard:
         """Hear an AddOrder, and maybe answer it."""
         luck = self.world.luck
-        fate = luck.choice(("never", "lost", "late", *["heard"] * 8))
+        fate = luck.choice(("never", "lost", "late", "late", *["heard"] * 7))
         if fate == "late":
             self.on_their_way.append((nonce, cl_ord_id))
+            self.dead = luck.choice([0, 0, 2, 4, 6])
         if fate != "heard":
             return Heard(failure=requests.ConnectTimeout("no connection") if fate == "never" else LOST)
         if luck.random() < 0.03:
@@ -175,13 +182,22 @@ class Exchange:
     def answer_question(self, nonce: int, name: str, cl_ord_id: str | None) -> Heard:
         """Hear a question, and maybe answer it."""
         luck = self.world.luck
-        fate = luck.choice((*["fine"] * 6, "lost", "used", "busy", "no"))
-        if fate == "lost" or not self.use(nonce):
-            return Heard(failure=LOST) if fate == "lost" else _error("EAPI:Invalid nonce")
+        self.dead -= 1
+        if self.dead >= 0:
+            return Heard(failure=LOST)
+        if self.dead == -1 and luck.random() < 0.5:  # the line is back, and what was late comes just before
+            for late in list(self.on_their_way):
+                self.arrive(late)
+        fate = luck.choice(("lost", "used", "busy", "no")) if luck.random() < self.bad_line else "fine"
+        if fate == "lost":
+            return Heard(failure=LOST)
+        if not self.use(nonce):
+            fate = "refused"
         if fate == "used":
             return Heard(failure=LOST)
-        if fate in {"busy", "no"}:
-            return _error(luck.choice(BUSY if fate == "busy" else REFUSED))
+        errors = {"refused": ("EAPI:Invalid nonce",), "busy": BUSY, "no": REFUSED}.get(fate)
+        if errors:
+            return _error(luck.choice(errors))
         return _answer({} if name == "Balance" else self.list_orders(name, cl_ord_id))
 
     def list_orders(self, name: str, cl_ord_id: str | None) -> dict[str, Any]:
@@ -444,6 +460,7 @@ class Bot:
             heard = self.world.exchange.answer_question(step.nonce, step.method, step.params.get("cl_ord_id"))
             if not heard.errors and heard.failure is None:
                 return heard
+            self.world.exchange.bad_line = 0.0
             if "EAPI:Invalid nonce" in heard.errors:
                 self.world.exchange.highest = step.nonce - 1  # its own nonce; the line was bad
 

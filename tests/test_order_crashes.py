@@ -79,7 +79,8 @@ def test_killed(sim: KrakenSimulator, valkey: Server, tmp_path: Path, point: Any
         held = 4 * TIMEOUT if point == "reading" else TIMEOUT
         sim.configure(faults=[Fault("slow", point, methods=["AddOrder"], calls=[1], seconds=held)])
     notes = tmp_path / "notes"
-    options = {"redis": valkey.url, "ttl": 1, "call_timeout": TIMEOUT}
+    # A longer lease has the intent from when it was taken, a shorter one from when it was extended for the call.
+    options = {"redis": valkey.url, "ttl": 3 if ordertype == "limit" else 1, "call_timeout": TIMEOUT}
     with BotProcess(notes, access(sim), bot=bot, ordertype=ordertype, hang=hang, orders=1, **options) as process:
         if hang:
             eventually(lambda: any(line["what"] == "hangs" for line in read_notes(notes)), 30)

@@ -123,6 +123,19 @@ def test_everything_fails(sim: KrakenSimulator, valkey: Server, kind: str) -> No
     assert pending(valkey, sim) == ()
 
 
+def test_a_question_gets_lost(sim: KrakenSimulator, valkey: Server) -> None:
+    """One question that is not answered costs a look at the lists, and the later ones tell."""
+    sim.configure(
+        faults=[
+            Fault("cut", "acting", methods=["AddOrder"], calls=[1]),
+            Fault("cut", "reading", methods=["OpenOrders"], calls=[1]),
+        ]
+    )
+    with BOTS["krakenex"](*access(sim), redis=valkey.url, retries=QUICK) as bot, pytest.raises(NotCarriedOut):
+        bot.order("limit")
+    assert pending(valkey, sim) == ()
+
+
 @pytest.mark.parametrize("deadline", [True, False])
 def test_deadline(sim: KrakenSimulator, valkey: Server, *, deadline: bool) -> None:
     """An order accepted but placed after the last look at the lists is reported as absent, unless it has a deadline."""
