@@ -168,6 +168,9 @@ class Calls:
                 return heard
             try:
                 heard = yield from _Attempt(self, lock, lease, call).making(first=attempts == 0)
+            except GeneratorExit:
+                lock._abandon(owner, lease)
+                raise
             except BaseException:
                 yield from lock._leaving(owner, lease, failed=True)
                 raise
@@ -228,8 +231,10 @@ class _Attempt:
             if heard.verdict.remedy is Remedy.NONCE and self._retries.leads:
                 yield from self._raising_the_nonce(nonce)
         elif self._harmless(first=first) and heard.answer is None and heard.verdict.outcome is Outcome.UNKNOWN:
-            nonce = lease.next_nonce()
-            heard = yield from self._sending(nonce)
+            again = yield from self._sending(lease.next_nonce())
+            if not call.changes or _tells_of_both(again):
+                return again
+            lease._known, self._unheard = False, nonce
         if call.changes and heard.verdict.outcome is Outcome.UNKNOWN:
             heard = yield from self._finding_out(nonce, heard)
         return heard
@@ -259,6 +264,8 @@ class _Attempt:
     def _asking(self, method: str, params: Mapping[str, Any]) -> CallFlow[Heard]:
         """Make a reading call with a later nonce."""
         lease, seconds = self._lease, self._call.seconds
+        if "otp" in self._call.params:
+            params = {**params, "otp": self._call.params["otp"]}
         yield from lease._lasting(seconds)
         heard: Heard = yield Send(method, params, lease.next_nonce(), lease, seconds)
         yield from self._learning(heard.errors)
@@ -362,3 +369,14 @@ class _Attempt:
                 OrderSettled(entry.key, entry.method, entry.nonce, entry.cl_ord_ids, "unknown", {}, inherited=True)
             )
             yield from running(commands.settle(keys, entry.nonce, "reported"))
+
+
+def _tells_of_both(again: Heard) -> bool:
+    """Return whether the answer to a cancellation that was sent twice also tells what became of the first one.
+
+    That the order is not open does. A refusal for another reason, such as the rate, says nothing of the first.
+    """
+    verdict = again.verdict
+    if verdict.outcome is Outcome.NOT_CARRIED_OUT:
+        return verdict.remedy is Remedy.NONE and all(error.startswith("EOrder:") for error in again.errors)
+    return verdict.outcome is Outcome.CARRIED_OUT

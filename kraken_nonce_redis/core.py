@@ -322,7 +322,7 @@ class LockCore(Generic[L]):
         left = lease.remaining()
         if not lease._end():
             return
-        command = commands.release(self.keys, lease._member, lease.nonce, lease._intent, known=lease._known)
+        command = self._release(lease)
         try:
             release: Release = yield Run(command)
         except BaseException:
@@ -335,6 +335,20 @@ class LockCore(Generic[L]):
                 "lock meanwhile. Choose a longer ttl, or auto_renew=True",
                 self.keys.state,
             )
+
+    def _abandon(self, owner: object, lease: L) -> None:
+        """End one hold where nothing can be waited for any more: the agenda gives the lock back."""
+        lease._depth -= 1
+        if lease._depth:
+            return
+        local = self._local()
+        local.held.pop((owner, self.keys.state), None)
+        left = lease.remaining()
+        if lease._end():
+            local.give_back(self._release(lease), left)
+
+    def _release(self, lease: L) -> Command[Release]:
+        return commands.release(self.keys, lease._member, lease.nonce, lease._intent, known=lease._known)
 
     def _leaving(self, owner: object, lease: L, *, failed: bool) -> Flow[None]:
         """Release at the end of a ``with`` block.

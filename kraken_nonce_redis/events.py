@@ -20,9 +20,10 @@ class OrderSettled:
         method: Kraken's name.
         nonce: of the call, ns since 1970.
         cl_ord_ids: of the orders that it was to place.
-        outcome: ``"found"``: all of them were placed. ``"absent"``: none was, nor ever will be. ``"partly"``: those in
-            ``orders`` were, the others not. ``"unknown"``: it could not be told, or the method has no way to; the call
-            stays listed by ``kraken-nonce pending``.
+        outcome: ``"found"``: all of them were placed. ``"absent"``: none was, nor will be by that request; a caller
+            that is still alive may make its call again. ``"partly"``: those in ``orders`` were, the others not.
+            ``"unknown"``: it could not be told, or the method has no way to; the call stays listed by
+            ``kraken-nonce pending``.
         orders: Kraken's txid for each cl_ord_id that was found.
         inherited: whether the call was that of an earlier holder.
     """

@@ -6,6 +6,7 @@ With KRAKEN_NONCE_FULL=1 in the environment each cell of the matrix has 500 orde
 from __future__ import annotations
 
 import os
+import threading
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
-from kraken_nonce_redis import NotCarriedOut, Retries, commands, outcomes
+from kraken_nonce_redis import NotCarriedOut, OutcomeUnknown, Retries, commands, outcomes
+from kraken_nonce_redis.calls import Call
 from kraken_nonce_redis.commands import Keyspace
+from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.outcomes import Outcome
+from kraken_nonce_redis.steps import Send
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.helpers import eventually, run
 from tests.order_bots import BOTS, Beliefs, form
@@ -202,3 +206,61 @@ def test_userref_of_nothing(sim: KrakenSimulator, valkey: Server) -> None:
 def test_not_krakens(answer: dict[str, Any]) -> None:
     """JSON that is not in Kraken's form, as a gateway may send it, says nothing about an order."""
     assert outcomes.of_answer(answer).outcome is Outcome.UNKNOWN
+
+
+@pytest.fixture
+def api(sim: KrakenSimulator, valkey: Server) -> Iterator[API]:
+    """Return a krakenex client."""
+    api = API(sim.key, sim.secret, redis=valkey.url, retries=QUICK)
+    api.uri = sim.url
+    yield api
+    api.close()
+
+
+@pytest.mark.parametrize(
+    "again", ["EAPI:Rate limit exceeded", "EGeneral:Temporary lockout", "EOrder:Unknown order", ""]
+)
+def test_an_unanswered_cancellation(sim: KrakenSimulator, valkey: Server, api: API, again: str) -> None:
+    """It is made once more; a refusal that says nothing of the first one leaves the outcome unknown, and noted."""
+    txid = api.query_private("AddOrder", form("limit"))["result"]["txid"][0]
+    faults = [Fault("cut", "acting", methods=["CancelOrder"], calls=[1])]
+    if again:
+        faults.append(Fault(again, "reading", methods=["CancelOrder"], calls=[2]))
+    sim.configure(faults=faults)
+    if again.startswith("EOrder") or not again:
+        assert api.query_private("CancelOrder", {"txid": txid})["error"] == ([again] if again else [])
+        assert pending(valkey, sim) == ()
+    else:
+        with pytest.raises(OutcomeUnknown, match="CancelOrder"):
+            api.query_private("CancelOrder", {"txid": txid})
+        assert [entry.method for entry in pending(valkey, sim)] == ["CancelOrder"]
+
+
+def test_a_second_factor(sim: KrakenSimulator, api: API, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a key with a second factor needs goes with the questions that settle an order, too."""
+    sent: list[dict[str, Any]] = []
+    post = api.session.post
+
+    def noting(url: str, **request: Any) -> Any:
+        sent.append(request["data"])
+        return post(url, **request)
+
+    monkeypatch.setattr(api.session, "post", noting)
+    sim.configure(faults=[Fault("cut", "answering", methods=["AddOrder"], calls=[1])])
+    api.query_private("AddOrder", {**form("limit"), "otp": "123456"})
+    assert [request.get("otp") for request in sent] == ["123456"] * len(sent)
+    assert len(sent) > 1
+
+
+def test_a_call_that_is_dropped(sim: KrakenSimulator, valkey: Server, api: API) -> None:
+    """A flow that is closed in the middle of its request, as with its event loop, gives back lock and intent."""
+    lock = api._guard.lock(sim.key)
+    flow = api._guard._calls.calling(lock, threading.current_thread(), Call.of(sim.key, "AddOrder", {}, 5))
+    step = next(flow)
+    while not isinstance(step, Send):
+        step = flow.send(lock._store.run(step.command))  # type: ignore[union-attr]
+    flow.close()
+    eventually(lambda: len(pending(valkey, sim)) == 1)
+    assert lock.lease is None
+    with lock.hold(0):
+        pass
