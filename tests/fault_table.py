@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.mishaps import MISHAPS
+
 COLUMNS = ("what went wrong", "for", "next nonce", "next lease", "everyone", "callers heard", "lost")
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
@@ -23,7 +25,9 @@ def rows(runs: list[dict[str, Any]]) -> list[str]:
     for run in runs:
         if not run["fault"].startswith("mixture"):
             by_fault[run["fault"]].append(run)
-    return [row(fault, some) for fault, some in by_fault.items()]
+    order = [mishap.name for mishap in MISHAPS]
+    order += sorted(by_fault.keys() - set(order))
+    return [row(fault, by_fault[fault]) for fault in order if fault in by_fault]
 
 
 def row(fault: str, runs: list[dict[str, Any]]) -> str:
@@ -35,7 +39,7 @@ def row(fault: str, runs: list[dict[str, Any]]) -> str:
     overlaps = sum(run["verdict"]["excused"] for run in runs)
     lost = "nothing" if not wrong else f"{wrong} NONCES"
     if overlaps:
-        lost += f"; {overlaps} leases overlapped"
+        lost += f"; leases overlapped {overlaps} x in {len(runs)} runs"
     return f"| {' | '.join([fault, *times, ', '.join(f'`{name}`' for name in told) or 'nothing', lost])} |"
 
 

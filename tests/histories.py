@@ -117,7 +117,7 @@ class Verdict:
     excused: int
     forgotten: tuple[Call, ...]
     strange: tuple[str, ...]
-    told: Counter[str]
+    told: dict[str, int]
 
     @property
     def faultless(self) -> bool:
@@ -138,7 +138,7 @@ def judge(calls: Iterable[Call], losses: Sequence[Loss] = (), killed: dict[str, 
     served = [call for call in calls if call.had is not None]
     nonces = judge_nonces((call.asked, call.had or 0.0, call.first, call.last) for call in served)
     two_holders, excused = _overlaps([call for call in served if call.what == "hold"], losses, killed)
-    told = Counter(call.error for call in calls if call.error)
+    told = dict(Counter(call.error for call in calls if call.error))
     return Verdict(
         nonces=nonces.nonces,
         leases=sum(call.what == "hold" for call in served),

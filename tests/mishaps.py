@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import redis
 
 from tests.helpers import KEYS
+from tests.histories import Loss
 from tests.stages import SOCKET_TIMEOUT, TTL
 
 if TYPE_CHECKING:
@@ -129,27 +130,33 @@ def _full(stage: ServerStage, policy: str) -> None:
             listener.subscribe("__keyevent@0__:evicted")
             stage.begins()
             admin.config_set("maxmemory", used + 300_000)
-            end = time.monotonic() + 1
-            while time.monotonic() < end:
+            end = looked = time.monotonic()
+            end += 1
+            while looked < end:
                 with contextlib.suppress(redis.ResponseError):
-                    name = f"filler:{secrets.token_hex(8)}"
-                    admin.set(name, "x" * 1000, ex=secrets.choice((None, 60)))
-                began = time.monotonic()
+                    admin.set(f"filler:{secrets.token_hex(8)}", "x" * 3000, ex=secrets.choice((None, 60)))
+                gone = []
                 while message := listener.get_message():
-                    if message["data"] == KEYS.state:
-                        evicted += 1
-                        with stage.losing():
-                            time.sleep(0.1)
-                        # Lost again before all have asked, it would be lost twice at once.
-                        stage.flow()
-                        end += time.monotonic() - began
+                    gone.append(message["data"])
+                before, looked = looked, time.monotonic()
+                if KEYS.state in gone:
+                    evicted += 1
+                    stage.losses.append(Loss(before, looked))
+                    # Lost again before all have asked, it would be lost twice at once.
+                    _tidy_up(admin)
+                    stage.flow()
+                    end += time.monotonic() - looked
         admin.config_set("maxmemory", 0)
-        for name in admin.scan_iter("filler:*", count=1000):
-            admin.unlink(name)
+        _tidy_up(admin)
     if policy.startswith("allkeys"):
         stage.notes.append(f"the state was evicted {evicted} times")
     else:
         assert evicted == 0
+
+
+def _tidy_up(admin: redis.Redis) -> None:
+    for name in admin.scan_iter("filler:*", count=1000):
+        admin.unlink(name)
 
 
 # The network between half of the processes and the server
