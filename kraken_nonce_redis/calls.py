@@ -64,6 +64,7 @@ class Call:
         seconds: that one request takes at most.
         present: makes what the client returns from Kraken's answer.
         cl_ord_ids: of the orders that it places; empty if one of them has none.
+        own_ids: whether all of these were made up here, so that nobody else uses them.
     """
 
     key: str
@@ -72,6 +73,7 @@ class Call:
     seconds: float
     present: Callable[[Mapping[str, Any]], Any]
     cl_ord_ids: tuple[str, ...]
+    own_ids: bool
 
     @classmethod
     def of(
@@ -85,8 +87,8 @@ class Call:
         """Return a call with the caller's parameters, which stay as they are. Raises `InvalidArgument`."""
         arguments.seconds("timeout", seconds, 0, LONGEST_CALL)
         copied = copy.deepcopy(dict(params))
-        ids = _name_orders(method, copied) if outcomes.changes(method, copied) else ()
-        return cls(commands.digest(api_key), method, copied, seconds, present, ids)
+        ids, own = _name_orders(method, copied) if outcomes.changes(method, copied) else ((), False)
+        return cls(commands.digest(api_key), method, copied, seconds, present, ids, own)
 
     @property
     def changes(self) -> bool:
@@ -96,19 +98,25 @@ class Call:
     @property
     def intent(self) -> str:
         """What is noted in Redis before it is sent."""
-        return commands.intent(self.key, self.method, self.cl_ord_ids) if self.changes else ""
+        if not self.changes:
+            return ""
+        return commands.intent(self.key, self.method, self.cl_ord_ids, own_ids=self.own_ids)
 
 
-def _name_orders(method: str, params: dict[str, Any]) -> tuple[str, ...]:
-    """Give each order that is to be placed a cl_ord_id, unless one has a userref, which excludes it; return the ids."""
+def _name_orders(method: str, params: dict[str, Any]) -> tuple[tuple[str, ...], bool]:
+    """Give each order that is to be placed a cl_ord_id, unless one has a userref, which excludes it.
+
+    Return the ids, and whether all of them are new.
+    """
     orders = {"AddOrder": [params], "AddOrderBatch": params.get("orders")}.get(method)
     if not isinstance(orders, list) or not all(isinstance(order, dict) for order in orders):
-        return ()
+        return (), False
     if any(order.get("userref") not in (None, "") and not order.get("cl_ord_id") for order in orders):
-        return ()
+        return (), False
+    own = not any(order.get("cl_ord_id") for order in orders)
     for order in orders:
         order["cl_ord_id"] = str(order.get("cl_ord_id") or uuid.uuid4())
-    return tuple(order["cl_ord_id"] for order in orders)
+    return tuple(order["cl_ord_id"] for order in orders), own
 
 
 class Calls:
@@ -150,6 +158,15 @@ class Calls:
         Raises `HoldTimeout` when the lock was not had in time, `LeaseLost` and `StoreError`; then nothing was sent.
         Raises `NoncePoisoned`, and for a call that changes something `OutcomeUnknown` and `NotCarriedOut`.
         """
+        events: list[Event] = []
+        try:
+            return (yield from self._trying(lock, owner, call, events))
+        finally:
+            # Without the lock, so that a hook may make calls itself.
+            for event in events:
+                self._tell(event)
+
+    def _trying(self, lock: LockCore[Any], owner: object, call: Call, events: list[Event]) -> CallFlow[Heard]:
         until = None if self._wait_timeout is None else clock.now() + self._wait_timeout
         heard: Heard | None = None
         attempts = 0
@@ -166,16 +183,21 @@ class Calls:
                 if heard is None:
                     raise
                 return heard
+            attempt = _Attempt(self, lock, lease, call, events)
             try:
-                heard = yield from _Attempt(self, lock, lease, call).making(first=attempts == 0)
+                heard = yield from attempt.making(first=attempts == 0)
+                # A call that was answered must not look as if it were not, so a lease that did not last is logged only.
+                yield from lock._leaving(owner, lease, failed=True)
             except GeneratorExit:
+                attempt.interrupted(heard)
                 lock._abandon(owner, lease)
                 raise
-            except BaseException:
-                yield from lock._leaving(owner, lease, failed=True)
+            except BaseException as error:
+                if not isinstance(error, Exception):
+                    attempt.interrupted(heard)
+                if lock._held(owner) is lease:
+                    yield from lock._leaving(owner, lease, failed=True)
                 raise
-            # A call that was answered must not look as if it were not, so a lease that did not last is logged only.
-            yield from lock._leaving(owner, lease, failed=True)
             attempts += 1
             verdict = heard.verdict
             wait = self.retries.wait(attempts)
@@ -184,7 +206,7 @@ class Calls:
             logger.info("%s is made again in %.1f s: %s", call.method, wait, heard.reason)
             yield Sleep(wait)
 
-    def tell(self, event: Event) -> None:
+    def _tell(self, event: Event) -> None:
         """Give an event to the hook."""
         if self._on_event is not None:
             try:
@@ -196,12 +218,16 @@ class Calls:
 class _Attempt:
     """One attempt at a call, under one lease."""
 
-    def __init__(self, calls: Calls, lock: LockCore[Any], lease: LeaseCore, call: Call) -> None:
+    def __init__(self, calls: Calls, lock: LockCore[Any], lease: LeaseCore, call: Call, events: list[Event]) -> None:
         self._calls = calls
+        self._events = events
+        self._sent = 0
+        """The nonce of the last request that may have changed something."""
         self._retries = calls.retries
         self._lock = lock
         self._lease = lease
         self._call = call
+        self._started = clock.now()
         self._unheard: int | None = None
         """The nonce of a request that may have changed something and whose outcome is not known."""
 
@@ -217,6 +243,19 @@ class _Attempt:
             # Whatever kept us from finding out: a client's exceptions may hold a key, so only ours are quoted.
             known = str(error) if isinstance(error, KrakenNonceError) else type(error).__name__
             raise self._unknown(self._unheard, known) from error
+
+    def interrupted(self, heard: Heard | None) -> None:
+        """Take note that the caller will not get what was heard, so that it counts as unknown."""
+        if not self._sent:
+            return
+        call, self._lease._known = self._call, False
+        logger.warning("%s (nonce %d) was interrupted after it was sent", call.method, self._sent)
+        if heard is not None and heard.verdict.outcome is Outcome.CARRIED_OUT:
+            txids = _txids(heard)
+            orders = dict(zip(call.cl_ord_ids, txids, strict=False))
+            self._events.append(
+                OrderSettled(call.key, call.method, self._sent, call.cl_ord_ids, "found", orders, inherited=False)
+            )
 
     def _making(self, *, first: bool) -> CallFlow[Heard]:
         call, lease = self._call, self._lease
@@ -249,7 +288,7 @@ class _Attempt:
         yield from lease._lasting(call.seconds)
         before = lease._known, self._unheard
         if call.changes:
-            lease._known, self._unheard = False, nonce  # from now on, whatever may happen
+            lease._known, self._unheard, self._sent = False, nonce, nonce  # from now on, whatever may happen
         try:
             heard: Heard = yield Send(call.method, call.params, nonce, lease, call.seconds)
         except Exception:
@@ -300,7 +339,7 @@ class _Attempt:
         )
         yield from running(raising.durable(self._lock.durability))
         logger.warning("Kraken refused nonce %d of %s; nonces are now %g s ahead", refused, keys.state, lead)
-        self._calls.tell(NonceRaised(self._call.key, refused, lead))
+        self._events.append(NonceRaised(self._call.key, refused, lead))
 
     # Calls that nobody knows the outcome of
 
@@ -318,7 +357,8 @@ class _Attempt:
                 known += "; the same request again was refused for its nonce, so the first one has arrived"
         if how == "raise" or not call.cl_ord_ids:
             raise self._unknown(nonce, known) from heard.failure
-        settlement = yield from self._settling(call.method, nonce, call.cl_ord_ids, inherited=False)
+        opened = None if call.own_ids else (yield from self._sent_at())
+        settlement = yield from self._settling(call.method, nonce, call.cl_ord_ids, opened)
         known += f"; {settlement.known}"
         self._lease._known = settlement.outcome != "unknown"
         if settlement.outcome == "found":
@@ -331,18 +371,25 @@ class _Attempt:
     def _unknown(self, nonce: int, known: str) -> OutcomeUnknown:
         return OutcomeUnknown(self._call.method, nonce, ",".join(self._call.cl_ord_ids), known)
 
-    def _settling(self, method: str, nonce: int, ids: tuple[str, ...], *, inherited: bool) -> CallFlow[Settlement]:
+    def _sent_at(self) -> CallFlow[float]:
+        """Return when the call was sent, by the Redis server's clock: a nonce may be ahead of that."""
+        state = yield from running(commands.inspect(self._lock.keys))
+        return state.now / 1e9 - (clock.now() - self._started)
+
+    def _settling(
+        self, method: str, nonce: int, ids: tuple[str, ...], opened: float | None, *, inherited: bool = False
+    ) -> CallFlow[Settlement]:
         """Ask Kraken's lists what became of orders."""
         settlement = yield from settling(
             self._asking,
             self._pausing,
             ids,
-            opened=min(nonce / 1e9, time.time()),
+            opened=opened,
             waits=self._retries.settle_waits,
             hasty=inherited,
         )
         logger.warning("%s (nonce %d, cl_ord_id %s): %s", method, nonce, ",".join(ids), settlement.known)
-        self._calls.tell(
+        self._events.append(
             OrderSettled(self._call.key, method, nonce, ids, settlement.outcome, settlement.txids, inherited)
         )
         return settlement
@@ -356,7 +403,10 @@ class _Attempt:
                 continue
             self._lease._used = True
             if entry.cl_ord_ids and self._calls.on_unknown != "raise":
-                settlement = yield from self._settling(entry.method, entry.nonce, entry.cl_ord_ids, inherited=True)
+                opened = None if entry.own_ids else min(entry.nonce, entry.since) / 1e9
+                settlement = yield from self._settling(
+                    entry.method, entry.nonce, entry.cl_ord_ids, opened, inherited=True
+                )
                 if settlement.outcome != "unknown":
                     yield from running(commands.settle(keys, entry.nonce, "known"))
                 elif settlement.hopeless:
@@ -365,7 +415,7 @@ class _Attempt:
                     return  # Kraken can't be asked now; the next holder tries again
                 continue
             logger.warning("%s (nonce %d): nobody heard whether it was carried out", entry.method, entry.nonce)
-            self._calls.tell(
+            self._events.append(
                 OrderSettled(entry.key, entry.method, entry.nonce, entry.cl_ord_ids, "unknown", {}, inherited=True)
             )
             yield from running(commands.settle(keys, entry.nonce, "reported"))
@@ -380,3 +430,12 @@ def _tells_of_both(again: Heard) -> bool:
     if verdict.outcome is Outcome.NOT_CARRIED_OUT:
         return verdict.remedy is Remedy.NONE and all(error.startswith("EOrder:") for error in again.errors)
     return verdict.outcome is Outcome.CARRIED_OUT
+
+
+def _txids(heard: Heard) -> list[str]:
+    """Return Kraken's txids in the answer to AddOrder or AddOrderBatch."""
+    result = None if heard.answer is None else heard.answer.get("result")
+    if not isinstance(result, dict):
+        return []
+    placed = [order.get("txid") for order in result.get("orders", ()) if isinstance(order, dict)]
+    return [str(txid) for txid in placed or result.get("txid") or ()]

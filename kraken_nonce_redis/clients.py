@@ -13,7 +13,7 @@ from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from kraken_nonce_redis.calls import LONGEST_CALL, Call, Calls
 from kraken_nonce_redis.commands import DEFAULT_NAMESPACE
 from kraken_nonce_redis.core import DEFAULT_TTL
-from kraken_nonce_redis.errors import InvalidArgument
+from kraken_nonce_redis.errors import IncompatibleClient, InvalidArgument
 from kraken_nonce_redis.lock import CallLock
 from kraken_nonce_redis.outcomes import CoolDowns
 from kraken_nonce_redis.retries import Retries
@@ -174,6 +174,25 @@ class AsyncGuard(_GuardCore[AsyncCallLock]):
 
         owner = asyncio.current_task()
         return (await lock._store.drive(self._calls.calling(lock, owner, call), carry_out)).unwrap()
+
+
+def refuse_repeats(session: Any, url: str) -> None:
+    """Make sure that a session of requests sends a request once. Raises `IncompatibleClient`.
+
+    A transport that repeats a POST by itself makes an order's second copy look like one that was refused for its nonce,
+    so that it would be made once more.
+    """
+    try:
+        retry = session.get_adapter(url).max_retries
+        repeats = retry.is_retry("POST", 503) or (retry.total and retry._is_method_retryable("POST"))
+    except AttributeError:
+        return  # not of requests; it may have no such thing
+    if repeats:
+        raise IncompatibleClient(
+            type(session).__qualname__,
+            "it repeats POST requests by itself (urllib3's Retry with allowed_methods), so an order could be placed "
+            "twice; mount an adapter that does not, and leave repeating to retries",
+        )
 
 
 def url_from_environment() -> str:

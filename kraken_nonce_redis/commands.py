@@ -33,6 +33,7 @@ BLOCK = 100_000
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _DIGEST_LENGTH = 16
+_OWN = "+"  # is percent-encoded in ids themselves
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +266,7 @@ class Pending:
         key: digest of the API key.
         method: Kraken's name.
         cl_ord_ids: of the orders that it places; empty when they had none.
+        own_ids: whether all of these were made up for that call alone.
     """
 
     nonce: int
@@ -273,12 +275,13 @@ class Pending:
     key: str
     method: str
     cl_ord_ids: tuple[str, ...]
+    own_ids: bool
 
 
-def intent(key: str, method: str, cl_ord_ids: Iterable[str]) -> str:
+def intent(key: str, method: str, cl_ord_ids: Iterable[str], *, own_ids: bool = False) -> str:
     """Return what the scripts note of a call that changes something."""
     ids = ",".join(quote(cl_ord_id, safe="").replace("-", "%2D", cl_ord_id == "-") for cl_ord_id in cl_ord_ids)
-    return f"{key} {quote(method, safe='/')} {ids or '-'}"
+    return f"{key} {quote(method, safe='/')} {_OWN if own_ids else ''}{ids or '-'}"
 
 
 def channel(process: str) -> str:
@@ -428,8 +431,18 @@ def pending(keys: Keyspace) -> Command[tuple[Pending, ...]]:
 
     def read(reply: Reply) -> tuple[Pending, ...]:
         words = iter(reply[2:])
+        if len(reply[2:]) % 6:
+            raise ForeignValue("pending", keys.state, "one of its pending calls is none of ours")
         found = [
-            Pending(int(nonce), int(since) * 1000, state == "reported", key, method, _split(ids))
+            Pending(
+                nonce=int(nonce),
+                since=int(since) * 1000,
+                reported=state == "reported",
+                key=key,
+                method=unquote(method),
+                cl_ord_ids=_split(ids.removeprefix(_OWN)),
+                own_ids=ids.startswith(_OWN),
+            )
             for nonce, since, state, key, method, ids in zip(*[words] * 6, strict=True)
         ]
         return tuple(sorted(found, key=lambda entry: entry.nonce))

@@ -82,6 +82,7 @@ class LeaseCore:
     # outcome of the last one is known, and how many of earlier holders wait to be settled.
     _used = False
     _intent = 0
+    _block = 0
     _known = True
     _pending = 0
 
@@ -139,6 +140,9 @@ class LeaseCore:
             )
 
     def _renewed(self, nonces: range, deadline: float) -> None:
+        if nonces.start < self._block:
+            return  # the reply to an earlier renewal, after that to a later one
+        self._block = nonces.start
         self._nonces = iter(nonces)
         self._deadline = deadline - _CLOCK_DRIFT * max(0.0, deadline - clock.now())
 
@@ -325,8 +329,10 @@ class LockCore(Generic[L]):
         command = self._release(lease)
         try:
             release: Release = yield Run(command)
-        except BaseException:
-            local.give_back(command, left)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                lease._known = False  # the caller is interrupted and will not hear what its call came to
+            local.give_back(self._release(lease), left)
             raise
         # Sent twice, the first one may have worked; sent once, nobody but another can have taken the lease away.
         if release == "lost" or (release == "gone" and not (command.repeated and left)):

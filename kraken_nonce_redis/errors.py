@@ -7,7 +7,7 @@
      ├─ IncompatibleClient                    an exchange client without the seam that an adapter needs
      ├─ StoreError                            Redis can't be used as asked
      │   ├─ StoreUnavailable                  down, unreachable, loading, too slow
- │   │   └─ NotDurable                    done, but too few replicas have it
+     │   │   └─ NotDurable                    done, but too few replicas have it
      │   ├─ StoreReadOnly                     a replica
      │   ├─ StorePermissionDenied             wrong password, or rights missing
      │   ├─ StoreOutOfMemory                  over maxmemory
@@ -15,10 +15,10 @@
      │   └─ ForeignValue                      our key holds somebody else's value
      ├─ NonceTooFarAhead                      a raise past max_lead, or past int64
      ├─ NoncesUsedUp                          the block of a lease is empty
- ├─ NoncePoisoned                         Kraken refuses every nonce up to max_lead
- ├─ CallUnsettled                         a call that changes something got no answer
- │   ├─ OutcomeUnknown                    nobody knows whether it was carried out
- │   └─ NotCarriedOut                     it was not, and won't be
+     ├─ NoncePoisoned                         Kraken refuses every nonce up to max_lead
+     ├─ CallUnsettled                         a call that changes something got no answer
+     │   ├─ OutcomeUnknown                    nobody knows whether it was carried out
+     │   └─ NotCarriedOut                     it was not, and won't be
      └─ CallLockError (redis LockError)       the lock was not had, or not released
          ├─ HoldTimeout (TimeoutError)        the lock was not to be had in time
          │   └─ CoolDown                      Kraken wants no calls for longer than that
@@ -287,7 +287,10 @@ _WORDS: tuple[tuple[str, tuple[type[StoreError], str]], ...] = (
     ("noperm", _RIGHTS),
     ("no permission", _RIGHTS),
     ("the user executing the script can't", _RIGHTS),
-    ("unknown command", (StoreUnsupported, "the server has no Lua scripts (EVAL, EVALSHA)")),
+    (
+        "unknown command",
+        (StoreUnsupported, "the server lacks a command (EVAL, EVALSHA; WAIT, WAITAOF if durable)"),
+    ),
     ("noauth", _LOGIN),
     ("masterdown", _NO_MASTER),
     ("clusterdown", _NO_CLUSTER),

@@ -5,8 +5,9 @@ Needs the extra ``kraken-sdk``. `User`, `Trade`, `Funding`, `Earn`, `Market` and
 method is awaited. All take, besides their own arguments, `kraken_nonce_redis.clients.Options` as keywords. The mixins
 do the same for classes of yours.
 
-A private call raises, besides what the SDK does: `HoldTimeout` when the key was not free in time, `LeaseLost` and
-`StoreError`; in each of these cases nothing was sent.
+A private call raises, besides what the SDK does: `HoldTimeout` when the key was not free in time, `LeaseLost`,
+`StoreError` and `NoncePoisoned`; in each of these cases nothing was carried out. For a call that changes something and
+got no answer: `OutcomeUnknown` or `NotCarriedOut`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from kraken_nonce_redis.calls import Call
-from kraken_nonce_redis.clients import AsyncGuard, Guard, Options
+from kraken_nonce_redis.clients import AsyncGuard, Guard, Options, refuse_repeats
 from kraken_nonce_redis.errors import CallLockError, IncompatibleClient
 from kraken_nonce_redis.steps import Heard
 
@@ -129,11 +130,11 @@ def _is_json(response: Any) -> bool:
     return "json" in response.headers.get("Content-Type", "")
 
 
-def _raw_answer(status: int, content: Any) -> Mapping[str, Any] | None:
-    """Return Kraken's answer in such a response; a file is an answer, too."""
+def _raw_answer(method: str, status: int, content: Any) -> Mapping[str, Any] | None:
+    """Return Kraken's answer in such a response; the file that RetrieveExport gives is one, too."""
     if isinstance(content, dict):
         return content
-    return {"error": []} if content is None and status == _HTTP_OK else None
+    return {"error": []} if method == "RetrieveExport" and status == _HTTP_OK else None
 
 
 class _Signing(spot.SpotClient):
@@ -217,13 +218,16 @@ class KrakenNonceMixin(_Signing):
             return stock(method, uri, params, timeout, auth=auth, **rest)
         timeout, longest = self._timeouts(timeout)
         params = _all_params(params, rest)
+        refuse_repeats(getattr(self, "_SpotClient__session", None), self.URL)
 
         def send(step: Send) -> Heard:
             with _requesting(step) as request:
                 try:
                     value = stock(*_address(method, uri, step), timeout, auth=auth, **_extras(uri, step, rest))
                     if request.answer is None:
-                        request.answer = _raw_answer(value.status_code, value.json() if _is_json(value) else None)
+                        request.answer = _raw_answer(
+                            step.method, value.status_code, value.json() if _is_json(value) else None
+                        )
                 except Exception as failure:
                     if not request.sent:
                         raise
@@ -269,7 +273,9 @@ class AsyncKrakenNonceMixin(_Signing, spot.SpotAsyncClient):
                 try:
                     value = await stock(*_address(method, uri, step), timeout, auth=auth, **_extras(uri, step, rest))
                     if request.answer is None:
-                        request.answer = _raw_answer(value.status, await value.json() if _is_json(value) else None)
+                        request.answer = _raw_answer(
+                            step.method, value.status, await value.json() if _is_json(value) else None
+                        )
                 except Exception as failure:
                     if not request.sent:
                         raise

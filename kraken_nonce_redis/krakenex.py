@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, Unpack, cast
 
 from kraken_nonce_redis.calls import Call
-from kraken_nonce_redis.clients import Guard, Options
+from kraken_nonce_redis.clients import Guard, Options, refuse_repeats
 from kraken_nonce_redis.errors import CallLockError, IncompatibleClient
 from kraken_nonce_redis.steps import Heard
 
@@ -60,6 +60,7 @@ class _Guarded(krakenex.API):  # type: ignore[misc] # it has no types
             timeout = self._guard.call_timeout
         if not self.key or not self.secret:
             return super().query_private(method, data, timeout)  # which says what is missing
+        refuse_repeats(self.session, self.uri)
         query = super().query_private
 
         def send(step: Send) -> Heard:

@@ -56,9 +56,15 @@ ERRORS: Final[tuple[tuple[str, Verdict], ...]] = (
     ("EService:", _UNKNOWN),  # Unavailable, Busy, Timeout
     ("EGeneral:Internal error", _UNKNOWN),
     ("EGeneral:Unknown error", _UNKNOWN),
-    ("E", _REFUSED),  # keys, signatures, permissions, a lockout, arguments, funds, unknown orders, ...
+    # Keys, signatures, permissions, a lockout, arguments, funds, unknown orders, ...
+    *((family, _REFUSED) for family in ("EAPI:", "EAuth:", "EGeneral:", "EOrder:", "ETrade:", "EFunding:", "EQuery:")),
+    *((family, _REFUSED) for family in ("EAccount:", "ESession:", "EEarnings:")),
+    ("E", _UNKNOWN),  # EDatabase:Internal error, and what we know nothing of
 )
 """How Kraken's errors begin, without white space after the first colon; the first entry that fits counts."""
+
+_VALIDATED: Final = frozenset({"AddOrder", "AddOrderBatch", "EditOrder"})
+"""Methods that take ``validate``, and then change nothing."""
 
 NEVER_SENT: Final = frozenset(
     {
@@ -113,7 +119,8 @@ CANCELS: Final = frozenset({"CancelOrder", "CancelOrderBatch", "CancelAll", "Can
 
 def changes(method: str, params: Mapping[str, Any]) -> bool:
     """Return whether a call changes anything at Kraken."""
-    return method not in READS and str(params.get("validate", "")).lower() not in {"true", "1"}
+    validates = method in _VALIDATED and str(params.get("validate", "")).lower() in {"true", "1"}
+    return method not in READS and not validates
 
 
 def of_answer(answer: Mapping[str, Any]) -> Verdict:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from kraken_nonce_redis.steps import CallFlow, Heard
 
 _REFUSED: Final = Verdict(Outcome.NOT_CARRIED_OUT, Remedy.NONE)
-_CLOCKS_DIFFER: Final = 60.0
-"""Seconds by which Kraken's clock may differ from ours, where an id that may not be unique has to be told by time."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class _Search:
     """What the looks at the lists have shown so far."""
 
     ids: tuple[str, ...]
-    opened: float
+    opened: float | None
     found: dict[str, tuple[str, str]] = field(default_factory=dict)
     clear: bool = True
     """Whether the current look had clear answers only."""
@@ -78,7 +76,7 @@ class _Search:
 
     def take(self, heard: Heard, name: str) -> None:
         """Take an answer whose result has the orders under a name."""
-        if heard.answer is None or heard.errors:
+        if heard.answer is None or heard.verdict.outcome is not Outcome.CARRIED_OUT:
             self.stop = heard.verdict.outcome is Outcome.NOT_CARRIED_OUT
             self._unclear(heard.reason, hopeless=heard.verdict == _REFUSED)
             return
@@ -93,7 +91,7 @@ class _Search:
     def _match(self, txid: str, order: Mapping[str, Any]) -> None:
         for cl_ord_id in self.missing:
             if _same(cl_ord_id, order.get("cl_ord_id")):
-                if _uuid(cl_ord_id) or float(order.get("opentm") or 0) > self.opened - _CLOCKS_DIFFER:
+                if self.opened is None or float(order.get("opentm") or 0) >= self.opened:
                     self.found[cl_ord_id] = txid, str((order.get("descr") or {}).get("order", ""))
                 else:
                     self._unclear(f"{txid} has the same cl_ord_id and is older", hopeless=True)
@@ -112,7 +110,7 @@ def settling(
     pause: Callable[[float], CallFlow[None]],
     ids: tuple[str, ...],
     *,
-    opened: float,
+    opened: float | None,
     waits: tuple[float, ...],
     hasty: bool,
 ) -> CallFlow[Settlement]:
@@ -122,7 +120,8 @@ def settling(
         ask: makes a reading call with a later nonce.
         pause: waits so many seconds.
         ids: their cl_ord_id.
-        opened: when they were sent, in seconds since 1970.
+        opened: when they were sent, in seconds since 1970; None if nobody else uses these ids. Kraken lets an id be
+            used again, so an order with one that may not be new counts only if it was opened after that.
         waits: seconds between two looks.
         hasty: whether to give up at the first look that gave no clear answer.
     """

@@ -109,6 +109,7 @@ class Store:
         self.local = Local(Agenda(self._chores_changed), floors=floors)
         self._connections = connections(self._source)
         self._turn = threading.Lock()
+        self._busy: int | None = None
         self._failures: dict[object, int] = {}
         self._failed_for = 0.0
         self._threads = threading.Condition()
@@ -120,28 +121,43 @@ class Store:
     def run(self, command: Command[T]) -> T:
         """Run a command and return its result. Raises `StoreError` and what the command's reply says."""
         node = self._connections.node(command)
-        failures, entered = self._failures.get(node), clock.now()
+        failures, entered, thread = self._failures.get(node), clock.now(), threading.get_ident()
+        if self._busy == thread:
+            raise StoreUnavailable(
+                command.name,
+                command.keys[0],
+                "a signal handler has interrupted another command of this thread, which can't go on meanwhile; let the "
+                "handler take a note only, and make the call outside of it",
+            )
         with self._turn:
-            began = clock.now()
-            if self._failures.get(node) != failures and began - entered > self._failed_for / 2:
-                # It failed for a caller ahead while this one stood in line: no need to wait for the timeout again.
-                raise StoreUnavailable(command.name, command.keys[0], "Redis failed the call before, too")
+            self._busy = thread
             try:
-                try:
-                    raw, acknowledged = self._connections.send(command, self.local.evalsha(command))
-                except NoScriptError:
-                    raw, acknowledged = self._connections.send(command, self.local.eval(command))
-            except RedisError as error:
-                failure = from_redis(error, command.name, command.keys[0])
-                if isinstance(error, UNREACHABLE):
-                    self._failures[node] = self._failures.get(node, 0) + 1
-                    self._failed_for = clock.now() - began
-                raise failure from error
-            result = command.result(raw)
-            self.local.learn(command, result)
-            if command.durability is not None:
-                command.durability.check(command, acknowledged)
-            return result
+                return self._run(command, node, failures, entered)
+            finally:
+                self._busy = None
+
+    def _run(self, command: Command[T], node: object, failures: int | None, entered: float) -> T:
+        """Run a command, alone; ``failures`` is how often its node had failed when the caller came."""
+        began = clock.now()
+        if self._failures.get(node) != failures and began - entered > self._failed_for / 2:
+            # It failed for a caller ahead while this one stood in line: no need to wait for the timeout again.
+            raise StoreUnavailable(command.name, command.keys[0], "Redis failed the call before, too")
+        try:
+            try:
+                raw, acknowledged = self._connections.send(command, self.local.evalsha(command))
+            except NoScriptError:
+                raw, acknowledged = self._connections.send(command, self.local.eval(command))
+        except RedisError as error:
+            failure = from_redis(error, command.name, command.keys[0])
+            if isinstance(error, UNREACHABLE):
+                self._failures[node] = self._failures.get(node, 0) + 1
+                self._failed_for = clock.now() - began
+            raise failure from error
+        result = command.result(raw)
+        self.local.learn(command, result)
+        if command.durability is not None:
+            command.durability.check(command, acknowledged)
+        return result
 
     def drive(self, flow: Generator[Any, Any, T], carry_out: Callable[[Any], Any] | None = None) -> T:
         """Carry out a flow's steps and return what it comes to. ``carry_out`` does those that are not Redis' matter."""

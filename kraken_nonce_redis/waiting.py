@@ -404,7 +404,8 @@ def acquiring(
         local.give_back(commands.release(keys, member), max(ttl, QUEUE_LIFE))
         raise
     except BaseException as error:
-        if waiter.ticket or not isinstance(error, StoreError | HoldTimeout):
+        # With durability it may have been granted before the error.
+        if waiter.ticket or durability is not None or not isinstance(error, StoreError | HoldTimeout):
             yield from _giving_up(local, waiter, ttl)
         raise
     finally:

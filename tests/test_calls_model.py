@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.once
 
-SCHEDULES = 60_000 if os.environ.get("KRAKEN_NONCE_FULL") else 3_000
+SCHEDULES = 60_000 if os.environ.get("KRAKEN_NONCE_FULL") else 2_000
 KEY = "key"
 WAITS = (1.0, 2.0, 5.0)
 LATEST = 4.5
@@ -252,7 +252,8 @@ class Redis:
     def _shelve(self) -> None:
         if self.intent:
             nonce, (key, method, ids) = self.intent[0], self.intent[1].split(" ")
-            self.journal[nonce] = Pending(nonce, 0, False, key, method, tuple(ids.split(",")))  # noqa: FBT003
+            own, ids = ids.startswith("+"), ids.removeprefix("+")
+            self.journal[nonce] = Pending(nonce, 0, False, key, method, tuple(ids.split(",")), own)  # noqa: FBT003
         self.intent = None
 
     def _new(self) -> int:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
-from kraken_nonce_redis import NotCarriedOut, OutcomeUnknown, Retries, commands, outcomes
+from kraken_nonce_redis import IncompatibleClient, NotCarriedOut, OutcomeUnknown, Retries, commands, outcomes
 from kraken_nonce_redis.calls import Call
 from kraken_nonce_redis.commands import Keyspace
 from kraken_nonce_redis.krakenex import API
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from tests.servers import Server
 
 FULL = bool(os.environ.get("KRAKEN_NONCE_FULL"))
-ORDERS = 500 if FULL else 12
+ORDERS = 500 if FULL else 8
 POINTS: tuple[Any, ...] = ("reading", "acting", "answering")
 FAULTS = ("cut", "502", "EService:Unavailable", "slow")
 # The slow call is placed and listed well before the last look at the lists, as Kraken's documentation lets one hope.
@@ -264,3 +266,72 @@ def test_a_call_that_is_dropped(sim: KrakenSimulator, valkey: Server, api: API) 
     assert lock.lease is None
     with lock.hold(0):
         pass
+
+
+def test_interrupted_after_the_answer(sim: KrakenSimulator, valkey: Server, api: API) -> None:
+    """A caller that is interrupted when its order is placed already hears it by an event; the journal keeps it."""
+    events: list[Any] = []
+    api._guard._calls._on_event = events.append
+    release = api._guard.lock(sim.key)._releasing
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+        yield
+
+    api._guard.lock(sim.key)._releasing = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        api.query_private("AddOrder", form("limit"))
+    (event,) = events
+    assert event.outcome == "found"
+    assert list(event.orders.values()) == [order.txid for order in sim.orders()]
+    lock = api._guard.lock(sim.key)
+    lock._releasing = release  # type: ignore[method-assign]
+    lock.release()
+    assert len(pending(valkey, sim)) == 1
+
+
+def test_only_orders_can_be_validated(sim: KrakenSimulator, valkey: Server, api: API) -> None:
+    """A withdrawal is none the less one for a parameter that it does not have."""
+    sim.configure(faults=[Fault("cut", "answering", methods=["Withdraw"], calls=[1])])
+    with pytest.raises(OutcomeUnknown):
+        api.query_private("Withdraw", {"asset": "XBT", "key": "mine", "amount": "0.1", "validate": "true"})
+    assert len(sim.withdrawals()) == 1
+    assert [entry.method for entry in pending(valkey, sim)] == ["Withdraw"]
+
+
+def test_an_id_used_again(sim: KrakenSimulator, api: API) -> None:
+    """An older order with the same id is not taken for the one that got lost."""
+    order = {**form("market"), "cl_ord_id": "grid-1"}
+    assert api.query_private("AddOrder", order)["error"] == []
+    time.sleep(0.05)
+    sim.configure(faults=[Fault("cut", "reading", methods=["AddOrder"], calls=[1])])
+    with pytest.raises(OutcomeUnknown, match="is older"):
+        api.query_private("AddOrder", order)
+    assert len(sim.orders()) == 1
+
+
+def test_an_id_of_the_callers(sim: KrakenSimulator, api: API) -> None:
+    """An order that was opened after the call began is the caller's."""
+    sim.configure(faults=[Fault("cut", "answering", methods=["AddOrder"], calls=[1])])
+    answer = api.query_private("AddOrder", {**form("market"), "cl_ord_id": "grid-2"})
+    assert answer["result"]["txid"] == [sim.orders()[0].txid]
+
+
+def test_a_session_that_repeats(sim: KrakenSimulator, api: API) -> None:
+    """A transport that sends a POST twice by itself is refused before anything is sent; one that doesn't is fine."""
+    api.session.mount("http://", HTTPAdapter(max_retries=3))
+    assert api.query_private("Balance")["error"] == []
+    api.session.mount("http://", HTTPAdapter(max_retries=Retry(total=3, allowed_methods=None)))
+    with pytest.raises(IncompatibleClient, match="repeats POST"):
+        api.query_private("AddOrder", form("limit"))
+    assert sim.orders() == []
+
+
+def test_a_hook_that_makes_calls(sim: KrakenSimulator, valkey: Server, api: API) -> None:
+    """A hook is called without the lock, so it may make calls of its own."""
+    answers: list[Any] = []
+    api._guard._calls._on_event = lambda _: answers.append(api.query_private("Balance"))
+    sim.configure(faults=[Fault("cut", "answering", methods=["AddOrder"], calls=[1])])
+    assert api.query_private("AddOrder", form("limit"))["error"] == []
+    assert [answer["error"] for answer in answers] == [[]]
+    assert pending(valkey, sim) == ()

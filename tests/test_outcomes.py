@@ -41,6 +41,8 @@ NO, MAYBE, YES = Outcome.NOT_CARRIED_OUT, Outcome.UNKNOWN, Outcome.CARRIED_OUT
         ("EService:Busy", MAYBE, Remedy.LATER),
         ("EService: Timeout", MAYBE, Remedy.LATER),
         ("EGeneral:Internal error", MAYBE, Remedy.LATER),
+        ("EDatabase:Internal error", MAYBE, Remedy.LATER),
+        ("ESomethingNew:Who knows", MAYBE, Remedy.LATER),
     ],
 )
 def test_errors(error: str, outcome: Outcome, remedy: Remedy) -> None:
@@ -133,6 +135,7 @@ def test_failures_in_a_circle() -> None:
     ("AddOrder", {"validate": True}, False),
     ("AddOrder", {"validate": "true"}, False),
     ("AddOrder", {"validate": False}, True),
+    ("Withdraw", {"validate": True}, True),
     ("Withdraw", {}, True),
     ("SomethingNew", {}, True),
 ])  # fmt: skip

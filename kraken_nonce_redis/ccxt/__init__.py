@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kraken_nonce_redis.clients import Guard
+from kraken_nonce_redis.clients import Guard, refuse_repeats
 
 try:
     import ccxt
@@ -55,6 +55,7 @@ class kraken(Calls, ccxt.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt n
         """Send a request and return the decoded answer; a private one under the lock."""
         if not isinstance(body, Unsigned):
             return super().fetch(url, method, headers, body)
+        refuse_repeats(self.session, str(self.urls["api"]["private"]))
         stock = super().fetch
 
         def send(step: Send) -> Heard:

@@ -32,7 +32,8 @@ def status(target: Target, *, as_json: bool) -> None:
     has asked since).
     """
     state = target.run(commands.inspect(target.keys))
-    Answer(_text(target, state), _data(target, state)).print(as_json=as_json)
+    pending = len(target.run(commands.pending(target.keys)))
+    Answer(_text(target, state, pending), _data(target, state, pending)).print(as_json=as_json)
 
 
 @click.command(
@@ -92,7 +93,7 @@ def _lock(state: State) -> tuple[str, str]:
     return "called", f"{holder} was called to take it within {span(state.left)}"
 
 
-def _data(target: Target, state: State) -> dict[str, object]:
+def _data(target: Target, state: State, pending: int) -> dict[str, object]:
     return {
         "key": target.keys.state,
         "server_time": str(state.now),
@@ -102,20 +103,20 @@ def _data(target: Target, state: State) -> dict[str, object]:
         "holder": state.holder or None,
         "seconds_left": state.left,
         "waiting": state.waiting,
-        "pending": state.pending,
+        "pending": pending,
         "cool_down_seconds": state.cool_down,
         "cool_down_reason": state.reason or None,
     }
 
 
-def _text(target: Target, state: State) -> str:
+def _text(target: Target, state: State, pending: int) -> str:
     lines = {
         "key": target.keys.state,
         "last nonce": "none handed out yet" if state.last is None else str(state.last),
         "lead": "-" if state.last is None else lead(state.last - state.now),
         "lock": _lock(state)[1],
         "waiting": str(state.waiting),
-        "pending": f"{state.pending} calls; see kraken-nonce pending" if state.pending else "none",
+        "pending": f"{pending} calls; see kraken-nonce pending" if pending else "none",
         "cool-down": f"{span(state.cool_down)}: {printable(state.reason)}" if state.cool_down else "none",
     }
     return "\n".join(f"{name:<12}{value}" for name, value in lines.items())

@@ -16,7 +16,8 @@
 --             nonce   of its first request, which is also the name of the entry among the pending ones
 --             key     digest of the API key
 --             method  Kraken's name
---             ids     the cl_ord_id of each order, percent-encoded, with commas between them, '-' for none
+--             ids     the cl_ord_id of each order, percent-encoded, with commas between them, '-' for none; with a
+--                     '+' before the first if all were made up for this call alone
 --   pending:<nonce>  an intent that nobody knows the outcome of: '<since> <state> <key> <method> <ids>'
 --             since   server time in microseconds when it became pending
 --             state   'new', or 'reported' once a later holder could do no more about it
