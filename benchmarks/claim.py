@@ -50,7 +50,7 @@ NOTE: Final = struct.Struct("<ddQQ")  # a `history.Note`
 # The workers
 
 
-def work(url: str, notes: str) -> None:
+def work(url: str, notes: str, rest: str) -> None:
     """Take nonces until stdin closes, and note them; what goes wrong is tried again."""
     allocator, lock = NonceAllocator.from_url(url, API_KEY), CallLock.from_url(url, API_KEY, ttl=2)
     chance = random.Random()
@@ -83,6 +83,7 @@ def work(url: str, notes: str) -> None:
                 time.sleep(0.01)
                 continue
             file.write(NOTE.pack(asked, time.monotonic(), first, last))
+            time.sleep(float(rest))
     print(json.dumps(failures))
 
 
@@ -96,8 +97,9 @@ def _goes_on() -> bool:
 class Workers:
     """The processes that take nonces."""
 
-    def __init__(self, url: str, folder: Path, number: int) -> None:
+    def __init__(self, url: str, folder: Path, number: int, rest: float) -> None:
         self._url = url
+        self._rest = rest
         self._folder = folder
         self._count = itertools.count()
         self.failures: Counter[str] = Counter()
@@ -105,7 +107,7 @@ class Workers:
 
     def _start(self) -> subprocess.Popen[bytes]:
         notes = self._folder / f"{next(self._count)}.notes"
-        command = [sys.executable, __file__, "--work", self._url, str(notes)]
+        command = [sys.executable, __file__, "--work", self._url, str(notes), str(self._rest)]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def replace(self, place: int) -> None:
@@ -240,8 +242,9 @@ def main() -> int:
     options.add_argument("--faults", action="store_true", help="let things go wrong meanwhile")
     options.add_argument("--seed", type=int, default=0, help="of the faults (%(default)s)")
     options.add_argument("--rounds", type=int, default=1, help="how often each fault comes at least (%(default)s)")
+    options.add_argument("--rest", type=float, default=0.0, help="seconds between two takes of a process (%(default)s)")
     options.add_argument("--json", action="store_true", help="print the figures as JSON")
-    options.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
+    options.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     args = options.parse_args()
     if args.work:
         work(*args.work)
@@ -249,7 +252,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kraken-nonce-claim-") as name, contextlib.ExitStack() as stack:
         began, folder = time.monotonic(), Path(name)
         server = Server(stack, folder)
-        workers = Workers(server.url, folder, args.processes)
+        workers = Workers(server.url, folder, args.processes, args.rest)
         faults = Faults(server, workers, args.seed)
         while workers.taken() < args.nonces or (args.faults and faults.rounds < args.rounds):
             time.sleep(APART if args.faults else 0.5)

@@ -303,7 +303,7 @@ def test_a_server_without_scripts(face: Face, private_server: PrivateServer, kin
     """A server that has no EVAL can't be used, and the error says what is missing."""
     server = private_server(kind, *("--rename-command", "EVAL", ""), *("--rename-command", "EVALSHA", ""))
     for call in every_call(face, face.client(server)):
-        with fails(StoreUnsupported, KEYS.state, "Lua"):
+        with fails(StoreUnsupported, KEYS.state, "EVALSHA"):
             call()
     assert server.client().keys("*") == []
 

@@ -372,7 +372,18 @@ def test_threads_and_tasks_at_once(face: Face, server: AnyServer) -> None:
 def test_the_claim() -> None:
     """Through every kind of fault that the benchmark knows, no nonce comes twice and none goes backward."""
     script = Path(__file__).parent.parent / "benchmarks" / "claim.py"
-    command = [sys.executable, script, "--nonces", "200000", "--processes", "4", "--faults", "--json"]
+    command = [
+        sys.executable,
+        script,
+        "--nonces",
+        "200000",
+        "--processes",
+        "4",
+        "--faults",
+        "--rest",
+        "0.005",
+        "--json",
+    ]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     report = json.loads(ran.stdout)
     print(ran.stdout)

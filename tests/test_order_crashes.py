@@ -132,6 +132,8 @@ def test_killed_at_random(sim: KrakenSimulator, valkey: Server, tmp_path: Path) 
             bots[victim] = start()
         before = len(sim.orders())
         eventually(lambda: len(sim.orders()) > before + 5, 60)  # those who live go on
+        sim.configure(faults=[Fault("slow", "answering", methods=["AddOrder"], seconds=2)])
+        eventually(lambda: any("slow" in request.fault and request.finished is None for request in sim.requests()), 20)
     finally:
         for bot in bots:
             bot.kill()

@@ -193,6 +193,8 @@ async def _always_like_kraken(request: web.Request, handler: Handler) -> web.Str
         error = "EAPI:Bad request"
     except web.HTTPException:
         error = "EGeneral:Unknown method"
+    except ConnectionError:
+        raise  # the client has hung up, and nobody hears the answer
     except Exception:
         _logger.exception("The simulator has a bug: %s failed", request.path)
         error = "EGeneral:Internal error"
