@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tests.servers import Server
 
 FULL = bool(os.environ.get("KRAKEN_NONCE_FULL"))
-ORDERS = 500 if FULL else 8
+ORDERS = 500 if FULL else 6
 POINTS: tuple[Any, ...] = ("reading", "acting", "answering")
 FAULTS = ("cut", "502", "EService:Unavailable", "slow")
 # The slow call is placed and listed well before the last look at the lists, as Kraken's documentation lets one hope.

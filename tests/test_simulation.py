@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tests.servers import Server
     from tests.simulation.server import Lua
 
-SCHEDULES = int(os.environ.get("KRAKEN_NONCE_SCHEDULES", "6000"))
+SCHEDULES = int(os.environ.get("KRAKEN_NONCE_SCHEDULES", "4000"))
 PARTS = 6
 """So many tests share the schedules, for several processes to run them."""
 SEED = os.environ.get("KRAKEN_NONCE_SEED")
