@@ -20,8 +20,7 @@ pythons := $(PYTHON)
 endif
 
 bin := $(VENV)/bin
-# ccxt alone has a thousand modules, of which few are used: they are compiled when they are imported.
-pip_install := $(bin)/python -m pip install --quiet --disable-pip-version-check --no-compile
+pip_install := $(bin)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test lint bench clean
 .DEFAULT_GOAL := help
