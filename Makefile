@@ -9,8 +9,9 @@ WORKERS ?= 4
 # More arguments for the demo or for pytest.
 ARGS ?=
 
-# Neither another active environment nor its settings have a say.
-unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
+# Neither another active environment nor its settings have a say. Bytecode is kept, or every process of the tests would
+# compile anew what it imports.
+unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 # A python3 that is too old is passed over for a newer one beside it; one that was asked for isn't.
 ifeq ($(origin PYTHON),file)
@@ -20,7 +21,8 @@ pythons := $(PYTHON)
 endif
 
 bin := $(VENV)/bin
-pip_install := $(bin)/python -m pip install --quiet --disable-pip-version-check
+# ccxt alone has a thousand modules, of which few are used: they are compiled when they are imported.
+pip_install := $(bin)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: help demo test lint bench clean
 .DEFAULT_GOAL := help
