@@ -18,10 +18,11 @@ import common
 import redis
 import redis.asyncio
 
-from kraken_nonce_redis import CallLock, NonceAllocator, Pace, commands
+from kraken_nonce_redis import CallLock, NonceAllocator, Pace
 from kraken_nonce_redis import asyncio as nonce_asyncio
-from kraken_nonce_redis.commands import Keyspace
-from kraken_nonce_redis.store import store_for
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._threads.store import store_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -4,7 +4,9 @@
 twins are in `kraken_nonce_redis.asyncio`, clients in `kraken_nonce_redis.krakenex` and its siblings.
 """
 
-from kraken_nonce_redis.allocator import NonceAllocator
+from kraken_nonce_redis._calls.outcomes import CoolDowns
+from kraken_nonce_redis._threads.allocator import NonceAllocator
+from kraken_nonce_redis._threads.lock import CallLock, Lease
 from kraken_nonce_redis.durability import Durability
 from kraken_nonce_redis.errors import (
     CallLockError,
@@ -28,8 +30,6 @@ from kraken_nonce_redis.errors import (
     StoreUnavailable,
     StoreUnsupported,
 )
-from kraken_nonce_redis.lock import CallLock, Lease
-from kraken_nonce_redis.outcomes import CoolDowns
 from kraken_nonce_redis.pace import Pace, Tier
 from kraken_nonce_redis.retries import Retries
 

@@ -23,18 +23,18 @@ import os
 import threading
 from typing import TYPE_CHECKING, Final, TypedDict
 
-from kraken_nonce_redis import clock
-from kraken_nonce_redis.allocator import NonceAllocator
+from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis._threads.allocator import NonceAllocator
+from kraken_nonce_redis._threads.lock import CallLock
 from kraken_nonce_redis.clients import URL_VARIABLES, url_from_environment
 from kraken_nonce_redis.errors import CallLockError, HoldTimeout, InvalidArgument, LeaseLost, NoncesUsedUp
-from kraken_nonce_redis.lock import CallLock
 from kraken_nonce_redis.pace import Pace
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import TracebackType
 
-    from kraken_nonce_redis.lock import Lease
+    from kraken_nonce_redis._threads.lock import Lease
 
 __all__ = [
     "ApiLock",

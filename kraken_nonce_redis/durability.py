@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kraken_nonce_redis import arguments
+from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis.errors import InvalidArgument, NotDurable
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis.commands import Command
+    from kraken_nonce_redis._redis.commands import Command
 
 
 @dataclass(frozen=True)

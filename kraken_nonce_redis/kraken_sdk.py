@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from kraken_nonce_redis.calls import Call
+from kraken_nonce_redis._calls.calls import Call
+from kraken_nonce_redis._core.steps import Heard
 from kraken_nonce_redis.clients import AsyncGuard, Guard, Options, refuse_repeats
 from kraken_nonce_redis.errors import CallLockError, IncompatibleClient
-from kraken_nonce_redis.steps import Heard
 
 try:
     from kraken import base_api, spot
@@ -34,7 +34,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Mapping
 
-    from kraken_nonce_redis.steps import Send
+    from kraken_nonce_redis._core.steps import Send
 
 __all__ = [
     "AsyncEarn",

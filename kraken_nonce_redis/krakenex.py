@@ -10,10 +10,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, Unpack, cast
 
-from kraken_nonce_redis.calls import Call
+from kraken_nonce_redis._calls.calls import Call
+from kraken_nonce_redis._core.steps import Heard
 from kraken_nonce_redis.clients import Guard, Options, refuse_repeats
 from kraken_nonce_redis.errors import CallLockError, IncompatibleClient
-from kraken_nonce_redis.steps import Heard
 
 try:
     import krakenex
@@ -23,7 +23,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kraken_nonce_redis.steps import Send
+    from kraken_nonce_redis._core.steps import Send
 
 Timeout: TypeAlias = float | tuple[float, float]
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from kraken_nonce_redis import arguments
+from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis.commands import Priority
+    from kraken_nonce_redis._redis.commands import Priority
 
 FIGURES_DATE: Final = "2026-11"
 FIGURES_SOURCE: Final = "https://docs.kraken.com/api/docs/guides/spot-rest-ratelimits"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 from benchmarks.history import judge
-from kraken_nonce_redis import commands
-from kraken_nonce_redis.commands import Keyspace
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis.commands import Keyspace
 from tests.faces import KEY
 from tests.servers import VALKEY
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import redis
 
-    from kraken_nonce_redis.commands import Answer, Attendance, Command, Granted, Priority
+    from kraken_nonce_redis._redis.commands import Answer, Attendance, Command, Granted, Priority
     from kraken_nonce_redis.errors import KrakenNonceError
 
 T = TypeVar("T")

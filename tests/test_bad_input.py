@@ -25,7 +25,7 @@ from kraken_nonce_redis import (
     StoreUnsupported,
 )
 from kraken_nonce_redis.errors import from_redis
-from kraken_nonce_redis.rights import COMMANDS, rights
+from kraken_nonce_redis.permissions import COMMANDS, rights
 from tests.faces import KEY
 from tests.helpers import KEYS, Rival, View, fails
 from tests.servers import REDIS_6, REDIS_7, VALKEY

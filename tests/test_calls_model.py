@@ -21,27 +21,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
-from kraken_nonce_redis import (
-    KrakenNonceError,
-    NotCarriedOut,
-    OutcomeUnknown,
-    Retries,
-    StoreUnavailable,
-    calls,
-    clock,
-    commands,
-)
-from kraken_nonce_redis.calls import Call, Calls
-from kraken_nonce_redis.commands import Granted, Pending, State
-from kraken_nonce_redis.core import LeaseCore, LockCore
-from kraken_nonce_redis.outcomes import CoolDowns
-from kraken_nonce_redis.schedule import Agenda
-from kraken_nonce_redis.steps import Heard, Send, Sleep
-from kraken_nonce_redis.waiting import Local, Run
+from kraken_nonce_redis import KrakenNonceError, NotCarriedOut, OutcomeUnknown, Retries, StoreUnavailable
+from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis._calls import calls
+from kraken_nonce_redis._calls.calls import Call, Calls
+from kraken_nonce_redis._calls.outcomes import CoolDowns
+from kraken_nonce_redis._core.agenda import Agenda
+from kraken_nonce_redis._core.lock import LeaseCore, LockCore
+from kraken_nonce_redis._core.steps import Heard, Send, Sleep
+from kraken_nonce_redis._core.waiting import Local, Run
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis.commands import Granted, Pending, State
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis.calls import OnUnknown
-    from kraken_nonce_redis.commands import Command
+    from kraken_nonce_redis._calls.calls import OnUnknown
+    from kraken_nonce_redis._redis.commands import Command
 
 pytestmark = pytest.mark.once
 

@@ -31,8 +31,8 @@ from kraken_nonce_redis import (
     InvalidArgument,
     LeaseLost,
     StoreUnavailable,
-    commands,
 )
+from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from kraken_nonce_redis.ccxt._calls import _PROBE_NONCE, check_seam
 from kraken_nonce_redis.retries import Retries
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from threading import Barrier
     from types import TracebackType
 
-    from kraken_nonce_redis.calls import Call
+    from kraken_nonce_redis._calls.calls import Call
     from tests.servers import Server
 
 MODULES = {"sync": "", "async": ".async_support", "pro": ".pro"}

@@ -16,12 +16,13 @@ import krakenex
 import pytest
 from click.testing import CliRunner
 
-import kraken_nonce_redis.cli.examine as examining
-from kraken_nonce_redis import CallLock, NonceAllocator, commands
+import kraken_nonce_redis._check.examine as examining
+from kraken_nonce_redis import CallLock, NonceAllocator
+from kraken_nonce_redis._check.examine import Offset
+from kraken_nonce_redis._check.findings import ADVICE, STEPS, cause_of
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.cli.app import app
-from kraken_nonce_redis.cli.examine import Offset
-from kraken_nonce_redis.cli.findings import ADVICE, STEPS, cause_of
-from kraken_nonce_redis.store import store_for
 from kraken_nonce_redis.testing import KrakenSimulator
 from tests.helpers import eventually
 

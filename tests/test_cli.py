@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import pytest
 from click.testing import CliRunner
 
-from kraken_nonce_redis import CallLock, LeaseLost, NonceAllocator, commands
+from kraken_nonce_redis import CallLock, LeaseLost, NonceAllocator
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.cli.app import app
 from kraken_nonce_redis.cli.demo import Crew
 from kraken_nonce_redis.cli.demo_figures import figures
 from kraken_nonce_redis.cli.options import lead, moment, span
-from kraken_nonce_redis.commands import Keyspace
-from kraken_nonce_redis.store import store_for
 from kraken_nonce_redis.testing import SimulatedRequest
 
 if TYPE_CHECKING:

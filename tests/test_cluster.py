@@ -17,15 +17,16 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from kraken_nonce_redis import clock, cluster, commands
-from kraken_nonce_redis.cluster import Exchange, Nodes, told
+from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis._redis import cluster, commands
+from kraken_nonce_redis._redis.cluster import Exchange, Nodes, told
 from kraken_nonce_redis.errors import keeps_connection
 from tests.helpers import KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kraken_nonce_redis.cluster import Address
+    from kraken_nonce_redis._redis.cluster import Address
 
 pytestmark = pytest.mark.once
 

@@ -12,12 +12,13 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from kraken_nonce_redis import InvalidArgument, NonceAllocator, scripts
+from kraken_nonce_redis import InvalidArgument, NonceAllocator
+from kraken_nonce_redis._redis import scripts
+from kraken_nonce_redis._redis.commands import Keyspace
 from kraken_nonce_redis.cli.app import app
-from kraken_nonce_redis.commands import Keyspace
 from kraken_nonce_redis.doctor import LEVELS, Finding, Keys, Refused, Seen, Tick, User, diagnose, examine
 from kraken_nonce_redis.doctor.trial import Trial
-from kraken_nonce_redis.rights import rights as least_rights
+from kraken_nonce_redis.permissions import rights as least_rights
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 from tests.faces import KEY
 from tests.helpers import eventually

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from kraken_nonce_redis import HoldTimeout, LeaseLost, StoreUnavailable, commands
+from kraken_nonce_redis import HoldTimeout, LeaseLost, StoreUnavailable
+from kraken_nonce_redis._redis import commands
 from tests.helpers import (
     KEYS,
     SECOND,

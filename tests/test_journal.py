@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kraken_nonce_redis import commands
+from kraken_nonce_redis._redis import commands
 from tests.helpers import KEYS, Rival, View, eventually, run
 
 if TYPE_CHECKING:
     import redis
 
-    from kraken_nonce_redis.commands import Granted, Pending
+    from kraken_nonce_redis._redis.commands import Granted, Pending
 
 INTENT = commands.intent("0123456789abcdef", "AddOrder", ["a-b-c"])
 

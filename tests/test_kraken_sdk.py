@@ -28,8 +28,8 @@ from kraken_nonce_redis import (
     kraken_sdk,
     krakenex,
 )
+from kraken_nonce_redis._redis.commands import Keyspace
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
-from kraken_nonce_redis.commands import Keyspace
 from kraken_nonce_redis.pace import Pace, Tier
 from kraken_nonce_redis.retries import Retries
 from kraken_nonce_redis.testing import KrakenSimulator

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from redis.exceptions import LockError
 
-from kraken_nonce_redis import CallLockError, HoldTimeout, LeaseLost, NoncesUsedUp, commands
+from kraken_nonce_redis import CallLockError, HoldTimeout, LeaseLost, NoncesUsedUp
+from kraken_nonce_redis._redis import commands
 from tests.faces import KEY
 from tests.helpers import KEYS, ON_VALKEY, SECOND, OneAtATime, Rival, Stopwatch, View, eventually, fails, run
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kraken_nonce_redis import commands
+from kraken_nonce_redis._redis import commands
 from tests.helpers import KEYS, SECOND, eventually, run
 
 if TYPE_CHECKING:

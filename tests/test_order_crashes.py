@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kraken_nonce_redis import Retries, commands
-from kraken_nonce_redis.commands import Keyspace
+from kraken_nonce_redis import Retries
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis.commands import Keyspace
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.helpers import Stopwatch, eventually, run
 from tests.order_bots import BotProcess, Krakenex, read_notes
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from kraken_nonce_redis.commands import Pending
+    from kraken_nonce_redis._redis.commands import Pending
     from kraken_nonce_redis.events import OrderSettled
     from tests.servers import Server
 

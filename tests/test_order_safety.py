@@ -16,12 +16,14 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from kraken_nonce_redis import IncompatibleClient, NotCarriedOut, OutcomeUnknown, Retries, commands, outcomes
-from kraken_nonce_redis.calls import Call
-from kraken_nonce_redis.commands import Keyspace
+from kraken_nonce_redis import IncompatibleClient, NotCarriedOut, OutcomeUnknown, Retries
+from kraken_nonce_redis._calls import outcomes
+from kraken_nonce_redis._calls.calls import Call
+from kraken_nonce_redis._calls.outcomes import Outcome
+from kraken_nonce_redis._core.steps import Send
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis.commands import Keyspace
 from kraken_nonce_redis.krakenex import API
-from kraken_nonce_redis.outcomes import Outcome
-from kraken_nonce_redis.steps import Send
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.helpers import eventually, run
 from tests.order_bots import BOTS, Beliefs, form
@@ -29,7 +31,7 @@ from tests.order_bots import BOTS, Beliefs, form
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kraken_nonce_redis.commands import Pending
+    from kraken_nonce_redis._redis.commands import Pending
     from tests.servers import Server
 
 FULL = bool(os.environ.get("KRAKEN_NONCE_FULL"))

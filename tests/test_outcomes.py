@@ -12,9 +12,10 @@ import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kraken_nonce_redis import InvalidArgument, Retries, outcomes
-from kraken_nonce_redis.calls import Call
-from kraken_nonce_redis.outcomes import Outcome, Remedy, of_answer, of_failure
+from kraken_nonce_redis import InvalidArgument, Retries
+from kraken_nonce_redis._calls import outcomes
+from kraken_nonce_redis._calls.calls import Call
+from kraken_nonce_redis._calls.outcomes import Outcome, Remedy, of_answer, of_failure
 
 pytestmark = pytest.mark.once
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from kraken_nonce_redis import CoolDown, HoldTimeout, InvalidArgument, Pace, commands
+from kraken_nonce_redis import CoolDown, HoldTimeout, InvalidArgument, Pace
+from kraken_nonce_redis._calls.outcomes import CoolDowns
+from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.krakenex import API
-from kraken_nonce_redis.outcomes import CoolDowns
 from kraken_nonce_redis.pace import Tier, priority_of
 from kraken_nonce_redis.testing import KrakenSimulator
 from tests.faces import KEY
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import redis
 
     from kraken_nonce_redis import CallLock
-    from kraken_nonce_redis.commands import Priority
+    from kraken_nonce_redis._redis.commands import Priority
     from tests.conftest import MakeProxy
     from tests.faces import Caller, Face
     from tests.servers import AnyServer, Server

@@ -19,7 +19,8 @@ import throttled.utils
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from kraken_nonce_redis import Pace, commands
+from kraken_nonce_redis import Pace
+from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.pace import HEADROOM, Tier
 from kraken_nonce_redis.testing._limits import Limits, Usage
 from kraken_nonce_redis.testing._protocol import Refusal
@@ -28,7 +29,7 @@ from tests.helpers import KEYS, run
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kraken_nonce_redis.commands import Answer, Priority
+    from kraken_nonce_redis._redis.commands import Answer, Priority
 
 BEGIN = 1_790_000_000_000_000
 """The time at which every test begins, in microseconds since 1970."""

@@ -19,7 +19,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from kraken_nonce_redis import CallLock, NonceAllocator, commands
+from kraken_nonce_redis import CallLock, NonceAllocator
+from kraken_nonce_redis._redis import commands
 from tests.faces import KEY
 from tests.helpers import KEYS, SECOND
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kraken_nonce_redis import Pace, StorePermissionDenied, commands, scripts
-from kraken_nonce_redis.rights import CLUSTER_COMMANDS, COMMANDS, rights
-from kraken_nonce_redis.store import store_for
+from kraken_nonce_redis import Pace, StorePermissionDenied
+from kraken_nonce_redis._redis import commands, scripts
+from kraken_nonce_redis._threads.store import store_for
+from kraken_nonce_redis.permissions import CLUSTER_COMMANDS, COMMANDS, rights
 from tests.helpers import KEYS, fails
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kraken_nonce_redis import commands, scripts
+from kraken_nonce_redis._redis import commands, scripts
 from tests.helpers import KEYS, SECOND, View, run
 from tests.servers import VALKEY, require
 

@@ -16,7 +16,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from kraken_nonce_redis import Pace, commands
+from kraken_nonce_redis import Pace
+from kraken_nonce_redis._redis import commands
 from tests.helpers import KEYS
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.server import Server as SmallServer

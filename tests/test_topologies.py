@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 from click.testing import CliRunner
 
-from kraken_nonce_redis import LeaseLost, StoreError, StoreUnavailable, waiting
+from kraken_nonce_redis import LeaseLost, StoreError, StoreUnavailable
+from kraken_nonce_redis._core import waiting
+from kraken_nonce_redis._redis.commands import Keyspace
 from kraken_nonce_redis.cli.app import app
-from kraken_nonce_redis.commands import Keyspace
 from tests.faces import KEY
 from tests.helpers import KEYS, OneAtATime, View, eventually, fails
 from tests.topologies import cut_replication

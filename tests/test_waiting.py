@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kraken_nonce_redis import HoldTimeout, commands
-from kraken_nonce_redis.commands import Keyspace
-from kraken_nonce_redis.schedule import Agenda
-from kraken_nonce_redis.waiting import Local, Pause, Run, acquiring
+from kraken_nonce_redis import HoldTimeout
+from kraken_nonce_redis._core.agenda import Agenda
+from kraken_nonce_redis._core.waiting import Local, Pause, Run, acquiring
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis.commands import Keyspace
 from tests.faces import KEY, Interrupted
 from tests.helpers import KEYS, ON_VALKEY, OneAtATime, Rival, Stopwatch, View, eventually, fails
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import redis
 
     from kraken_nonce_redis import CallLock
-    from kraken_nonce_redis.commands import Priority
+    from kraken_nonce_redis._redis.commands import Priority
     from tests.conftest import MakeProxy
     from tests.faces import Caller, Face
     from tests.proxy import Proxy

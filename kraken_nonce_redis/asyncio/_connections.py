@@ -1,4 +1,4 @@
-"""How tasks reach Redis: what `kraken_nonce_redis.connections` is for threads."""
+"""How tasks reach Redis: what `kraken_nonce_redis._threads.connections` is for threads."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from kraken_nonce_redis import urls
-from kraken_nonce_redis.cluster import Exchange, Nodes, told
-from kraken_nonce_redis.commands import pack
+from kraken_nonce_redis._redis.cluster import Exchange, Nodes, told
+from kraken_nonce_redis._redis.commands import pack
 from kraken_nonce_redis.errors import InvalidArgument, keeps_connection
 
 if TYPE_CHECKING:
     from redis.asyncio.client import PubSub
     from redis.asyncio.connection import AbstractConnection
 
-    from kraken_nonce_redis.cluster import Address, Words
-    from kraken_nonce_redis.commands import Command
+    from kraken_nonce_redis._redis.cluster import Address, Words
+    from kraken_nonce_redis._redis.commands import Command
     from kraken_nonce_redis.urls import Place
 
 Client: TypeAlias = redis.asyncio.Redis | RedisCluster

@@ -1,4 +1,4 @@
-"""The shell for asyncio: what `kraken_nonce_redis.store` is for threads."""
+"""The shell for asyncio: what `kraken_nonce_redis._threads.store` is for threads."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from kraken_nonce_redis import clock
+from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis._core.agenda import Agenda
+from kraken_nonce_redis._core.waiting import Listen, Local, Pause, Run, doing
 from kraken_nonce_redis.asyncio._connections import connections
 from kraken_nonce_redis.errors import UNREACHABLE, StoreError, StoreUnavailable, from_redis
-from kraken_nonce_redis.schedule import Agenda
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
-from kraken_nonce_redis.waiting import Listen, Local, Pause, Run, doing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
     from redis.asyncio.client import PubSub
 
+    from kraken_nonce_redis._core.waiting import Step
+    from kraken_nonce_redis._redis.commands import Command
     from kraken_nonce_redis.asyncio._connections import Client
-    from kraken_nonce_redis.commands import Command
-    from kraken_nonce_redis.waiting import Step
 
 T = TypeVar("T")
 _IDLE = 30.0

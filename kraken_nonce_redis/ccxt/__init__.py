@@ -18,7 +18,7 @@ except ImportError as error:
 from kraken_nonce_redis.ccxt._calls import Calls, Unsigned, of_failure, of_value
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis.steps import Heard, Send
+    from kraken_nonce_redis._core.steps import Heard, Send
 
 __all__ = ["kraken"]
 

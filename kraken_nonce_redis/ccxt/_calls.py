@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import ccxt
 
-from kraken_nonce_redis import arguments
-from kraken_nonce_redis.calls import Call
+from kraken_nonce_redis import _arguments as arguments
+from kraken_nonce_redis._calls.calls import Call
+from kraken_nonce_redis._core.steps import Heard, Send
 from kraken_nonce_redis.clients import LONGEST_TIMEOUT, Options
 from kraken_nonce_redis.errors import IncompatibleClient
-from kraken_nonce_redis.steps import Heard, Send
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -10,7 +10,7 @@ from kraken_nonce_redis.ccxt._calls import Calls, Unsigned, of_failure, of_value
 from kraken_nonce_redis.clients import AsyncGuard
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis.steps import Heard, Send
+    from kraken_nonce_redis._core.steps import Heard, Send
 
 __all__ = ["kraken"]
 

@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 
 import click
 
+from kraken_nonce_redis._check.findings import STEPS, Report, failed
+from kraken_nonce_redis._redis.commands import DEFAULT_NAMESPACE
 from kraken_nonce_redis.accounts import SINGLE
-from kraken_nonce_redis.cli.findings import STEPS, Report, failed
 from kraken_nonce_redis.cli.options import (
     accounts_of,
     connect,
@@ -23,15 +24,14 @@ from kraken_nonce_redis.cli.options import (
 )
 from kraken_nonce_redis.cli.outcome import Failure
 from kraken_nonce_redis.cli.requirements import require
-from kraken_nonce_redis.commands import DEFAULT_NAMESPACE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from kraken_nonce_redis._check.examine import Examiner
+    from kraken_nonce_redis._check.findings import Finding
+    from kraken_nonce_redis._redis.commands import Scope
     from kraken_nonce_redis.accounts import Reading
-    from kraken_nonce_redis.cli.examine import Examiner
-    from kraken_nonce_redis.cli.findings import Finding
-    from kraken_nonce_redis.commands import Scope
 
 URL_VARIABLE: Final = "KRAKEN_API_URL"
 _WIDTH: Final = max(map(len, STEPS)) + 2
@@ -108,7 +108,7 @@ def check(
     Needs the extra "krakenex". Exit code 1 when an account fails.
     """
     require("krakenex")
-    from kraken_nonce_redis.cli.examine import Examiner  # noqa: PLC0415 - krakenex may be missing
+    from kraken_nonce_redis._check.examine import Examiner  # noqa: PLC0415 - krakenex may be missing
 
     reading = accounts_of(accounts_file, names)
 

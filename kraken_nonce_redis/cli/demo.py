@@ -17,16 +17,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from kraken_nonce_redis import commands
-from kraken_nonce_redis.cli import children, embedded
+from kraken_nonce_redis import _children as children
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._threads.connections import ClusterAddress
+from kraken_nonce_redis._threads.store import store_for
+from kraken_nonce_redis.cli import embedded
 from kraken_nonce_redis.cli.demo_figures import Figures, figures
 from kraken_nonce_redis.cli.options import connect, examples
 from kraken_nonce_redis.cli.outcome import Failure
 from kraken_nonce_redis.cli.requirements import require
-from kraken_nonce_redis.commands import Keyspace
-from kraken_nonce_redis.connections import ClusterAddress
 from kraken_nonce_redis.errors import from_redis
-from kraken_nonce_redis.store import store_for
 from kraken_nonce_redis.testing import KrakenSimulator
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs
 import krakenex
 
 import kraken_nonce_redis.krakenex
-from kraken_nonce_redis.cli.children import say
+from kraken_nonce_redis._children import say
 
 TIMEOUT: Final = 10.0
 INVALID_NONCE: Final = "EAPI:Invalid nonce"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 import redis
 
+from kraken_nonce_redis._threads.connections import ClusterAddress
 from kraken_nonce_redis.cli.options import (
     Answer,
     connect,
@@ -18,14 +19,13 @@ from kraken_nonce_redis.cli.options import (
     redis_option,
 )
 from kraken_nonce_redis.cli.outcome import ExitCode
-from kraken_nonce_redis.connections import ClusterAddress
 from kraken_nonce_redis.doctor import LEVELS, diagnose, examine
 from kraken_nonce_redis.errors import from_redis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from kraken_nonce_redis.connections import Source
+    from kraken_nonce_redis._threads.connections import Source
     from kraken_nonce_redis.doctor import Finding
 
 _COLOURS: Final = {"ok": "green", "note": "blue", "warning": "yellow", "problem": "red"}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import redis
 
-from kraken_nonce_redis.cli import children
+from kraken_nonce_redis import _children as children
 from kraken_nonce_redis.cli.outcome import Failure
 
 if TYPE_CHECKING:

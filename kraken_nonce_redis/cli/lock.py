@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kraken_nonce_redis import commands
+from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.cli.options import Answer, examples, json_option, lead, note, printable, span, target_options
 from kraken_nonce_redis.cli.outcome import Failure
 
 if TYPE_CHECKING:
+    from kraken_nonce_redis._redis.commands import State
     from kraken_nonce_redis.cli.options import Target
-    from kraken_nonce_redis.commands import State
 
 
 @click.command(

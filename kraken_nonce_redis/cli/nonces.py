@@ -6,7 +6,8 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from kraken_nonce_redis import commands, migration
+from kraken_nonce_redis import migration
+from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.cli.options import (
     Answer,
     durable_option,

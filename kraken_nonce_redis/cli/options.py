@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 import click
 
+from kraken_nonce_redis._arguments import LONGEST_LEAD
+from kraken_nonce_redis._core.lock import DEFAULT_MAX_LEAD
+from kraken_nonce_redis._redis.commands import DEFAULT_NAMESPACE, Keyspace
+from kraken_nonce_redis._threads.allocator import NonceAllocator
+from kraken_nonce_redis._threads.connections import client_from_url
+from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.accounts import Reading, read_environment, read_file
-from kraken_nonce_redis.allocator import NonceAllocator
-from kraken_nonce_redis.arguments import LONGEST_LEAD
 from kraken_nonce_redis.cli.outcome import Misuse
 from kraken_nonce_redis.clients import URL_VARIABLES
-from kraken_nonce_redis.commands import DEFAULT_NAMESPACE, Keyspace
-from kraken_nonce_redis.connections import client_from_url
-from kraken_nonce_redis.core import DEFAULT_MAX_LEAD
-from kraken_nonce_redis.store import store_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from kraken_nonce_redis.commands import Command, Scope
-    from kraken_nonce_redis.connections import Source
+    from kraken_nonce_redis._redis.commands import Command, Scope
+    from kraken_nonce_redis._threads.connections import Source
 
 P = ParamSpec("P")
 T = TypeVar("T")

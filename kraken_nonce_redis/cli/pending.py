@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kraken_nonce_redis import commands
+from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.cli.options import (
     Answer,
     examples,
@@ -19,8 +19,8 @@ from kraken_nonce_redis.cli.options import (
 from kraken_nonce_redis.cli.outcome import ExitCode, Failure, Misuse
 
 if TYPE_CHECKING:
+    from kraken_nonce_redis._redis.commands import Pending
     from kraken_nonce_redis.cli.options import Target
-    from kraken_nonce_redis.commands import Pending
 
 
 @click.command(

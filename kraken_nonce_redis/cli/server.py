@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from kraken_nonce_redis.cli import children, embedded
+from kraken_nonce_redis import _children as children
+from kraken_nonce_redis.cli import embedded
 from kraken_nonce_redis.cli.options import examples, note
 from kraken_nonce_redis.cli.outcome import Failure
 from kraken_nonce_redis.cli.requirements import require

@@ -7,7 +7,8 @@ from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
-from kraken_nonce_redis.arguments import LONGEST_LEAD
+from kraken_nonce_redis._arguments import LONGEST_LEAD
+from kraken_nonce_redis._core.waiting import CALL
 from kraken_nonce_redis.doctor.answers import (
     NO_SUCH_COMMAND,
     NOT_THESE_CHANNELS,
@@ -15,7 +16,6 @@ from kraken_nonce_redis.doctor.answers import (
     Finding,
     Refused,
 )
-from kraken_nonce_redis.waiting import CALL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,17 +13,18 @@ import redis
 from redis.exceptions import RedisError, ResponseError
 from redis.sentinel import SentinelConnectionPool
 
-from kraken_nonce_redis import clock, commands
-from kraken_nonce_redis.commands import Keyspace, text
+from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis.commands import Keyspace, text
+from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.doctor.answers import Keys, Refused, Seen, Tick, User
 from kraken_nonce_redis.doctor.trial import TAG, Trial, trouble
 from kraken_nonce_redis.errors import ForeignValue, InvalidArgument, StoreError, from_redis
-from kraken_nonce_redis.store import store_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from kraken_nonce_redis.store import Store
+    from kraken_nonce_redis._threads.store import Store
 
 T = TypeVar("T")
 

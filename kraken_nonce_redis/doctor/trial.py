@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import redis
 from redis.exceptions import MovedError, NoPermissionError, NoScriptError, RedisError, ResponseError
 
-from kraken_nonce_redis import clock, commands
-from kraken_nonce_redis.commands import Granted, Keyspace, Waiting, text
+from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis.commands import Granted, Keyspace, Waiting, text
 from kraken_nonce_redis.doctor.answers import NO_RIGHT, NO_SUCH_COMMAND, NOT_THESE_CHANNELS, NOT_THESE_KEYS, Refused
 from kraken_nonce_redis.errors import StoreError
 from kraken_nonce_redis.pace import Pace
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
     from redis.client import PubSub
 
-    from kraken_nonce_redis.commands import Command
-    from kraken_nonce_redis.store import Store
+    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._threads.store import Store
 
 TAG: Final = "doctor-"
 """What the tag of the trial's keys begins with."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kraken_nonce_redis import clock
-from kraken_nonce_redis.core import AllocatorCore, LeaseCore, LockCore
+from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis._core.lock import AllocatorCore, LeaseCore, LockCore
 from kraken_nonce_redis.errors import HoldTimeout, LeaseLost, NonceTooFarAhead, StoreError
 from tests.simulation.records import LONGEST_COOL_DOWN, Acquisition
 
 if TYPE_CHECKING:
     from random import Random
 
-    from kraken_nonce_redis.waiting import Acquired
+    from kraken_nonce_redis._core.waiting import Acquired
     from tests.simulation.process import Process
     from tests.simulation.records import History
 

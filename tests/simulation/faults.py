@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kraken_nonce_redis import commands
+from kraken_nonce_redis._redis import commands
 from tests.simulation.callers import Interrupted
 from tests.simulation.records import LONGEST_COOL_DOWN, LONGEST_PACE, RECOVERY
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from kraken_nonce_redis import commands
+from kraken_nonce_redis._core.waiting import BEAT, CALL
+from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.errors import LeaseLost, NonceTooFarAhead
-from kraken_nonce_redis.waiting import BEAT, CALL
 from tests.simulation.records import (
     DEAD_WAITER,
     LONGEST_PACE,
@@ -23,8 +23,8 @@ from tests.simulation.records import (
 )
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis.commands import Command
-    from kraken_nonce_redis.core import LeaseCore
+    from kraken_nonce_redis._core.lock import LeaseCore
+    from kraken_nonce_redis._redis.commands import Command
     from tests.simulation.process import Process
     from tests.simulation.scheduler import Scheduler
     from tests.simulation.server import Server

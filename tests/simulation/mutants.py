@@ -6,7 +6,9 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kraken_nonce_redis import commands, core, scripts, waiting
+from kraken_nonce_redis._core import lock as core
+from kraken_nonce_redis._core import waiting
+from kraken_nonce_redis._redis import commands, scripts
 from tests.simulation.server import Lua
 
 if TYPE_CHECKING:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import redis.exceptions
 
-from kraken_nonce_redis.store import SOCKET_TIMEOUT
+from kraken_nonce_redis._threads.store import SOCKET_TIMEOUT
 from tests.simulation.scheduler import Moment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from random import Random
 
-    from kraken_nonce_redis.commands import Command
+    from kraken_nonce_redis._redis.commands import Command
     from tests.simulation.history import History
     from tests.simulation.process import Process
     from tests.simulation.scheduler import Scheduler

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis.exceptions
 
+from kraken_nonce_redis._core.agenda import Agenda
+from kraken_nonce_redis._core.waiting import Local, Pause, Run, doing
 from kraken_nonce_redis.errors import StoreUnavailable, from_redis, keeps_connection
-from kraken_nonce_redis.schedule import Agenda
-from kraken_nonce_redis.waiting import Local, Pause, Run, doing
 from tests.simulation.scheduler import Moment, Task, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from random import Random
 
-    from kraken_nonce_redis.commands import Command
-    from kraken_nonce_redis.waiting import Flow, Step, Waiter
+    from kraken_nonce_redis._core.waiting import Flow, Step, Waiter
+    from kraken_nonce_redis._redis.commands import Command
     from tests.simulation.history import History
     from tests.simulation.network import Network, Subscription
     from tests.simulation.scheduler import Scheduler

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kraken_nonce_redis.store import SOCKET_TIMEOUT
+from kraken_nonce_redis._threads.store import SOCKET_TIMEOUT
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis.core import LeaseCore
+    from kraken_nonce_redis._core.lock import LeaseCore
     from tests.simulation.process import Process
 
 MARGIN = 10**9

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from lupa import lua51
 
-from kraken_nonce_redis import scripts
+from kraken_nonce_redis._redis import scripts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

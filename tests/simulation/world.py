@@ -5,9 +5,12 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, TypeVar
 
-from kraken_nonce_redis import Pace, clock, commands, core
-from kraken_nonce_redis.commands import Keyspace
-from kraken_nonce_redis.core import LockCore
+from kraken_nonce_redis import Pace
+from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis._core import lock as core
+from kraken_nonce_redis._core.lock import LockCore
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis.commands import Keyspace
 from tests.simulation import faults
 from tests.simulation.callers import Caller, Lease
 from tests.simulation.history import History
@@ -17,7 +20,7 @@ from tests.simulation.scheduler import Scheduler
 from tests.simulation.server import Lua, Server, library
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis.commands import Command
+    from kraken_nonce_redis._redis.commands import Command
     from tests.simulation.scheduler import Task
     from tests.simulation.server import Snapshot
 

@@ -15,8 +15,9 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
-from kraken_nonce_redis import clock, commands
-from kraken_nonce_redis.commands import COOLING, Attendance, Busy, Command, Granted, Keyspace, Waiting
+from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis.commands import COOLING, Attendance, Busy, Command, Granted, Keyspace, Waiting
 from kraken_nonce_redis.errors import (
     CoolDown,
     HoldTimeout,
@@ -28,9 +29,9 @@ from kraken_nonce_redis.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kraken_nonce_redis.commands import Answer, Priority, Release
+    from kraken_nonce_redis._core.agenda import Agenda, Chore
+    from kraken_nonce_redis._redis.commands import Answer, Priority, Release
     from kraken_nonce_redis.durability import Durability
-    from kraken_nonce_redis.schedule import Agenda, Chore
 
 T = TypeVar("T")
 

@@ -9,25 +9,25 @@ from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-from kraken_nonce_redis import commands
-from kraken_nonce_redis.arguments import LONGEST_LEAD
-from kraken_nonce_redis.cli.findings import ADVICE, Finding, Report, failed
+from kraken_nonce_redis._arguments import LONGEST_LEAD
+from kraken_nonce_redis._check.findings import ADVICE, Finding, Report, failed
+from kraken_nonce_redis._check.troubles import EXPECTED, Trouble, not_kraken, result_of, trouble_of
+from kraken_nonce_redis._core.lock import DEFAULT_MAX_LEAD
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.cli.options import lead, printable, span
-from kraken_nonce_redis.cli.troubles import EXPECTED, Trouble, not_kraken, result_of, trouble_of
-from kraken_nonce_redis.commands import Keyspace
-from kraken_nonce_redis.core import DEFAULT_MAX_LEAD
 from kraken_nonce_redis.errors import StoreError
 from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.retries import Retries
-from kraken_nonce_redis.store import store_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kraken_nonce_redis._check.findings import Step
+    from kraken_nonce_redis._redis.commands import Scope, State
+    from kraken_nonce_redis._threads.connections import Source
     from kraken_nonce_redis.accounts import Account
-    from kraken_nonce_redis.cli.findings import Step
-    from kraken_nonce_redis.commands import Scope, State
-    from kraken_nonce_redis.connections import Source
 
 T = TypeVar("T")
 

@@ -6,8 +6,11 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from kraken_nonce_redis import arguments, clock, commands
-from kraken_nonce_redis.commands import Keyspace
+from kraken_nonce_redis import _arguments as arguments
+from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis._core.waiting import Acquired, Run, acquiring, running
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis.commands import Keyspace
 from kraken_nonce_redis.durability import Durability, of_every_nonce
 from kraken_nonce_redis.errors import (
     CallLockError,
@@ -18,13 +21,12 @@ from kraken_nonce_redis.errors import (
     StoreError,
 )
 from kraken_nonce_redis.pace import Pace
-from kraken_nonce_redis.waiting import Acquired, Run, acquiring, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kraken_nonce_redis.commands import Command, Priority, Release, Scope, State
-    from kraken_nonce_redis.waiting import Flow, Local
+    from kraken_nonce_redis._core.waiting import Flow, Local
+    from kraken_nonce_redis._redis.commands import Command, Priority, Release, Scope, State
 
 L = TypeVar("L", bound="LeaseCore")
 

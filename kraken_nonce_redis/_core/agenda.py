@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kraken_nonce_redis.commands import Command
+    from kraken_nonce_redis._redis.commands import Command
     from kraken_nonce_redis.errors import KrakenNonceError
 
 

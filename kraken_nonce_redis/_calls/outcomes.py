@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from kraken_nonce_redis import arguments
+from kraken_nonce_redis import _arguments as arguments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""What the flows of `kraken_nonce_redis.calls` ask a client's shell to do, beside those of `waiting`."""
+"""What the flows of `kraken_nonce_redis._calls.calls` ask a client's shell to do, beside those of `waiting`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from kraken_nonce_redis import outcomes
-from kraken_nonce_redis.waiting import Step
+from kraken_nonce_redis._calls import outcomes
+from kraken_nonce_redis._core.waiting import Step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kraken_nonce_redis.core import LeaseCore
-    from kraken_nonce_redis.outcomes import Verdict
+    from kraken_nonce_redis._calls.outcomes import Verdict
+    from kraken_nonce_redis._core.lock import LeaseCore
 
 T = TypeVar("T")
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, Literal, Self, TypeAlias, TypeVar
 from urllib.parse import quote, unquote
 
-from kraken_nonce_redis import arguments, scripts
+from kraken_nonce_redis import _arguments as arguments
+from kraken_nonce_redis._redis import scripts
 from kraken_nonce_redis.errors import ForeignValue, InvalidArgument, NonceTooFarAhead
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """How a client's private call is made, made again, and looked into when nobody knows what became of it; no I/O.
 
-Beside the steps of `kraken_nonce_redis.waiting` the flows here yield `Send` and `Sleep`. In short::
+Beside the steps of `kraken_nonce_redis._core.waiting` the flows here yield `Send` and `Sleep`. In short::
 
     hold the lock, with the intent noted in the same script
         settle what earlier holders left behind
@@ -19,8 +19,15 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from kraken_nonce_redis import arguments, clock, commands, outcomes
-from kraken_nonce_redis.core import logger
+from kraken_nonce_redis import _arguments as arguments
+from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis._calls import outcomes
+from kraken_nonce_redis._calls.outcomes import CoolDowns, Outcome, Remedy
+from kraken_nonce_redis._calls.settling import Settlement, settling
+from kraken_nonce_redis._core.lock import logger
+from kraken_nonce_redis._core.steps import Heard, Send, Sleep
+from kraken_nonce_redis._core.waiting import Run, running
+from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.errors import (
     CallUnsettled,
     HoldTimeout,
@@ -32,20 +39,16 @@ from kraken_nonce_redis.errors import (
     StoreError,
 )
 from kraken_nonce_redis.events import NonceRaised, OrderSettled
-from kraken_nonce_redis.outcomes import CoolDowns, Outcome, Remedy
 from kraken_nonce_redis.pace import priority_of
 from kraken_nonce_redis.retries import Retries
-from kraken_nonce_redis.settling import Settlement, settling
-from kraken_nonce_redis.steps import Heard, Send, Sleep
-from kraken_nonce_redis.waiting import Run, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from kraken_nonce_redis.core import LeaseCore, LockCore
+    from kraken_nonce_redis._core.lock import LeaseCore, LockCore
+    from kraken_nonce_redis._core.steps import CallFlow
     from kraken_nonce_redis.events import Event, Hook
     from kraken_nonce_redis.pace import Pace
-    from kraken_nonce_redis.steps import CallFlow
 
 OnUnknown: TypeAlias = Literal["settle", "raise", "replay"]
 LONGEST_CALL: Final = arguments.LONGEST_TTL - 1

@@ -15,16 +15,16 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from kraken_nonce_redis import urls
-from kraken_nonce_redis.cluster import Exchange, Nodes, told
-from kraken_nonce_redis.commands import pack
+from kraken_nonce_redis._redis.cluster import Exchange, Nodes, told
+from kraken_nonce_redis._redis.commands import pack
 from kraken_nonce_redis.errors import InvalidArgument, keeps_connection
 
 if TYPE_CHECKING:
     from redis.client import PubSub
     from redis.connection import AbstractConnection
 
-    from kraken_nonce_redis.cluster import Address, Words
-    from kraken_nonce_redis.commands import Command
+    from kraken_nonce_redis._redis.cluster import Address, Words
+    from kraken_nonce_redis._redis.commands import Command
     from kraken_nonce_redis.urls import Place
 
 

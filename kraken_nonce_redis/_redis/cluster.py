@@ -16,13 +16,13 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError,
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from kraken_nonce_redis import clock
-from kraken_nonce_redis.commands import text
+from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis._redis.commands import text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from kraken_nonce_redis.commands import Command
+    from kraken_nonce_redis._redis.commands import Command
 
 Address: TypeAlias = tuple[str, int]
 Words: TypeAlias = tuple[str | int, ...]

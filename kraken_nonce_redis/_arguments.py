@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from kraken_nonce_redis.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis.commands import Priority
+    from kraken_nonce_redis._redis.commands import Priority
 
 T = TypeVar("T")
 

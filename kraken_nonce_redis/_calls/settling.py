@@ -12,12 +12,12 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from kraken_nonce_redis.outcomes import Outcome, Remedy, Verdict
+from kraken_nonce_redis._calls.outcomes import Outcome, Remedy, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from kraken_nonce_redis.steps import CallFlow, Heard
+    from kraken_nonce_redis._core.steps import CallFlow, Heard
 
 _REFUSED: Final = Verdict(Outcome.NOT_CARRIED_OUT, Remedy.NONE)
 

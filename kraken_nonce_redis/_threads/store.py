@@ -12,21 +12,21 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 from redis.retry import Retry
 
-from kraken_nonce_redis import clock
-from kraken_nonce_redis.connections import checked, connections
+from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis._core.agenda import Agenda
+from kraken_nonce_redis._core.waiting import Listen, Local, Pause, Run, doing
+from kraken_nonce_redis._threads.connections import checked, connections
 from kraken_nonce_redis.errors import UNREACHABLE, StoreUnavailable, from_redis
-from kraken_nonce_redis.schedule import Agenda
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
-from kraken_nonce_redis.waiting import Listen, Local, Pause, Run, doing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from redis.client import PubSub
 
-    from kraken_nonce_redis.commands import Command
-    from kraken_nonce_redis.connections import Connections, Source
-    from kraken_nonce_redis.waiting import Step, Waiter
+    from kraken_nonce_redis._core.waiting import Step, Waiter
+    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._threads.connections import Connections, Source
 
 T = TypeVar("T")
 _IDLE = 30.0
@@ -243,7 +243,7 @@ def _reset_in_child() -> None:
     _by_client_lock = threading.Lock()
     for store in _stores:
         for lease in store.local.held.values():
-            lease._end()  # noqa: SLF001 - its nonces are the parent's
+            lease._end()
         store.reset(store.local.floors)
 
 

@@ -1,0 +1,1 @@
+"""What ``kraken-nonce check`` looks at, and what it makes of it."""

@@ -1,0 +1,1 @@
+"""Nonces, lock, lease and waiting as flows of steps; no I/O."""
