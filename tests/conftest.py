@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
 
-from tests.faces import FACES, Face
-from tests.proxy import SCRIPTS, Proxy
-from tests.servers import (
+from tests.support.faces import FACES, Face
+from tests.support.proxy import SCRIPTS, Proxy
+from tests.support.servers import (
     FAKETIME_MISSING,
     KINDS,
     REAL_KINDS,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import redis
 
-    from tests.topologies import ClusterTopology, SentinelTopology, TlsTopology, Topology
+    from tests.support.topologies import ClusterTopology, SentinelTopology, TlsTopology, Topology
 
 S = TypeVar("S", bound=AnyServer)
 
@@ -102,7 +102,7 @@ def shared_topology() -> Iterator[Callable[[str], Any]]:
     with ExitStack() as stack:
 
         def give(name: str) -> Topology:
-            from tests import topologies  # noqa: PLC0415 - most tests do without
+            from tests.support import topologies  # noqa: PLC0415 - most tests do without
 
             kind, make = topologies.KINDS[name]
             require(kind.unavailable)

@@ -1,0 +1,1 @@
+"""Tests of what is shipped: docs, packages, types; and of what the tests rely on."""

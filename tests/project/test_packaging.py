@@ -1,0 +1,135 @@
+"""What users install: the wheel and the source distribution, built and used as they do it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.support.servers import Server
+
+pytestmark = pytest.mark.once
+
+ROOT = Path(__file__).parents[2]
+
+USE = """
+import sys
+from pathlib import Path
+import kraken_nonce_redis
+from kraken_nonce_redis import NonceAllocator
+
+assert Path(kraken_nonce_redis.__file__).is_relative_to(sys.prefix)
+allocator = NonceAllocator.from_url(sys.argv[1], "some-key")
+for _ in range(100):
+    print(allocator.next())
+"""
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Run a command that can't see the checkout; fail with what it said."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder outside the checkout."""
+    return tmp_path_factory.mktemp("packaging")
+
+
+@pytest.fixture(scope="module")
+def built(folder: Path) -> Path:
+    """Build the source distribution, and from it the wheel."""
+    run(sys.executable, "-m", "build", "--outdir", folder / "dist", ROOT, cwd=folder)
+    return folder / "dist"
+
+
+@pytest.fixture(scope="module")
+def sdist(built: Path) -> Path:
+    """Find the source distribution."""
+    (found,) = built.glob("*.tar.gz")
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    """Find the wheel that was built from the source distribution."""
+    (found,) = built.glob("*.whl")
+    return found
+
+
+def content(wheel: Path) -> dict[str, bytes]:
+    """Read the files of the package from a wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist() if name.startswith("kraken_nonce_redis/")}
+
+
+def scripts(folder: Path) -> dict[str, bytes]:
+    """Read the Lua files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.lua")}
+
+
+def test_wheel_has_every_script(wheel: Path) -> None:
+    """An installed library has its Lua with it, each file as it is in the checkout."""
+    expected = {f"kraken_nonce_redis/lua/{name}": text for name, text in scripts(ROOT / "lua").items()}
+    assert expected
+    assert {name: text for name, text in content(wheel).items() if name.endswith(".lua")} == expected
+
+
+def test_wheel_has_the_package_alone(wheel: Path) -> None:
+    """An installation adds one top-level package, typed, with no tests in it."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"kraken_nonce_redis"}
+    assert "kraken_nonce_redis/py.typed" in names
+
+
+def test_sdist_has_the_scripts_and_the_tests(sdist: Path) -> None:
+    """Who packages this from source finds the Lua, the tests and the licence."""
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {f"lua/{name}" for name in scripts(ROOT / "lua")} <= names
+    assert {"LICENSE", "README.md", "pyproject.toml", "tests/conftest.py"} <= names
+
+
+def test_wheels_from_checkout_and_from_sdist_are_the_same(wheel: Path, folder: Path) -> None:
+    """It makes no difference whether a wheel is built from the repository or from the sdist."""
+    outdir = folder / "from-checkout"
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", outdir, ROOT, cwd=folder)
+    (direct,) = outdir.glob("*.whl")
+    assert content(direct) == content(wheel)
+
+
+def test_only_redis_is_required(wheel: Path) -> None:
+    """Installing the library pulls in redis-py and nothing else."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = Parser().parsestr(archive.read(name).decode())
+    required = metadata.get_all("Requires-Dist", [])
+    core = [requirement for requirement in required if "extra ==" not in requirement]
+    assert [requirement.split(">=")[0] for requirement in core] == ["redis"]
+
+
+def test_installed_wheel_hands_out_nonces(wheel: Path, folder: Path, valkey: Server) -> None:
+    """In a fresh environment with nothing but the wheel, a script gets rising nonces."""
+    environment = folder / "venv"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", wheel, cwd=folder)
+    said = run(python, "-W", "error", "-c", USE, valkey.url, cwd=folder)
+    nonces = [int(line) for line in said.split()]
+    assert len(nonces) == 100
+    assert all(len(str(nonce)) == 19 for nonce in nonces)
+    assert all(earlier < later for earlier, later in itertools.pairwise(nonces))

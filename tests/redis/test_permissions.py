@@ -1,0 +1,147 @@
+"""The rights that the docs list: enough for everything, and not one too many."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kraken_nonce_redis import Pace, StorePermissionDenied
+from kraken_nonce_redis._redis import commands, scripts
+from kraken_nonce_redis._threads.store import store_for
+from kraken_nonce_redis.permissions import CLUSTER_COMMANDS, COMMANDS, rights
+from tests.support.helpers import KEYS, fails
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import redis
+
+    from tests.support.faces import Face
+    from tests.support.servers import Server
+    from tests.support.topologies import ClusterTopology
+
+USER = "bot"
+PASSWORD = "s3cret-w0rd"
+DOCS = Path(__file__).parents[2] / "docs" / "redis.md"
+
+
+def give(server: Server, words: Iterable[str]) -> None:
+    """Make the user anew with these rights, on a server that has forgotten everything."""
+    with server.admin() as admin:
+        admin.execute_command("ACL", "SETUSER", USER, "reset", "on", f">{PASSWORD}", *words)
+        admin.flushall()
+        admin.script_flush()
+
+
+def do_everything(first: Any, second: Any) -> None:
+    """Run every script, in every way that makes a difference to what it calls, as two processes; and listen."""
+    one, two = store_for(first), store_for(second)
+    member, waiter, quitter = "1111:1", "2222:1", "2222:2"
+    pace = Pace(min_interval=0.001, tier="pro").settings(1, startup_protection=True)
+
+    def ask(who: str, ticket: int | None = 0) -> commands.Answer:
+        run = one.run if who == member else two.run
+        return run(commands.acquire(KEYS, who, 30, ticket=ticket, priority="normal", pace=pace))
+
+    one.run(commands.reserve(KEYS, 1))
+    one.run(commands.advance(KEYS, time.time_ns(), 10**9))
+    assert isinstance(ask(member), commands.Granted)
+    for who in (waiter, quitter):
+        answer = ask(who)
+        assert isinstance(answer, commands.Waiting)
+        assert isinstance(ask(who, answer.ticket), commands.Waiting)
+    two.run(commands.wait(KEYS, "2222", waiter))
+    two._calls.open()
+    one.run(commands.cool_down(KEYS, 60, "test"))
+    one.run(commands.cool_down(KEYS, 0, ""))
+    one.run(commands.reset_startup(KEYS))
+    nonces = one.run(commands.extend(KEYS, member, 5, commands.intent("key", "AddOrder", ["id"])))
+    assert nonces is not None
+    two.run(commands.release(KEYS, quitter))
+    assert one.run(commands.inspect(KEYS)).waiting == 1
+    assert one.run(commands.release(KEYS, member, nonces[0], nonces[0], known=False)) == "released"
+    assert len(one.run(commands.pending(KEYS))) == 1
+    for outcome in ("reported", "known"):
+        assert one.run(commands.settle(KEYS, nonces[0], outcome))
+    time.sleep(0.01)
+    assert isinstance(ask(waiter, 1), commands.Granted)
+    assert two.run(commands.unlock(KEYS, waiter))
+    assert two.run(commands.release(KEYS, waiter)) == "lost"
+
+
+def user_clients(server: Server, **options: Any) -> list[redis.Redis]:
+    """Connect as two processes of the user."""
+    return [server.client(username=USER, password=PASSWORD, **options) for _ in range(2)]
+
+
+def test_the_listed_rights_are_enough(real_server: Server) -> None:
+    """A user with the listed rights and no others can do everything."""
+    give(real_server, rights())
+    do_everything(*user_clients(real_server))
+
+
+@pytest.mark.parametrize("missing", [right for right in rights() if right != "resetchannels"])
+def test_each_of_the_listed_rights_is_needed(real_server: Server, missing: str) -> None:
+    """With one right fewer, something is refused, and the error says that it is for want of rights."""
+    give(real_server, [right for right in rights() if right != missing])
+    with fails(StorePermissionDenied):
+        do_everything(*user_clients(real_server))
+
+
+def test_a_namespace_of_its_own(real_server: Server) -> None:
+    """Users may be kept to their namespaces."""
+    give(real_server, rights("another"))
+    with fails(StorePermissionDenied):
+        do_everything(*user_clients(real_server))
+
+
+def test_in_a_cluster(face: Face, cluster: ClusterTopology) -> None:
+    """A cluster's user needs two rights more, one of them only while slots move."""
+    nodes = cluster.servers
+    login = f"redis+cluster://{USER}:{PASSWORD}@"
+    try:
+        for missing in ("", *CLUSTER_COMMANDS):
+            for node in nodes:
+                with node.admin() as admin:
+                    words = [right for right in rights(cluster=True) if right != missing]
+                    admin.execute_command("ACL", "SETUSER", USER, "reset", "on", f">{PASSWORD}", *words)
+            # With an option that changes nothing, so that each is a process of its own.
+            url = f"{cluster.url.replace('redis+cluster://', login)}?socket_timeout={2 + len(missing)}"
+            nonces = face.allocator_from_url(url)
+            if not missing:
+                before = nonces.next()
+            source, target = cluster.begin_migration(KEYS.state)
+            try:
+                cluster.move_keys(KEYS.state, source, target)
+                if missing:
+                    with fails(StorePermissionDenied):
+                        nonces.next()
+                else:
+                    assert nonces.next() > before
+            finally:
+                cluster.end_migration(KEYS.state, target)
+    finally:
+        for node in nodes:
+            with node.admin() as admin:
+                admin.acl_deluser(USER)
+
+
+@pytest.mark.once
+def test_the_scripts_need_no_others() -> None:
+    """A command that a script calls is listed, and none is that no script calls."""
+    sources = (scripts.load(name).source for name in scripts.names())
+    called = {f"+{command.lower()}" for source in sources for command in re.findall(r"redis\.call\('(\w+)'", source)}
+    assert called | {"+eval", "+evalsha", "+subscribe"} == set(COMMANDS)
+
+
+@pytest.mark.once
+def test_the_docs_list_them() -> None:
+    """What is in the docs is what the package says."""
+    text = DOCS.read_text()
+    assert " ".join(COMMANDS) in " ".join(text.split())
+    for right in (*rights(), *CLUSTER_COMMANDS):
+        assert right in text

@@ -1,0 +1,478 @@
+"""Waiting for the lock: in order, without polling, and with nothing left behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import ExitStack
+from itertools import pairwise
+from statistics import median
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kraken_nonce_redis import HoldTimeout
+from kraken_nonce_redis._core.agenda import Agenda
+from kraken_nonce_redis._core.waiting import Local, Pause, Run, acquiring
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis.commands import Keyspace
+from tests.support.faces import KEY, Interrupted
+from tests.support.helpers import KEYS, ON_VALKEY, OneAtATime, Rival, Stopwatch, View, eventually, fails
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import redis
+
+    from kraken_nonce_redis import CallLock
+    from kraken_nonce_redis._redis.commands import Priority
+    from tests.conftest import MakeProxy
+    from tests.support.faces import Caller, Face
+    from tests.support.proxy import Proxy
+    from tests.support.servers import AnyServer, Server
+
+HAND_OVER = 0.25
+"""Seconds in which the next waiter has the lock, on a busy machine; a sign of life would take up to a second."""
+DEAD_WAITER = 2.0
+
+
+@pytest.fixture
+def view(redis_client: redis.Redis) -> View:
+    """Look into Redis."""
+    return View(redis_client)
+
+
+@pytest.fixture
+def rival(redis_client: redis.Redis) -> Rival:
+    """Make another process."""
+    return Rival(redis_client)
+
+
+class Queue:
+    """Callers that wait for a lock which a rival holds, each in its place before the next one comes."""
+
+    def __init__(self, face: Face, view: View) -> None:
+        self.order: list[object] = []
+        self.callers: list[Caller[float]] = []
+        self._face = face
+        self._view = view
+        self._alone = OneAtATime()
+        self._watch = Stopwatch()
+
+    def add(
+        self, lock: CallLock, name: object = None, *, priority: Priority = "normal", timeout: float | None = None
+    ) -> Caller[float]:
+        """Add a caller; its result is when it got the lock."""
+        before = self._view.waiting
+        name = len(self.callers) if name is None else name
+
+        def wait() -> float:
+            with lock.hold(timeout, priority=priority), self._alone.inside(name):
+                self.order.append(name)
+                return self._watch()
+
+        self.callers.append(self._face.start(wait))
+        self._view.until_waiting(before + 1)
+        return self.callers[-1]
+
+    def now(self) -> float:
+        """Return the time by the callers' clock."""
+        return self._watch()
+
+    def results(self) -> list[float]:
+        """Wait for all of them."""
+        return [caller.result() for caller in self.callers]
+
+
+@pytest.fixture
+def queue(face: Face, view: View) -> Queue:
+    """Let callers queue up."""
+    return Queue(face, view)
+
+
+# Order.
+
+
+def test_first_come_first_served(face: Face, server: AnyServer, queue: Queue, rival: Rival, view: View) -> None:
+    """Over threads, tasks and processes, callers get the lock in the order in which they asked for it."""
+    rival.take()
+    locks = [face.lock(face.client(server)) for _ in range(3)]
+    for number in (0, 0, 1, 2, 1, 0, 2, 2, 1):
+        queue.add(locks[number])
+    rival.release()
+    queue.results()
+    assert queue.order == list(range(9))
+    view.assert_nothing_left()
+
+
+def test_a_newcomer_does_not_overtake(face: Face, server: AnyServer, queue: Queue, rival: Rival) -> None:
+    """Between one holder and the next there is no gap to slip into, whoever asks at that moment."""
+    rival.take()
+    queue.add(face.lock(face.client(server)))
+    rival.release()
+    assert isinstance(rival.ask(2, ticket=None), commands.Busy) or queue.callers[0].done
+    queue.results()
+
+
+@ON_VALKEY
+def test_a_newcomer_does_not_profit_from_an_end(server: AnyServer, rival: Rival, view: View) -> None:
+    """When a lease runs out, whoever asks first notices it, and the first in the queue gets the lock all the same."""
+    first, newcomer = Rival(view.client), Rival(view.client)
+    rival.take(ttl=1)
+    first.queue_up()
+    eventually(lambda: view.state.left == 0, 1.2)
+    assert isinstance(newcomer.ask(ticket=None), commands.Busy)
+    assert view.state.holder == first.member()
+
+
+def test_hand_over_is_prompt(face: Face, server: AnyServer, queue: Queue, rival: Rival) -> None:
+    """The next waiter has the lock a moment after its release, not at its next look."""
+    lock = face.lock(face.client(server))
+    for turn in range(3):
+        rival.take(number=turn)
+        caller = queue.add(lock)
+        time.sleep(0.05 * turn)
+        released = queue.now()
+        rival.release(turn)
+        assert caller.result() - released < HAND_OVER
+
+
+def test_high_priority_goes_first(face: Face, server: AnyServer, queue: Queue, rival: Rival) -> None:
+    """An order with priority="high" overtakes waiting queries, and orders keep their own order."""
+    rival.take()
+    locks = [face.lock(face.client(server)) for _ in range(2)]
+    priorities: list[Priority] = ["normal", "high", "normal", "high", "high"]
+    for number, priority in enumerate(priorities):
+        queue.add(locks[number % 2], priority=priority)
+    rival.release()
+    queue.results()
+    assert queue.order == [1, 3, 4, 0, 2]
+
+
+def test_normal_never_starves(face: Face, server: AnyServer, queue: Queue, rival: Rival) -> None:
+    """However many orders come, a waiting query is overtaken ten times in a row at most."""
+    rival.take()
+    lock = face.lock(face.client(server))
+    queue.add(lock, "first query")
+    queue.add(lock, "second query")
+    for number in range(25):
+        queue.add(lock, number, priority="high")
+    rival.release()
+    queue.results()
+    assert queue.order.index("first query") == 10
+    assert queue.order.index("second query") == 21
+    assert [name for name in queue.order if isinstance(name, int)] == list(range(25))
+
+
+@ON_VALKEY
+def test_fair_within_a_process(face: Face, server: AnyServer, view: View) -> None:
+    """Callers that come back for more share the lock evenly, also those of different processes."""
+    locks = [face.lock(face.client(server)) for _ in range(2)]
+    alone, ready = OneAtATime(), threading.Barrier(4)
+
+    def work(number: int) -> None:
+        ready.wait(10)
+        for _ in range(25):
+            with locks[number % 2].hold(20), alone.inside(number):
+                time.sleep(0.001)
+
+    face.together(work, 4)
+    # While all four are at it, until the first has had all of its turns, none has two turns more than another.
+    first_done = min(len(alone.order) - 1 - alone.order[::-1].index(number) for number in range(4))
+    steady = alone.order[8 : first_done + 1]
+    counts = [steady.count(number) for number in range(4)]
+    assert max(counts) - min(counts) <= 2
+    view.assert_nothing_left()
+
+
+# Leaving the queue.
+
+
+def test_a_timeout_leaves_nothing(face: Face, server: AnyServer, queue: Queue, rival: Rival, view: View) -> None:
+    """A waiter that gives up is out of the queue at once, and those behind it lose no time."""
+    rival.take()
+    lock = face.lock(face.client(server))
+    first = queue.add(lock)
+    impatient = queue.add(lock, timeout=0.2)
+    last = queue.add(face.lock(face.client(server)))
+    with fails(HoldTimeout):
+        impatient.result()
+    assert view.waiting == 2
+    released = queue.now()
+    rival.release()
+    assert max(first.result(), last.result()) - released < HAND_OVER * 2
+    assert queue.order == [0, 2]
+    view.assert_nothing_left()
+
+
+def test_the_last_timeout_leaves_no_queue(
+    face: Face, server: AnyServer, queue: Queue, rival: Rival, view: View
+) -> None:
+    """When the only waiter gives up, Redis holds no queue."""
+    rival.take()
+    with fails(HoldTimeout):
+        queue.add(face.lock(face.client(server)), timeout=0.1).result()
+    assert view.client.keys("*") == [KEYS.state.encode()]
+    rival.release()
+    view.assert_nothing_left()
+
+
+def test_a_release_at_the_timeout(face: Face, server: AnyServer, rival: Rival, view: View) -> None:
+    """When the call comes just as the waiter gives up, it has the lock or leaves it; it never stays taken."""
+    lock = face.lock(face.client(server))
+    for number in range(12):
+        rival.take(number=number)
+        waiter = face.start(lambda: lock.acquire(blocking_timeout=0.06) and (True, lock.release())[0])
+        view.until_waiting(1)
+        time.sleep(0.045 + number * 0.002)
+        rival.release(number)
+        assert waiter.result() in (True, False)
+        eventually(lambda: view.state.holder == "", 1)
+    view.assert_nothing_left()
+
+
+@pytest.fixture
+def tasks_only(face: Face) -> None:
+    """Leave out threads, which can't be cancelled."""
+    if face.name == "threads":
+        pytest.skip("a thread has no cancellation; Ctrl-C is in test_processes")
+
+
+@pytest.mark.usefixtures("tasks_only")
+def test_cancelled_while_it_waits(face: Face, server: AnyServer, queue: Queue, rival: Rival, view: View) -> None:
+    """A cancelled task is out of the queue at once, and its place costs nobody anything."""
+    rival.take()
+    lock = face.lock(face.client(server))
+    cancelled, other = queue.add(lock), queue.add(lock)
+    cancelled.cancel()
+    with pytest.raises(Interrupted):
+        cancelled.result(1)
+    view.until_waiting(1)
+    released = queue.now()
+    rival.release()
+    assert other.result() - released < HAND_OVER
+    view.assert_nothing_left()
+
+
+@pytest.mark.usefixtures("tasks_only")
+@pytest.mark.parametrize("after", range(0, 20, 2), ids=lambda ms: f"{ms} ms")
+def test_cancelled_at_any_point(face: Face, valkey: Server, proxy: MakeProxy, after: int) -> None:
+    """Wherever a task is in getting the lock, cancelling it leaves nothing behind and hands over at once.
+
+    Given a network so slow that each step takes 3 ms, and a lock that becomes free 8 ms after it was asked for,
+    if the task is cancelled that many ms after it asked,
+    then somebody else can have the lock.
+    """
+    way = proxy(valkey)
+    lock = face.lock(face.client_at(way.url))
+    with lock.hold():
+        pass
+    way.delay(0.003)
+    view = View(valkey.client())
+    rival = Rival(view.client)
+    rival.take()
+    caller = face.start(lambda: lock.hold().__enter__())
+    threading.Timer(0.008, rival.release).start()
+    time.sleep(after / 1000)
+    caller.cancel()
+    try:
+        caller.result(3)
+    except Interrupted:
+        eventually(lambda: view.state.holder == "" and view.waiting == 0, 1)
+        assert isinstance(rival.ask(2, ticket=None), commands.Granted)
+    else:
+        assert view.state.leased, "it was cancelled too late"
+
+
+# What waiting costs.
+
+
+def scripts_since(way: Proxy, moment: float) -> list[tuple[str, float]]:
+    """Return the keys and times of the scripts that were run since."""
+    return [
+        (next(word.decode() for word in command.arguments if b"{" in word), command.at)
+        for command in way.log
+        if command.counted and command.at >= moment
+    ]
+
+
+@pytest.mark.parametrize("callers", [1, 30])
+def test_waiting_does_not_poll(face: Face, valkey: Server, proxy: MakeProxy, callers: int) -> None:
+    """However many callers wait, their process says one command a second and key, and has two connections."""
+    way = proxy(valkey)
+    client = face.client_at(way.url, client_name=f"waiting-{face.name}")
+    keys = {api_key: Keyspace.of("kraken-nonce", api_key) for api_key in (KEY, "another key")}
+    admin = valkey.client(decode_responses=True)
+    rivals = [Rival(admin, one) for one in keys.values()]
+    started = []
+    for rival, (api_key, one) in zip(rivals, keys.items(), strict=True):
+        rival.take(ttl=60)
+        lock = face.lock(client, api_key)
+        started += [face.start(lambda lock=lock: (lock.acquire(), lock.release())) for _ in range(callers)]
+        View(admin, one).until_waiting(callers)
+    # Each may still ask once more after the first answer came; after that, half a second can go by without a word.
+    eventually(lambda: time.monotonic() - way.log[-1].at > 0.5, 15)
+    begin = time.monotonic()
+    time.sleep(3)
+    mine = [c for c in admin.client_list() + admin.client_list(_type="pubsub") if c["name"] == f"waiting-{face.name}"]
+    assert len({c["id"] for c in mine}) <= 2
+    run = scripts_since(way, begin)
+    for one in keys.values():
+        times = [at for key, at in run if key == one.state]
+        assert 2 <= len(times) <= 4
+        assert all(after - before > 0.98 for before, after in pairwise(times))
+    assert len(run) == sum(command.at >= begin for command in way.log), "scripts alone were sent"
+    for rival in rivals:
+        rival.release()
+    for caller in started:
+        caller.result()
+
+
+@pytest.mark.parametrize("callers", [2, 10])
+def test_a_turn_is_three_commands(face: Face, valkey: Server, proxy: MakeProxy, callers: int) -> None:
+    """Under contention a caller asks, takes the lock when it is called, and gives it back; no more than that."""
+    way = proxy(valkey)
+    lock = face.lock(face.client_at(way.url))
+    rival, view = Rival(valkey.client()), View(valkey.client())
+
+    def turn() -> None:
+        with lock.hold():
+            pass
+
+    for _ in range(2):
+        rival.take()
+        before = way.commands
+        started = [face.start(turn) for _ in range(callers)]
+        view.until_waiting(callers)
+        rival.release()
+        for caller in started:
+            caller.result()
+        rival = Rival(valkey.client())
+    # The second time everything is warm; a sign of life may fall into it.
+    assert way.commands - before <= 3 * callers + 1
+
+
+def test_a_thousand_callers(face: Face, valkey: Server) -> None:
+    """1,000 threads or tasks of one process wait over two connections, without a storm, and all get their turn."""
+    name = f"thousand-{face.name}"
+    lock = face.lock(face.client(valkey, client_name=name))
+    admin = valkey.client(decode_responses=True)
+    rival, view, alone = Rival(admin), View(admin), OneAtATime()
+    rival.take(ttl=60)
+
+    def turn() -> None:
+        with lock.hold(60), alone.inside(None):
+            pass
+
+    callers = [face.start(turn) for _ in range(1000)]
+    eventually(lambda: view.waiting == 1000, 30)
+    connections = {c["id"] for c in admin.client_list() if c["name"] == name}
+    assert len(connections) <= 2
+    rival.release()
+    for caller in callers:
+        caller.result(60)
+    assert len(alone.order) == 1000
+    view.assert_nothing_left()
+
+
+# Those who do not answer.
+
+
+@ON_VALKEY
+@pytest.mark.parametrize("places", [1, 5])
+def test_a_dead_waiter_costs_two_seconds(
+    face: Face, server: AnyServer, queue: Queue, rival: Rival, places: int
+) -> None:
+    """A process that dies while its callers wait costs the others 2 s at most, however many callers it had."""
+    dead = Rival(queue._view.client)
+    rival.take()
+    for number in range(places):
+        dead.queue_up(number)
+    queue.add(face.lock(face.client(server)))
+    released = queue.now()
+    rival.release()
+    assert queue.results()[0] - released < DEAD_WAITER
+    queue._view.assert_nothing_left()
+
+
+@ON_VALKEY
+def test_a_stopped_waiter_comes_back_to_its_place(face: Face, server: AnyServer, rival: Rival, view: View) -> None:
+    """A process that let its call pass and then goes on is first again, before those who came after it."""
+    stopped, third = Rival(view.client), Rival(view.client)
+    rival.take()
+    ticket = stopped.queue_up()
+    lock = face.lock(face.client(server))
+    second = face.start(lambda: lock.acquire() and lock.extend(1.5, replace_ttl=True))
+    view.until_waiting(2)
+    rival.release()
+    assert second.result(DEAD_WAITER)
+    third.queue_up()
+    assert stopped.live().joined == "-", "it hears that its place is gone"
+    assert isinstance(stopped.ask(ticket=ticket), commands.Waiting)
+    view.unlock()
+    assert view.state.holder == stopped.member()
+
+
+@ON_VALKEY
+def test_a_queue_of_the_dead_is_forgotten(server: AnyServer, rival: Rival, view: View) -> None:
+    """When nobody who waits is alive, Redis drops the queue by itself, and the next caller gets the lock."""
+    rival.take(ttl=1)
+    for number in range(2):
+        Rival(view.client).queue_up(number)
+    assert 0 < view.client.pttl(KEYS.queue) <= 10_000
+    view.client.pexpire(KEYS.queue, 1)
+    eventually(lambda: not view.client.exists(KEYS.queue))
+    eventually(lambda: isinstance(rival.ask(2, ticket=None), commands.Granted), 1.2)
+
+
+def test_waiters_of_many_keys(face: Face, valkey: Server) -> None:
+    """One process can wait for many API keys at once; each is handed over by itself, over the same two connections."""
+    admin = valkey.client(decode_responses=True)
+    client = face.client(valkey, client_name=f"keys-{face.name}")
+    spaces = {f"key {n}": Keyspace.of("kraken-nonce", f"key {n}") for n in range(20)}
+    with ExitStack() as stack:
+        callers: dict[str, Caller[object]] = {}
+        for api_key, keys in spaces.items():
+            rival = Rival(admin, keys)
+            rival.take()
+            stack.callback(rival.release)
+            lock = face.lock(client, api_key)
+            callers[api_key] = face.start(lambda lock=lock: (lock.acquire(), lock.release()))
+            View(admin, keys).until_waiting(1)
+        assert len({c["id"] for c in admin.client_list() if c["name"] == f"keys-{face.name}"}) <= 2
+        assert not any(caller.done for caller in callers.values())
+    watch = Stopwatch()
+    for caller in callers.values():
+        caller.result()
+    assert watch() < HAND_OVER * 4
+
+
+def test_the_median_hand_over(face: Face, valkey: Server) -> None:
+    """From one holder to the next of another process it is a matter of a message, well under 10 ms."""
+    locks = [face.lock(face.client(valkey)) for _ in range(2)]
+    ready: Callable[[float], int] = threading.Barrier(2).wait
+    times: list[float] = []
+
+    def work(number: int) -> None:
+        ready(10)
+        for _ in range(30):
+            with locks[number].hold(20):
+                times.append(time.monotonic())
+                time.sleep(0.002)
+                times.append(time.monotonic())
+
+    face.together(work, 2)
+    gaps = [begin - end for end, begin in zip(times[1::2], times[2::2], strict=False)]
+    assert median(gaps) < 0.01
+
+
+@pytest.mark.once
+def test_a_call_before_another_caller_began_to_listen() -> None:
+    """Whoever had asked before its process listened asks again, though another caller has begun to listen meanwhile."""
+    local = Local(Agenda(lambda: None))
+    flow = acquiring(local, KEYS, local.new_member(None), ttl=30.0, timeout=None, priority="normal", pace="")
+    assert isinstance(next(flow), Run)
+    local.listening = True
+    assert isinstance(flow.send(commands.Waiting(1, "1", 30.0, 0.0, "")), Run)
+    assert isinstance(flow.send(commands.Waiting(1, "1", 30.0, 0.0, "")), Pause)
+    flow.close()
