@@ -153,7 +153,7 @@ class Crowd:
             yield "acquire, granted", self._ask(self._join())
         if len(self._queue) > 1:
             member = self._queue[1]
-            yield "wait", self._microseconds(commands.wait(self._keys, member.partition(":")[0], member))
+            yield "heartbeat", self._microseconds(commands.wait(self._keys, member.partition(":")[0], member))
 
 
 def measure_scripts(bench: common.Bench, rounds: int) -> None:
@@ -166,7 +166,7 @@ def measure_scripts(bench: common.Bench, rounds: int) -> None:
                 found.setdefault((script, depth), []).append(microseconds)
     for (script, depth), values in sorted(found.items()):
         bench.note(f"{script}, {depth:,} waiting", "µs", values)
-    for script in ("release", "acquire, granted", "acquire, queued", "wait"):
+    for script in ("release", "acquire, granted", "acquire, queued", "heartbeat"):
         bench.compare(f"{script}: 10,000 waiting, by 100", found[script, 10_000], found[script, 100])
 
 

@@ -392,7 +392,7 @@ def _read_release(reply: Reply) -> Release:
 def wait(keys: Keyspace, process: str, oldest: str) -> Command[Attendance]:
     """Give a waiting process's sign of life."""
     return Command(
-        "wait",
+        "heartbeat",
         (keys.state, keys.queue),
         (process, oldest),
         lambda reply: Attendance(reply[1], reply[3], _seconds(reply[2]), _seconds(reply[4]), " ".join(reply[5:])),

@@ -15,7 +15,7 @@ try:
 except ImportError as error:
     raise ImportError("ccxt is not installed: pip install 'kraken-nonce-redis[ccxt]'") from error
 
-from kraken_nonce_redis.ccxt._calls import Calls, Unsigned, of_failure, of_value
+from kraken_nonce_redis.ccxt._adapter import Calls, Unsigned, of_failure, of_value
 
 if TYPE_CHECKING:
     from kraken_nonce_redis._core.steps import Heard, Send

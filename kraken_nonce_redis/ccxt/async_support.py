@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import ccxt.async_support
 
-from kraken_nonce_redis.ccxt._calls import Calls, Unsigned, of_failure, of_value
+from kraken_nonce_redis.ccxt._adapter import Calls, Unsigned, of_failure, of_value
 from kraken_nonce_redis.clients import AsyncGuard
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from kraken_nonce_redis.cli import lock, nonces
 from kraken_nonce_redis.cli.check import check
 from kraken_nonce_redis.cli.demo import demo
 from kraken_nonce_redis.cli.doctor import doctor
-from kraken_nonce_redis.cli.outcome import HELP, ExitCode, failure
+from kraken_nonce_redis.cli.exit_codes import HELP, ExitCode, failure
 from kraken_nonce_redis.cli.pending import pending
 from kraken_nonce_redis.cli.server import server
 from kraken_nonce_redis.errors import KrakenNonceError

@@ -12,6 +12,7 @@ import click
 from kraken_nonce_redis._check.findings import STEPS, Report, failed
 from kraken_nonce_redis._redis.commands import DEFAULT_NAMESPACE
 from kraken_nonce_redis.accounts import SINGLE
+from kraken_nonce_redis.cli.exit_codes import Failure
 from kraken_nonce_redis.cli.options import (
     accounts_of,
     connect,
@@ -22,7 +23,6 @@ from kraken_nonce_redis.cli.options import (
     printable,
     redis_option,
 )
-from kraken_nonce_redis.cli.outcome import Failure
 from kraken_nonce_redis.cli.requirements import require
 
 if TYPE_CHECKING:

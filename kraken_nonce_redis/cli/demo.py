@@ -24,8 +24,8 @@ from kraken_nonce_redis._threads.connections import ClusterAddress
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.cli import embedded
 from kraken_nonce_redis.cli.demo_figures import Figures, figures
+from kraken_nonce_redis.cli.exit_codes import Failure
 from kraken_nonce_redis.cli.options import connect, examples
-from kraken_nonce_redis.cli.outcome import Failure
 from kraken_nonce_redis.cli.requirements import require
 from kraken_nonce_redis.errors import from_redis
 from kraken_nonce_redis.testing import KrakenSimulator

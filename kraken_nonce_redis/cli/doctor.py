@@ -9,6 +9,7 @@ import click
 import redis
 
 from kraken_nonce_redis._threads.connections import ClusterAddress
+from kraken_nonce_redis.cli.exit_codes import ExitCode
 from kraken_nonce_redis.cli.options import (
     Answer,
     connect,
@@ -18,7 +19,6 @@ from kraken_nonce_redis.cli.options import (
     printable,
     redis_option,
 )
-from kraken_nonce_redis.cli.outcome import ExitCode
 from kraken_nonce_redis.doctor import LEVELS, diagnose, examine
 from kraken_nonce_redis.errors import from_redis
 

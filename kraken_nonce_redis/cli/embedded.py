@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import redis
 
 from kraken_nonce_redis import _children as children
-from kraken_nonce_redis.cli.outcome import Failure
+from kraken_nonce_redis.cli.exit_codes import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator

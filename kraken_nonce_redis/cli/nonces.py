@@ -8,6 +8,7 @@ import click
 
 from kraken_nonce_redis import migration
 from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis.cli.exit_codes import ExitCode
 from kraken_nonce_redis.cli.options import (
     Answer,
     durable_option,
@@ -20,7 +21,6 @@ from kraken_nonce_redis.cli.options import (
     note,
     target_options,
 )
-from kraken_nonce_redis.cli.outcome import ExitCode
 
 if TYPE_CHECKING:
     from kraken_nonce_redis.cli.options import Target

@@ -20,7 +20,7 @@ from kraken_nonce_redis._threads.allocator import NonceAllocator
 from kraken_nonce_redis._threads.connections import client_from_url
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.accounts import Reading, read_environment, read_file
-from kraken_nonce_redis.cli.outcome import Misuse
+from kraken_nonce_redis.cli.exit_codes import Misuse
 from kraken_nonce_redis.clients import URL_VARIABLES
 
 if TYPE_CHECKING:

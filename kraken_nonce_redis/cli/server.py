@@ -6,8 +6,8 @@ import click
 
 from kraken_nonce_redis import _children as children
 from kraken_nonce_redis.cli import embedded
+from kraken_nonce_redis.cli.exit_codes import Failure
 from kraken_nonce_redis.cli.options import examples, note
-from kraken_nonce_redis.cli.outcome import Failure
 from kraken_nonce_redis.cli.requirements import require
 
 

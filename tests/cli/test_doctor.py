@@ -190,7 +190,7 @@ CASES = {
     "scripts fail": Case(
         {"scripts": {"reserve": "no (a)", "acquire": "no (b)"}}, "scripts", "problem", "reserve, acquire: no"
     ),
-    "one script fails": Case({"scripts": {"wait": "no (why)"}}, "scripts", "problem", "wait: no (why)"),
+    "one script fails": Case({"scripts": {"heartbeat": "no (why)"}}, "scripts", "problem", "heartbeat: no (why)"),
     "calls": Case({}, "calls", "ok", "came back"),
     "calls are lost": Case({"heard": False}, "calls", "problem", "did not come back"),
     "no calls": Case({"heard": Refused("no right")}, "calls", "problem", "did not come back: no right"),

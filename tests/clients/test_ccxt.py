@@ -34,7 +34,7 @@ from kraken_nonce_redis import (
 )
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
-from kraken_nonce_redis.ccxt._calls import _PROBE_NONCE, check_seam
+from kraken_nonce_redis.ccxt._adapter import _PROBE_NONCE, check_seam
 from kraken_nonce_redis.retries import Retries
 from kraken_nonce_redis.testing import KrakenSimulator
 from tests.support.helpers import Stopwatch, eventually

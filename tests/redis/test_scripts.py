@@ -249,7 +249,7 @@ def test_running_twice(
         assert getattr(again, "ticket", None) == getattr(first, "ticket", None)
     elif name == "inspect":
         assert (again.last, again.holder, again.waiting) == (first.last, first.holder, first.waiting)
-    elif name == "wait":
+    elif name == "heartbeat":
         assert (again.joined, again.called) == (first.joined, first.called)
     elif name == "release":
         assert again == ("gone" if first == "released" else first)

@@ -102,7 +102,7 @@ class History:
 
     def sends(self, process: Process, command: Command[Any]) -> None:
         """Check that signs of life are given once a second and key at most."""
-        if command.name == "wait":
+        if command.name == "heartbeat":
             beat = (process, command.keys[0])
             if self._scheduler.now - self._beats.get(beat, -BEAT) < BEAT - 1e-6:
                 self.violation(f"{process.name} gives two signs of life for {command.keys[0]} in a second")

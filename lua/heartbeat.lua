@@ -1,6 +1,6 @@
 -- include: lease
 -- include: pace
--- wait: a waiting process's sign of life, once a second; also notices leases and calls that ran out.
+-- heartbeat: a waiting process's sign of life, once a second; also notices leases and calls that ran out.
 -- Atomic because the end of a lease must be noticed by one process only.
 -- Safe to run twice: the second run finds the first one's hand-over.
 --
