@@ -153,7 +153,7 @@ class Crowd:
             yield "acquire, granted", self._ask(self._join())
         if len(self._queue) > 1:
             member = self._queue[1]
-            yield "heartbeat", self._microseconds(commands.wait(self._keys, member.partition(":")[0], member))
+            yield "heartbeat", self._microseconds(commands.heartbeat(self._keys, member.partition(":")[0], member))
 
 
 def measure_scripts(bench: common.Bench, rounds: int) -> None:

@@ -9,7 +9,7 @@
      │   ├─ StoreUnavailable                  down, unreachable, loading, too slow
      │   │   └─ NotDurable                    done, but too few replicas have it
      │   ├─ StoreReadOnly                     a replica
-     │   ├─ StorePermissionDenied             wrong password, or rights missing
+     │   ├─ StorePermissionDenied             wrong password, or permissions missing
      │   ├─ StoreOutOfMemory                  over maxmemory
      │   ├─ StoreUnsupported                  no scripting or another missing ability
      │   └─ ForeignValue                      our key holds somebody else's value
@@ -105,7 +105,7 @@ class StoreReadOnly(StoreError):
 
 
 class StorePermissionDenied(StoreError):
-    """The server refuses the password or the user's rights don't suffice."""
+    """The server refuses the password or the user's permissions don't suffice."""
 
 
 class StoreOutOfMemory(StoreError):
@@ -216,7 +216,7 @@ class CoolDown(HoldTimeout):
 
     Attributes:
         seconds: how long it goes on.
-        reason: what Kraken said to the replica that learned of it.
+        reason: what Kraken said to the process that learned of it.
     """
 
     def __init__(self, key: str, seconds: float, reason: str) -> None:
@@ -254,7 +254,7 @@ _DEPOSED = ("readonly", "read only replica", "noreplicas", "masterdown")
 _UNREACHABLE = (StoreUnavailable, "Redis can't be reached")
 _FULL = (StoreOutOfMemory, "the server is over its maxmemory; nothing was changed")
 _REPLICA = (StoreReadOnly, "the server is a read-only replica; connect to the master")
-_RIGHTS = (StorePermissionDenied, "the user lacks a right")
+_PERMISSIONS = (StorePermissionDenied, "the user lacks a permission")
 _LOGIN = (StorePermissionDenied, "the server refuses the user name or password")
 _NO_MASTER = (StoreUnavailable, "the replica has lost its master")
 _NO_CLUSTER = (StoreUnavailable, "the cluster is down")
@@ -270,7 +270,7 @@ _KINDS: tuple[tuple[type[Exception], tuple[type[StoreError], str]], ...] = (
     (redis.exceptions.ConnectionError, _UNREACHABLE),
     (redis.exceptions.ReadOnlyError, _REPLICA),
     (redis.exceptions.OutOfMemoryError, _FULL),
-    (redis.exceptions.NoPermissionError, _RIGHTS),
+    (redis.exceptions.NoPermissionError, _PERMISSIONS),
     (redis.exceptions.MasterDownError, _NO_MASTER),
     (redis.exceptions.ClusterDownError, _NO_CLUSTER),
     (redis.exceptions.TryAgainError, _MOVING),
@@ -284,9 +284,9 @@ _WORDS: tuple[tuple[str, tuple[type[StoreError], str]], ...] = (
     ("oom command", _FULL),
     ("readonly", _REPLICA),
     ("read only replica", _REPLICA),
-    ("noperm", _RIGHTS),
-    ("no permission", _RIGHTS),
-    ("the user executing the script can't", _RIGHTS),
+    ("noperm", _PERMISSIONS),
+    ("no permission", _PERMISSIONS),
+    ("the user executing the script can't", _PERMISSIONS),
     (
         "unknown command",
         (StoreUnsupported, "the server lacks a command (EVAL, EVALSHA; WAIT, WAITAOF if durable)"),

@@ -1,7 +1,8 @@
 """What happens beside a call and is worth knowing: one frozen dataclass a kind, given to ``on_event``.
 
-A hook is called in the thread or task that makes the call, while it holds the lock: let it be short. What it raises is
-logged. No event carries an API key, a secret or an amount.
+A hook runs in the thread or task that makes the call, after the call has released the lock, so it may make calls of its
+own. The call returns only after it: let it be short. What it raises is logged. No event carries an API key, a secret
+or an amount.
 """
 
 from __future__ import annotations

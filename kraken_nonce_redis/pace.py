@@ -1,4 +1,4 @@
-"""How often private calls may start, over all replicas, and what each of Kraken's methods costs.
+"""How often private calls may start, over all processes, and what each of Kraken's methods costs.
 
 The figures are Kraken's, as data with a date; pass your own where they have changed or differ for your account.
 """
@@ -80,7 +80,7 @@ class Pace:
     Args:
         min_interval: seconds from one start to the next at least; many bots use 0.2.
         startup_window: seconds that startup protection lasts. It begins with the first call after as long a silence,
-            such as that of ten replicas that start at once.
+            such as that of ten processes that start at once.
         startup_rate: starts in any one second of it at most, 1 to 100; 0 for no startup protection.
         startup_interval: seconds from the last start to the next at least, once that many started in a second.
         tier: the account's tier, ``"starter"``, ``"intermediate"`` or ``"pro"``, or a `Tier`: calls wait as long as

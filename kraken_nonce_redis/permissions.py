@@ -1,4 +1,4 @@
-"""The rights that a user of Redis needs, in the words of ACL SETUSER."""
+"""The permissions that a user of Redis needs, in the words of ACL SETUSER."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CHANNELS: Final = "&kraken-nonce:wake:*"
 """For all namespaces."""
 
 
-def rights(namespace: str = DEFAULT_NAMESPACE, *, cluster: bool = False) -> tuple[str, ...]:
-    """Return all rights that a user needs for a namespace, beginning from none."""
+def least_permissions(namespace: str = DEFAULT_NAMESPACE, *, cluster: bool = False) -> tuple[str, ...]:
+    """Return all permissions that a user needs for a namespace, beginning from none."""
     commands = (*COMMANDS, *CLUSTER_COMMANDS) if cluster else COMMANDS
     return ("resetchannels", f"~{namespace}:*", CHANNELS, *commands)

@@ -18,7 +18,7 @@
 -- Returns 'granted <first nonce> <left> <pending>': the lease, its end in `left` microseconds, and how many intents of
 --         earlier holders wait to be settled
 --         'waiting <ticket> <joined> <left> <cool> <reason>': queued; `joined` identifies this stay of the process in
---         the queue; the current lease or call ends in `left` microseconds at the latest; a cool-down goes on for
+--         the queue; the current lease or offer ends in `left` microseconds at the latest; a cool-down goes on for
 --         `cool` microseconds, 0 for none
 --         'booked <ticket> <wait> <cause>': first in line, to ask again in `wait` microseconds, when the pace allows
 --         the call; cause is interval, startup or counter, or 'cool-down <reason>'
@@ -50,14 +50,14 @@ local function look_at_pace()
 end
 
 if not mine then
-  if ended(state, KEYS[2], now) then
+  if close_if_over(state, KEYS[2], now) then
     local next_member, next_ticket = dequeue(state, KEYS[2])
     mine = next_member == nil or next_member == member
-    if not mine then call(state, next_member, next_ticket, now) end
+    if not mine then offer(state, next_member, next_ticket, now) end
   elseif high and state.overtakable then
     look_at_pace()
     if (wait == 0 or ticket ~= '')
-      and (not delays(state.since + state.term - CALL, now + wait, settings) or may_overtake(state)) then
+      and (not delays(state.since + state.term - OFFER, now + wait, settings) or count_overtaking(state)) then
       queue_up(KEYS[2], state.member, tonumber(state.ticket), now)
       redis.call('ZREM', KEYS[2], member)
       mine = true
@@ -88,8 +88,8 @@ if mine then
     return table.concat({ 'busy', whole(wait), cause }, ' ')
   end
   if not waited then ticket = whole(redis.call('HINCRBY', KEYS[1], 'ticket', 1)) end
-  redis.call('HSET', KEYS[1], 'lock', lock(state, high and '-' or '~', now, whole(wait + CALL), ticket, member))
-  if not high then -- those who came while this one was called may go before it
+  redis.call('HSET', KEYS[1], 'lock', lock(state, high and '-' or '~', now, whole(wait + OFFER), ticket, member))
+  if not high then -- those who came while the lock was offered to this one may go before it
     for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(0', 'LIMIT', 0, MOST_OVERTAKINGS)) do
       wake(other)
     end

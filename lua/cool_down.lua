@@ -1,7 +1,7 @@
 -- include: lease
 -- include: pace
 -- cool_down: lets no call start for a while, for everyone; or ends that.
--- Atomic because of several replicas that learn of a limit at once, the longest must count.
+-- Atomic because of several processes that learn of a limit at once, the longest must count.
 -- Run twice, the end moves by the time between the two runs at most.
 --
 -- KEYS  1 state   hash

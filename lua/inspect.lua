@@ -7,10 +7,10 @@
 -- Returns 'ok <now> <nonce> <lease> <left> <waiting> <member> <pending> <cool> <reason>'
 --           now      microseconds
 --           nonce    the last one, decimal ns, '-' for none
---           lease    its first nonce; '-' when there is none or a member is only called to take the lock
---           left     microseconds until the lease or call ends, 0 when it ran out
+--           lease    its first nonce; '-' when there is none or the lock is only offered to a member
+--           left     microseconds until the lease or offer ends, 0 when it ran out
 --           waiting  number of waiters
---           member   who has the lock or is called to take it, '-' when it is free
+--           member   who has the lock or whom it is offered to, '-' when it is free
 --           pending  number of intents that wait to be settled
 --           cool     microseconds until a cool-down is over, 0 for none
 --           reason   of the cool-down

@@ -1,6 +1,6 @@
 -- include: lease
--- release: gives up whatever the member has, lease, call or place, and hands the lock over.
--- Atomic because between the end of one lease and the call to the next nobody may slip in.
+-- release: gives up whatever the member has, lease, offer or place, and hands the lock over.
+-- Atomic because between the end of one lease and the offer to the next nobody may slip in.
 -- Run twice, the second run finds nothing to give up.
 -- The first write needs no memory, so that out of memory cannot keep a lock.
 --

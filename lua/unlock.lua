@@ -1,5 +1,5 @@
 -- include: lease
--- unlock: ends the current lease or call, whoever has it, and hands over. For operators.
+-- unlock: ends the current lease or offer, whoever has it, and hands over. For operators.
 -- Atomic because the lease shown to the operator may have ended meanwhile: only `member` is unlocked.
 -- Run twice, the second run finds another holder and changes nothing.
 --

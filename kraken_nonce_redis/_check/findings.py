@@ -51,7 +51,7 @@ ADVICE: Final[Mapping[Cause, str]] = {
     "configuration": "correct it where it says, then check again",
     "network": "look at this machine's network, proxy, DNS and firewall, and at the URL",
     "clock": "let NTP set the clock of the Redis server, then check again",
-    "redis": "see that Redis runs, and that URL, password and rights are right",
+    "redis": "see that Redis runs, and that URL, password and permissions are right",
     "key": "compare the API key with the one at Kraken: is it whole, not deleted or expired, and not its secret?",
     "secret": "copy the secret again, whole; it must be the one that was shown together with this API key",
     "permission": "give the API key the permission for it in its settings at Kraken",

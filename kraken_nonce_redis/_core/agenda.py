@@ -1,6 +1,6 @@
 """What a process does beside its callers, and when; no I/O.
 
-A chore is a command that comes due now and again: a waiting process's sign of life, the renewal of a lease, the
+A chore is a command that comes due now and again: a waiting process's heartbeat, the renewal of a lease, the
 return of a lock that a caller could not give back. An `Agenda` knows when which is due. The shells sleep and run.
 """
 

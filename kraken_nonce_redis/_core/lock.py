@@ -25,7 +25,7 @@ from kraken_nonce_redis.pace import Pace
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kraken_nonce_redis._core.waiting import Flow, Local
+    from kraken_nonce_redis._core.waiting import Flow, ProcessState
     from kraken_nonce_redis._redis.commands import Command, Priority, Release, Scope, State
 
 L = TypeVar("L", bound="LeaseCore")
@@ -243,7 +243,7 @@ class LockCore(Generic[L]):
 
     def __init__(
         self,
-        local: Callable[[], Local],
+        process_state: Callable[[], ProcessState],
         api_key: str,
         *,
         ttl: float,
@@ -256,7 +256,7 @@ class LockCore(Generic[L]):
         self.ttl: Final = arguments.ttl(ttl)
         self.pace: Final = arguments.instance("pace", pace, Pace)
         self.durability: Final = Durability.of(durable)
-        self._local = local
+        self._process_state = process_state
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.keys.state} ttl={self.ttl:g}>"
@@ -266,7 +266,7 @@ class LockCore(Generic[L]):
         return commands.cool_down(self.keys, seconds, reason)
 
     def _held(self, owner: object) -> L | None:
-        lease: L | None = self._local().held.get((owner, self.keys.state))
+        lease: L | None = self._process_state().held.get((owner, self.keys.state))
         return lease
 
     def _own(self, owner: object, doing: str) -> L:
@@ -299,10 +299,10 @@ class LockCore(Generic[L]):
         if held is not None:
             held._depth += 1
             return held
-        local = self._local()
-        member = local.new_member(token)
+        process_state = self._process_state()
+        member = process_state.new_member(token)
         acquired = yield from acquiring(
-            local,
+            process_state,
             self.keys,
             member,
             ttl=self.ttl,
@@ -313,9 +313,9 @@ class LockCore(Generic[L]):
             durability=of_every_nonce(self.durability),
         )
         lease = self._lease(acquired)
-        local.held[owner, self.keys.state] = lease
+        process_state.held[owner, self.keys.state] = lease
         if auto_renew:
-            local.agenda.add(clock.now() + self.ttl / 3, _Renewal(lease))
+            process_state.agenda.add(clock.now() + self.ttl / 3, _Renewal(lease))
         return lease
 
     def _releasing(self, owner: object, lease: L) -> Flow[None]:
@@ -323,8 +323,8 @@ class LockCore(Generic[L]):
         lease._depth -= 1
         if lease._depth:
             return
-        local = self._local()
-        local.held.pop((owner, self.keys.state), None)
+        process_state = self._process_state()
+        process_state.held.pop((owner, self.keys.state), None)
         left = lease.remaining()
         if not lease._end():
             return
@@ -334,7 +334,7 @@ class LockCore(Generic[L]):
         except BaseException as error:
             if not isinstance(error, Exception):
                 lease._known = False  # the caller is interrupted and will not hear what its call came to
-            local.give_back(self._release(lease), left)
+            process_state.give_back(self._release(lease), left)
             raise
         # Sent twice, the first one may have worked; sent once, nobody but another can have taken the lease away.
         if release == "lost" or (release == "gone" and not (command.repeated and left)):
@@ -349,11 +349,11 @@ class LockCore(Generic[L]):
         lease._depth -= 1
         if lease._depth:
             return
-        local = self._local()
-        local.held.pop((owner, self.keys.state), None)
+        process_state = self._process_state()
+        process_state.held.pop((owner, self.keys.state), None)
         left = lease.remaining()
         if lease._end():
-            local.give_back(self._release(lease), left)
+            process_state.give_back(self._release(lease), left)
 
     def _release(self, lease: L) -> Command[Release]:
         return commands.release(self.keys, lease._member, lease.nonce, lease._intent, known=lease._known)

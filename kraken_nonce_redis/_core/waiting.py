@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import COOLING, Attendance, Busy, Command, Granted, Keyspace, Waiting
+from kraken_nonce_redis._redis.commands import COOLING, Busy, Command, Granted, Heartbeat, Keyspace, Waiting
 from kraken_nonce_redis.errors import (
     CoolDown,
     HoldTimeout,
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-BEAT = 1.0
-"""Seconds between two signs of life of a process that waits for a key, at least."""
-CALL = 0.75
-"""Seconds that a called waiter has to take the lock, as in lua/lib/lease.lua."""
+HEARTBEAT = 1.0
+"""Seconds between two heartbeats of a process that waits for a key, at least."""
+OFFER = 0.75
+"""Seconds that a waiter has to take the lock once it is offered, as in lua/lib/lease.lua."""
 QUEUE_LIFE = 10.0
-"""Seconds for which a place in the queue outlasts the last sign of life, as in lua/lib/lease.lua."""
+"""Seconds for which a place in the queue outlasts the last heartbeat, as in lua/lib/lease.lua."""
 _ON_THE_WAY = 0.1
 _GONE = "-"
 _UNKNOWN = "="
@@ -100,7 +100,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Make sure that this process hears when it is called."""
+    """Make sure that this process hears when the lock is offered to one of its waiters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +136,14 @@ def doing(agenda: Agenda, chore: Chore) -> Flow[None]:
         agenda.add(due, chore)
 
 
-class Room:
+class KeyWaiters:
     """Those of this process who wait for one key."""
 
-    def __init__(self, local: Local, keys: Keyspace) -> None:
+    def __init__(self, process_state: ProcessState, keys: Keyspace) -> None:
         self.keys = keys
         self.waiters: dict[str, Waiter] = {}
-        self.beating = False
-        self._local = local
+        self.heartbeat_scheduled = False
+        self._process_state = process_state
         self._joined = _GONE
         self._lock = threading.Lock()
 
@@ -183,47 +183,47 @@ class Room:
         for waiter in self.everyone():
             waiter.cooled(seconds, reason)
 
-    # The room's chore: a sign of life while somebody waits.
+    # The chore: a heartbeat while somebody waits.
 
-    def command(self, now: float) -> Command[Attendance] | None:
-        """Return the sign of life, or None when nobody waits."""
+    def command(self, now: float) -> Command[Heartbeat] | None:
+        """Return the heartbeat, or None when nobody waits."""
         del now
         with self._lock:
             oldest = next(iter(self.waiters), None)
             if oldest is None:
-                self.beating = False
+                self.heartbeat_scheduled = False
                 return None
-        return commands.wait(self.keys, self._local.process, oldest)
+        return commands.heartbeat(self.keys, self._process_state.process_id, oldest)
 
-    def succeeded(self, command: Command[Attendance], result: Attendance, now: float) -> float:
-        """Wake whom the server says; return when the next sign of life is due."""
+    def succeeded(self, command: Command[Heartbeat], result: Heartbeat, now: float) -> float:
+        """Wake whom the server says; return when the next heartbeat is due."""
         del command
-        called = self.waiters.get(result.called)
-        if called is not None and not called.woken:
-            called.wake()
-            if result.left < CALL - _ON_THE_WAY:
-                # It should have heard so long ago: what calls come on may be dead without showing it.
-                self._local.listening = False
+        offered = self.waiters.get(result.offered)
+        if offered is not None and not offered.woken:
+            offered.wake()
+            if result.left < OFFER - _ON_THE_WAY:
+                # It should have heard so long ago: what offers come on may be dead without showing it.
+                self._process_state.listening = False
         self.heard(result.joined)
         self.cooled(result.cool_down, result.reason)
-        return now + until_beat(result.left)
+        return now + until_heartbeat(result.left)
 
     def failed(self, error: KrakenNonceError, now: float) -> float:
         """Tell everyone."""
         for waiter in self.everyone():
             waiter.failure = error
             waiter.wake()
-        return now + BEAT
+        return now + HEARTBEAT
 
 
-def until_beat(left: float) -> float:
-    """Return the seconds to the next sign of life: at least a second, and so that one falls on a lease's end."""
-    if left < BEAT:
-        return BEAT
-    return left / math.floor(left / BEAT) + _JUST_AFTER
+def until_heartbeat(left: float) -> float:
+    """Return the seconds to the next heartbeat: at least a second, and so that one falls on a lease's end."""
+    if left < HEARTBEAT:
+        return HEARTBEAT
+    return left / math.floor(left / HEARTBEAT) + _JUST_AFTER
 
 
-class Returns:
+class BackgroundReleases:
     """A chore: give up what callers had and could not give back themselves, until it has ended anyway."""
 
     def __init__(self) -> None:
@@ -261,38 +261,38 @@ class Returns:
 
 
 @dataclass(slots=True)
-class Local:
+class ProcessState:
     """What one process (or event loop) knows of one Redis."""
 
     agenda: Agenda
-    process: str = field(default_factory=lambda: secrets.token_hex(8))
+    process_id: str = field(default_factory=lambda: secrets.token_hex(8))
     listening: bool = False
     floors: dict[str, int] = field(default_factory=dict)
     held: dict[tuple[object, str], Any] = field(default_factory=dict)
     """The leases held, by owner (thread or task) and state key."""
-    rooms: dict[str, Room] = field(default_factory=dict)
-    returns: dict[str, Returns] = field(default_factory=dict)
+    waiters_by_key: dict[str, KeyWaiters] = field(default_factory=dict)
+    background_releases: dict[str, BackgroundReleases] = field(default_factory=dict)
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     @property
     def channel(self) -> str:
-        """The channel on which the server calls waiters of this process."""
-        return commands.channel(self.process)
+        """The channel on which the server offers the lock to waiters of this process."""
+        return commands.channel(self.process_id)
 
     @property
     def anyone_waits(self) -> bool:
         """Whether somebody here waits for any key."""
-        return any(room.waiters for room in list(self.rooms.values()))
+        return any(key_waiters.waiters for key_waiters in list(self.waiters_by_key.values()))
 
     def ask_again(self) -> None:
-        """Let all waiters ask again, since calls may have been missed."""
-        for room in list(self.rooms.values()):
-            for waiter in room.everyone():
+        """Let all waiters ask again, since offers may have been missed."""
+        for key_waiters in list(self.waiters_by_key.values()):
+            for waiter in key_waiters.everyone():
                 waiter.wake()
 
     def new_member(self, token: str | None) -> str:
         """Return the id of a new acquisition; a caller's token is a part of it."""
-        member = f"{self.process}:{next(self._numbers)}"
+        member = f"{self.process_id}:{next(self._numbers)}"
         return member if token is None else f"{member}:{token}"
 
     def evalsha(self, command: Command[Any]) -> tuple[str | int, ...]:
@@ -313,46 +313,46 @@ class Local:
             if highest > self.floors.get(command.keys[0], 0):
                 self.floors[command.keys[0]] = highest
 
-    def room(self, keys: Keyspace) -> Room:
-        """Return the room of a key."""
-        return self.rooms.get(keys.state) or self.rooms.setdefault(keys.state, Room(self, keys))
+    def waiters_of(self, keys: Keyspace) -> KeyWaiters:
+        """Return those who wait for a key."""
+        return self.waiters_by_key.get(keys.state) or self.waiters_by_key.setdefault(keys.state, KeyWaiters(self, keys))
 
-    def attend(self, room: Room, left: float) -> None:
-        """Begin to give signs of life for a room."""
-        if not room.beating:
-            room.beating = True
+    def start_heartbeat(self, key_waiters: KeyWaiters, left: float) -> None:
+        """Begin to send heartbeats for those who wait for a key."""
+        if not key_waiters.heartbeat_scheduled:
+            key_waiters.heartbeat_scheduled = True
             # The first one may come within the second: nobody has looked yet when the current lease ends.
-            self.agenda.add(clock.now() + min(left + _JUST_AFTER, until_beat(left)), room)
+            self.agenda.add(clock.now() + min(left + _JUST_AFTER, until_heartbeat(left)), key_waiters)
 
     def give_back(self, command: Command[Release], seconds: float) -> None:
         """Leave it to the agenda to give up what a member may have, for so many seconds."""
         now = clock.now()
-        chore = self.returns.setdefault(command.keys[0], Returns())
+        chore = self.background_releases.setdefault(command.keys[0], BackgroundReleases())
         if chore.add(command, now + seconds):
             self.agenda.add(now, chore)
 
     def hear(self, message: Mapping[str, Any]) -> None:
-        """Take a message from the channel: a call, which means that it is a member's turn, or a confirmation."""
+        """Take a message from the channel: an offer of the lock to a member, a cool-down, or a confirmation."""
         if message["type"] == "subscribe":
             self.listening = True
             return
         member = commands.text(message["data"])
         if member.startswith(COOLING):
             _, state, microseconds, *reason = member.split(" ")
-            cooled = self.rooms.get(state)
+            cooled = self.waiters_by_key.get(state)
             if cooled is not None:
                 cooled.cooled(int(microseconds) / 1_000_000, " ".join(reason))
             return
-        for room in list(self.rooms.values()):
-            waiter = room.waiters.get(member)
+        for key_waiters in list(self.waiters_by_key.values()):
+            waiter = key_waiters.waiters.get(member)
             if waiter is not None:
                 waiter.wake()
                 return
 
     def rouse(self) -> None:
-        """Rouse one sleeper without calling it, so that it may listen."""
-        for room in list(self.rooms.values()):
-            for waiter in room.everyone():
+        """Rouse one sleeper without an offer, so that it may listen."""
+        for key_waiters in list(self.waiters_by_key.values()):
+            for waiter in key_waiters.everyone():
                 signal = waiter.signal
                 if signal is not None and not waiter.woken:
                     signal.set()
@@ -379,7 +379,7 @@ class Acquired:
 
 
 def acquiring(
-    local: Local,
+    process_state: ProcessState,
     keys: Keyspace,
     member: str,
     *,
@@ -393,35 +393,44 @@ def acquiring(
     """Get the lock, waiting for it up to ``timeout`` seconds (None: for ever, 0: not at all).
 
     Raises `HoldTimeout` and `StoreError`. Whatever is raised, also by a shell that was interrupted, nothing of the
-    caller stays in Redis: its place, its call or its lease is given up, at once or, when Redis is away, by the
+    caller stays in Redis: its place, its offer or its lease is given up, at once or, when Redis is away, by the
     agenda.
     """
     waiter = Waiter(keys, member, priority, None if timeout is None else clock.now() + timeout)
-    room = local.room(keys)
-    room.enter(waiter)
+    key_waiters = process_state.waiters_of(keys)
+    key_waiters.enter(waiter)
     try:
-        return (yield from _asking(local, room, waiter, ttl, pace=pace, intent=intent, durability=durability))
+        return (
+            yield from _asking(process_state, key_waiters, waiter, ttl, pace=pace, intent=intent, durability=durability)
+        )
     except (StoreUnavailable, GeneratorExit):
-        local.give_back(commands.release(keys, member), max(ttl, QUEUE_LIFE))
+        process_state.give_back(commands.release(keys, member), max(ttl, QUEUE_LIFE))
         raise
     except BaseException as error:
         # With durability it may have been granted before the error.
         if waiter.ticket or durability is not None or not isinstance(error, StoreError | HoldTimeout):
-            yield from _giving_up(local, waiter, ttl)
+            yield from _giving_up(process_state, waiter, ttl)
         raise
     finally:
-        room.leave(waiter)
+        key_waiters.leave(waiter)
 
 
 def _asking(
-    local: Local, room: Room, waiter: Waiter, ttl: float, *, pace: str, intent: str, durability: Durability | None
+    process_state: ProcessState,
+    key_waiters: KeyWaiters,
+    waiter: Waiter,
+    ttl: float,
+    *,
+    pace: str,
+    intent: str,
+    durability: Durability | None,
 ) -> Flow[Acquired]:
-    """Ask for the lock until it is granted; between two questions sleep until called, or until the time is ripe."""
+    """Ask for the lock until it is granted; between two questions sleep until it is offered, or the time is ripe."""
     while True:
         waiter.woken = False
         started = clock.now()
         patient = waiter.until is None or started < waiter.until
-        listening = local.listening
+        listening = process_state.listening
         answer: Answer = yield Run(
             commands.acquire(
                 waiter.keys,
@@ -439,17 +448,17 @@ def _asking(
             raise waiter.too_late(answer.left, answer.cause)
         waiter.ticket = answer.ticket
         if isinstance(answer, Waiting):
-            room.heard(answer.joined)
-            local.attend(room, answer.left)
-            room.cooled(answer.cool_down, answer.reason)
-        if not (listening and local.listening):
-            yield from _listening(local)  # and ask again, since a call may have come before
+            key_waiters.heard(answer.joined)
+            process_state.start_heartbeat(key_waiters, answer.left)
+            key_waiters.cooled(answer.cool_down, answer.reason)
+        if not (listening and process_state.listening):
+            yield from _listening(process_state)  # and ask again, since an offer may have come before
             continue
         if isinstance(answer, Waiting):
             yield Pause(waiter, waiter.until)
         else:
             if answer.cause.startswith(COOLING):
-                room.cooled(answer.left, answer.cause.removeprefix(COOLING))
+                key_waiters.cooled(answer.left, answer.cause.removeprefix(COOLING))
             yield Pause(waiter, min(clock.now() + answer.left, math.inf if waiter.until is None else waiter.until))
         if waiter.failure is not None:
             raise waiter.failure
@@ -457,16 +466,16 @@ def _asking(
             raise waiter.too_late(answer.left, answer.cause)
 
 
-def _listening(local: Local) -> Flow[None]:
-    if not local.listening:
+def _listening(process_state: ProcessState) -> Flow[None]:
+    if not process_state.listening:
         yield Listen()
 
 
-def _giving_up(local: Local, waiter: Waiter, ttl: float) -> Flow[None]:
+def _giving_up(process_state: ProcessState, waiter: Waiter, ttl: float) -> Flow[None]:
     release = commands.release(waiter.keys, waiter.member)
     try:
         yield Run(release)
     except BaseException as error:
-        local.give_back(release, max(ttl, QUEUE_LIFE))
+        process_state.give_back(release, max(ttl, QUEUE_LIFE))
         if not isinstance(error, StoreError):
             raise

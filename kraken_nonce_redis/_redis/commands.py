@@ -165,7 +165,7 @@ class Waiting:
     Attributes:
         ticket: the place; lower is earlier. It can be presented again when the queue was lost.
         joined: identifies the process's stay in the queue.
-        left: seconds until the current lease or call ends, at most.
+        left: seconds until the current lease or offer ends, at most.
         cool_down: seconds that a cool-down goes on, 0.0 for none.
         reason: the reason of the cool-down.
         cause: ``held``.
@@ -211,19 +211,19 @@ Answer: TypeAlias = Granted | Waiting | Booked | Busy
 
 
 @dataclass(frozen=True, slots=True)
-class Attendance:
-    """Answer to a process's sign of life.
+class Heartbeat:
+    """Answer to a process's heartbeat.
 
     Attributes:
         joined: as in `Waiting`; ``-`` when all waiters of the process must ask again, ``=`` when it says nothing.
-        called: the waiter of this process whose turn it is, or ``-``.
+        offered: the waiter of this process that the lock is offered to, or ``-``.
         left: as in `Waiting`.
         cool_down: seconds that a cool-down goes on, 0.0 for none.
         reason: the reason of the cool-down.
     """
 
     joined: str
-    called: str
+    offered: str
     left: float
     cool_down: float
     reason: str
@@ -236,9 +236,9 @@ class State:
     Attributes:
         now: server time, ns since 1970.
         last: the last nonce handed out, or None.
-        holder: id of the holder, or of the waiter called to take the lock; ``""`` when free.
+        holder: id of the holder, or of the waiter that the lock is offered to; ``""`` when free.
         leased: whether the holder has a lease that still runs.
-        left: seconds until the lease or call ends, 0.0 when it ran out.
+        left: seconds until the lease or offer ends, 0.0 when it ran out.
         waiting: number of waiters.
         pending: number of calls of earlier holders that wait to be settled.
         cool_down: seconds that a cool-down goes on, 0.0 for none.
@@ -285,9 +285,9 @@ def intent(key: str, method: str, cl_ord_ids: Iterable[str], *, own_ids: bool = 
     return f"{key} {quote(method, safe='/')} {_OWN if own_ids else ''}{ids or '-'}"
 
 
-def channel(process: str) -> str:
+def channel(process_id: str) -> str:
     """Return the channel on which a process hears whose turn it is, for all namespaces."""
-    return f"kraken-nonce:wake:{process}"
+    return f"kraken-nonce:wake:{process_id}"
 
 
 def reserve(keys: Keyspace, count: int) -> Command[range]:
@@ -377,7 +377,7 @@ def _highest_acquired(answer: Answer) -> int:
 
 
 def release(keys: Keyspace, member: str, lease: int = 0, intent: int = 0, *, known: bool = True) -> Command[Release]:
-    """Give up a lease, a call or a place.
+    """Give up a lease, an offer or a place.
 
     ``intent`` is the nonce of the intent noted last, 0 for none; ``known`` is whether the outcome of its call is.
     The result is ``gone`` when there was none and nobody knows why, ``lost`` when the lease is known to have ended.
@@ -389,13 +389,13 @@ def _read_release(reply: Reply) -> Release:
     return "released" if reply[0] == "released" else "lost" if reply[0] == "lost" else "gone"
 
 
-def wait(keys: Keyspace, process: str, oldest: str) -> Command[Attendance]:
-    """Give a waiting process's sign of life."""
+def heartbeat(keys: Keyspace, process_id: str, oldest: str) -> Command[Heartbeat]:
+    """Send a waiting process's heartbeat."""
     return Command(
         "heartbeat",
         (keys.state, keys.queue),
-        (process, oldest),
-        lambda reply: Attendance(reply[1], reply[3], _seconds(reply[2]), _seconds(reply[4]), " ".join(reply[5:])),
+        (process_id, oldest),
+        lambda reply: Heartbeat(reply[1], reply[3], _seconds(reply[2]), _seconds(reply[4]), " ".join(reply[5:])),
     )
 
 

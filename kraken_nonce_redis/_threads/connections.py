@@ -1,4 +1,4 @@
-"""How threads reach Redis: clients for URLs, and what commands are sent over and calls are heard on."""
+"""How threads reach Redis: clients for URLs, and what commands are sent over and offers are heard on."""
 
 from __future__ import annotations
 
@@ -137,8 +137,8 @@ class ServerConnections:
 
     def pubsub(self) -> PubSub:
         """Return what to subscribe with."""
-        calls: PubSub = self._client.pubsub()
-        return calls
+        subscription: PubSub = self._client.pubsub()
+        return subscription
 
 
 class ClusterConnections:
@@ -187,8 +187,8 @@ class ClusterConnections:
 
     def pubsub(self) -> PubSub:
         """Return what to subscribe with, on another node than last time."""
-        calls: PubSub = redis.Redis(connection_pool=_pool(self._nodes.listening_post(), self._options)).pubsub()
-        return calls
+        subscription: PubSub = redis.Redis(connection_pool=_pool(self._nodes.listening_post(), self._options)).pubsub()
+        return subscription
 
 
 Connections: TypeAlias = ServerConnections | ClusterConnections

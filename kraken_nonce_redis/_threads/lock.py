@@ -49,9 +49,9 @@ class Lease(LeaseCore):
 class CallLock(LockCore[Lease]):
     """A lock that lets one private call of an API key run at a time, over threads, processes and machines.
 
-    First come, first served. Waiting costs no polling: the server calls the next waiter. Re-entrant: a nested hold
-    in the same thread gets the same lease, through any `CallLock` on the same client and key. After a fork the child
-    holds nothing.
+    First come, first served. Waiting costs no polling: the server offers the lock to the next waiter. Re-entrant: a
+    nested hold in the same thread gets the same lease, through any `CallLock` on the same client and key. After a fork
+    the child holds nothing.
 
     Besides `hold` it has the interface of `redis.lock.Lock`. It differs on purpose: it is re-entrant; waiting is not
     polling, so there is no ``sleep``; a lease always ends, so there is no lock without a timeout; a lease that ran
@@ -82,7 +82,13 @@ class CallLock(LockCore[Lease]):
     ) -> None:
         self._store = store_for(redis)
         super().__init__(
-            lambda: self._store.local, api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace, durable=durable
+            lambda: self._store.process_state,
+            api_key,
+            ttl=ttl,
+            scope=scope,
+            pace=pace,
+            namespace=namespace,
+            durable=durable,
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The shell for threads: runs commands on a redis-py client, listens for calls, does the chores."""
+"""The shell for threads: runs commands on a redis-py client, listens for offers, does the chores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redis.retry import Retry
 
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._core.agenda import Agenda
-from kraken_nonce_redis._core.waiting import Listen, Local, Pause, Run, doing
+from kraken_nonce_redis._core.waiting import Listen, Pause, ProcessState, Run, doing
 from kraken_nonce_redis._threads.connections import checked, connections
 from kraken_nonce_redis.errors import UNREACHABLE, StoreUnavailable, from_redis
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
@@ -33,19 +33,19 @@ _IDLE = 30.0
 _LOOK_UP = 0.2
 
 
-class _Calls:
-    """The connection on which the server calls waiters. Whoever has the `turn` listens for all."""
+class _OfferListener:
+    """The connection on which the server offers the lock to waiters. Whoever has the `turn` listens for all."""
 
-    def __init__(self, connections: Connections, local: Local) -> None:
+    def __init__(self, connections: Connections, process_state: ProcessState) -> None:
         self.turn = threading.Lock()
         self._connections = connections
-        self._local = local
+        self._process_state = process_state
         self._subscription: PubSub | None = None
 
     def open(self) -> None:
         """Begin to listen, anew if need be. Raises `StoreError`."""
         with self.turn:
-            if self._local.listening:
+            if self._process_state.listening:
                 return
             try:
                 try:
@@ -55,38 +55,38 @@ class _Calls:
             except BaseException as error:
                 self._close()
                 if isinstance(error, RedisError | OSError):
-                    raise from_redis(error, "subscribe", self._local.channel) from error
+                    raise from_redis(error, "subscribe", self._process_state.channel) from error
                 raise
 
     def _subscribe(self) -> None:
         self._close()
-        calls = self._subscription = self._connections.pubsub()
-        calls.subscribe(self._local.channel)
-        if calls.connection is not None:
-            calls.connection.retry = Retry(NoBackoff(), 0)
-        while not self._local.listening:
-            message = calls.get_message(timeout=SOCKET_TIMEOUT)
+        subscription = self._subscription = self._connections.pubsub()
+        subscription.subscribe(self._process_state.channel)
+        if subscription.connection is not None:
+            subscription.connection.retry = Retry(NoBackoff(), 0)
+        while not self._process_state.listening:
+            message = subscription.get_message(timeout=SOCKET_TIMEOUT)
             if message is None:
                 raise redis.TimeoutError("no answer to SUBSCRIBE")
-            self._local.hear(message)
+            self._process_state.hear(message)
 
     def listen(self, seconds: float) -> None:
-        """Listen for one call, by whoever has the turn."""
+        """Listen for one offer, by whoever has the turn."""
         if self._subscription is None:
             return
         try:
             message = self._subscription.get_message(timeout=seconds)
         except BaseException as error:
             self._close()
-            self._local.ask_again()
+            self._process_state.ask_again()
             if not isinstance(error, RedisError | OSError):
                 raise
         else:
             if message is not None:
-                self._local.hear(message)
+                self._process_state.hear(message)
 
     def _close(self) -> None:
-        self._local.listening = False
+        self._process_state.listening = False
         if self._subscription is not None:
             self._subscription.close()
             self._subscription = None
@@ -95,8 +95,8 @@ class _Calls:
 class Store:
     """One Redis, as the threads of this process share it.
 
-    Commands go one at a time over one connection, in a cluster one for each node that has keys of ours, and calls come
-    in over another one, however many threads there are.
+    Commands go one at a time over one connection, in a cluster one for each node that has keys of ours, and offers
+    come in over another one, however many threads there are.
     """
 
     def __init__(self, source: Source) -> None:
@@ -106,14 +106,14 @@ class Store:
 
     def reset(self, floors: dict[str, int]) -> None:
         """Begin anew, as a forked child must: it knows the parent's nonces, but holds and waits for nothing."""
-        self.local = Local(Agenda(self._chores_changed), floors=floors)
+        self.process_state = ProcessState(Agenda(self._chores_changed), floors=floors)
         self._connections = connections(self._source)
         self._turn = threading.Lock()
         self._busy: int | None = None
         self._failures: dict[object, int] = {}
         self._failed_for = 0.0
         self._threads = threading.Condition()
-        self._calls = _Calls(self._connections, self.local)
+        self._listener = _OfferListener(self._connections, self.process_state)
         self._chores: threading.Thread | None = None
 
     # Commands
@@ -144,9 +144,9 @@ class Store:
             raise StoreUnavailable(command.name, command.keys[0], "Redis failed the call before, too")
         try:
             try:
-                raw, acknowledged = self._connections.send(command, self.local.evalsha(command))
+                raw, acknowledged = self._connections.send(command, self.process_state.evalsha(command))
             except NoScriptError:
-                raw, acknowledged = self._connections.send(command, self.local.eval(command))
+                raw, acknowledged = self._connections.send(command, self.process_state.eval(command))
         except RedisError as error:
             failure = from_redis(error, command.name, command.keys[0])
             if isinstance(error, UNREACHABLE):
@@ -154,7 +154,7 @@ class Store:
                 self._failed_for = clock.now() - began
             raise failure from error
         result = command.result(raw)
-        self.local.learn(command, result)
+        self.process_state.learn(command, result)
         if command.durability is not None:
             command.durability.check(command, acknowledged)
         return result
@@ -182,14 +182,14 @@ class Store:
         if other is not None and not isinstance(step, Listen):
             return other(step)
         try:
-            return self._calls.open()
+            return self._listener.open()
         finally:
-            self.local.rouse()  # one who wanted to listen meanwhile has gone to sleep instead
+            self.process_state.rouse()  # one who wanted to listen meanwhile has gone to sleep instead
 
     def _pause(self, waiter: Waiter, until: float | None) -> None:
-        """Sleep until woken. The first to sleep listens for calls; leaving, it lets another one do so."""
-        # A waiter that listens itself, as the only one of a process does, is called without a switch of threads.
-        turn = self._calls.turn
+        """Sleep until woken. The first to sleep listens for offers; leaving, it lets another one do so."""
+        # A waiter that listens itself, as the only one of a process does, gets its offer without a switch of threads.
+        turn = self._listener.turn
         waiter.signal = signal = threading.Event()
         try:
             while not waiter.woken:
@@ -198,7 +198,7 @@ class Store:
                     return
                 if turn.acquire(blocking=False):
                     try:
-                        self._calls.listen(min(left, _LOOK_UP))
+                        self._listener.listen(min(left, _LOOK_UP))
                     finally:
                         turn.release()
                 else:
@@ -207,7 +207,7 @@ class Store:
         finally:
             waiter.signal = None
             if not turn.locked():
-                self.local.rouse()
+                self.process_state.rouse()
 
     # Chores
 
@@ -219,7 +219,7 @@ class Store:
             self._threads.notify()
 
     def _do_chores(self) -> None:
-        agenda = self.local.agenda
+        agenda = self.process_state.agenda
         while True:
             chore = agenda.pop(clock.now())
             if chore is not None:
@@ -242,9 +242,9 @@ def _reset_in_child() -> None:
     global _by_client_lock  # noqa: PLW0603 - it may have been held by another thread of the parent
     _by_client_lock = threading.Lock()
     for store in _stores:
-        for lease in store.local.held.values():
+        for lease in store.process_state.held.values():
             lease._end()
-        store.reset(store.local.floors)
+        store.reset(store.process_state.floors)
 
 
 os.register_at_fork(after_in_child=_reset_in_child)

@@ -67,7 +67,7 @@ class CallLock(LockCore[Lease]):
 
     def _begin(self, source: Client | str, api_key: str, **settings: Any) -> None:
         self._source: Client | str = source
-        super().__init__(lambda: self._store.local, api_key, **settings)
+        super().__init__(lambda: self._store.process_state, api_key, **settings)
 
     @classmethod
     def from_url(

@@ -16,7 +16,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._core.agenda import Agenda
-from kraken_nonce_redis._core.waiting import Listen, Local, Pause, Run, doing
+from kraken_nonce_redis._core.waiting import Listen, Pause, ProcessState, Run, doing
 from kraken_nonce_redis.asyncio._connections import connections
 from kraken_nonce_redis.errors import UNREACHABLE, StoreError, StoreUnavailable, from_redis
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
@@ -39,13 +39,13 @@ class Store:
 
     def __init__(self, source: Client | str) -> None:
         self.source = source
-        self.local = Local(Agenda(self._chores_changed))
+        self.process_state = ProcessState(Agenda(self._chores_changed))
         self.connections = connections(source)
         self._turn = asyncio.Lock()
         self._failures: dict[object, int] = {}
         self._failed_for = 0.0
         self._changed = asyncio.Event()
-        self._listener: _Listener | None = None
+        self._listener: _OfferListener | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._loop_ends = False
 
@@ -64,9 +64,9 @@ class Store:
                 raise StoreUnavailable(command.name, command.keys[0], "Redis failed the call before, too")
             try:
                 try:
-                    raw, acknowledged = await self.connections.send(command, self.local.evalsha(command))
+                    raw, acknowledged = await self.connections.send(command, self.process_state.evalsha(command))
                 except NoScriptError:
-                    raw, acknowledged = await self.connections.send(command, self.local.eval(command))
+                    raw, acknowledged = await self.connections.send(command, self.process_state.eval(command))
             except RedisError as error:
                 failure = from_redis(error, command.name, command.keys[0])
                 if isinstance(error, UNREACHABLE):
@@ -77,7 +77,7 @@ class Store:
                 if self._loop_ends:
                     await self.connections.close()
             result = command.result(raw)
-            self.local.learn(command, result)
+            self.process_state.learn(command, result)
             if command.durability is not None:
                 command.durability.check(command, acknowledged)
         _heed(cancellations)
@@ -113,14 +113,14 @@ class Store:
                 assert other is not None  # noqa: S101 - only flows of calls have such steps
                 return await other(step)
 
-    # Calls
+    # Offers
 
     async def _listen(self) -> None:
         listener = self._listener
-        if listener is None or (listener.ready.is_set() and not self.local.listening):
+        if listener is None or (listener.ready.is_set() and not self.process_state.listening):
             if listener is not None:
                 listener.task.cancel()
-            listener = self._listener = _Listener(self)
+            listener = self._listener = _OfferListener(self)
         await listener.ready.wait()
         if listener.failure is not None:
             raise listener.failure
@@ -132,7 +132,7 @@ class Store:
 
     async def _keep(self) -> None:
         """Do the chores as long as the loop runs; at its end, close the connection."""
-        agenda = self.local.agenda
+        agenda = self.process_state.agenda
         try:
             while True:
                 chore = agenda.pop(clock.now())
@@ -171,14 +171,14 @@ async def _set_before(event: asyncio.Event, until: float | None) -> None:
             await event.wait()
 
 
-class _Listener:
-    """Takes calls from the server and wakes those who are called; ends on an error, or when nobody has waited long."""
+class _OfferListener:
+    """Takes the server's offers and wakes whom they are for; ends on an error, or when nobody has waited long."""
 
     def __init__(self, store: Store) -> None:
         self.ready = asyncio.Event()
         self.failure: StoreError | None = None
         self._connections = store.connections
-        self._local = store.local
+        self._process_state = store.process_state
         self.task = asyncio.create_task(self._run(), name="kraken-nonce-listener")
 
     async def _run(self) -> None:
@@ -190,34 +190,34 @@ class _Listener:
                     raise
                 await self._listen()
         except (RedisError, OSError) as error:
-            self.failure = from_redis(error, "subscribe", self._local.channel)
+            self.failure = from_redis(error, "subscribe", self._process_state.channel)
         finally:
-            self._local.listening = False
-            self._local.ask_again()
+            self._process_state.listening = False
+            self._process_state.ask_again()
             self.ready.set()
 
     async def _listen(self) -> None:
-        calls = self._connections.pubsub()
+        subscription = self._connections.pubsub()
         try:
-            await calls.subscribe(self._local.channel)
-            if calls.connection is not None:
-                calls.connection.retry = Retry(NoBackoff(), 0)
-            while self.ready.is_set() or await self._confirmed(calls):
+            await subscription.subscribe(self._process_state.channel)
+            if subscription.connection is not None:
+                subscription.connection.retry = Retry(NoBackoff(), 0)
+            while self.ready.is_set() or await self._confirmed(subscription):
                 _heed(0)
-                message = await calls.get_message(timeout=_IDLE)
+                message = await subscription.get_message(timeout=_IDLE)
                 if message is not None:
-                    self._local.hear(message)
-                elif not self._local.anyone_waits:
+                    self._process_state.hear(message)
+                elif not self._process_state.anyone_waits:
                     return
         finally:
             # Before 5.0.1 redis-py had only close(), which later versions call deprecated.
-            await getattr(calls, "aclose", calls.close)()
+            await getattr(subscription, "aclose", subscription.close)()
 
-    async def _confirmed(self, calls: PubSub) -> bool:
-        message = await calls.get_message(timeout=SOCKET_TIMEOUT)
+    async def _confirmed(self, subscription: PubSub) -> bool:
+        message = await subscription.get_message(timeout=SOCKET_TIMEOUT)
         if message is None:
             raise RedisTimeoutError("no answer to SUBSCRIBE")
-        self._local.hear(message)
+        self._process_state.hear(message)
         self.ready.set()
         return True
 

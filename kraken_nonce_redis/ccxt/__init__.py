@@ -15,7 +15,7 @@ try:
 except ImportError as error:
     raise ImportError("ccxt is not installed: pip install 'kraken-nonce-redis[ccxt]'") from error
 
-from kraken_nonce_redis.ccxt._adapter import Calls, Unsigned, of_failure, of_value
+from kraken_nonce_redis.ccxt._adapter import Adapter, Unsigned, of_failure, of_value
 
 if TYPE_CHECKING:
     from kraken_nonce_redis._core.steps import Heard, Send
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["kraken"]
 
 
-class kraken(Calls, ccxt.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt names it
+class kraken(Adapter, ccxt.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt names it
     """A ``ccxt.kraken`` whose private calls run under the lock.
 
     ``config`` is that of ccxt, and beside ccxt's keys takes those of `kraken_nonce_redis.clients.Options`:

@@ -28,7 +28,7 @@ _OPTIONS: Final = tuple(Options.__annotations__)
 _PROBE_NONCE: Final = 1_700_000_000_000_000_001
 _PROBE: Final[Mapping[str, Any]] = {"method": "Balance", "params": {}, "nonce": _PROBE_NONCE}
 
-_Stock: Any = object  # stands for ccxt's class, which comes after `Calls` in each that is put together
+_Stock: Any = object  # stands for ccxt's class, which comes after `Adapter` in each that is put together
 
 # Set while a call is signed; of its own in each thread and task, as leases are.
 _nonce: Final[ContextVar[int | None]] = ContextVar("nonce", default=None)
@@ -76,7 +76,7 @@ class _Headers(dict[str, str]):
         return repr({name: "***" if name.startswith("API-") else value for name, value in self.items()})
 
 
-class Calls(_Stock):  # type: ignore[misc] # it has no types
+class Adapter(_Stock):  # type: ignore[misc] # it has no types
     """The methods of ccxt's Kraken classes that differ, but for ``fetch``. Comes before such a class.
 
     Subclasses set the attributes below.
@@ -157,7 +157,7 @@ def check_seam(stock: Any) -> None:
     Raises `IncompatibleClient`.
     """
 
-    class Probe(Calls, stock):  # type: ignore[misc] # it has no types
+    class Probe(Adapter, stock):  # type: ignore[misc] # it has no types
         def __init__(self) -> None:
             stock.__init__(self, {"apiKey": "key", "secret": "c2VjcmV0", "enableRateLimit": False})
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import ccxt.async_support
 
-from kraken_nonce_redis.ccxt._adapter import Calls, Unsigned, of_failure, of_value
+from kraken_nonce_redis.ccxt._adapter import Adapter, Unsigned, of_failure, of_value
 from kraken_nonce_redis.clients import AsyncGuard
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["kraken"]
 
 
-class AsyncCalls(Calls):
+class AsyncAdapter(Adapter):
     """The methods of ccxt's Kraken classes for asyncio that differ. Comes before such a class."""
 
     _guard_type = AsyncGuard
@@ -40,7 +40,7 @@ class AsyncCalls(Calls):
         return await self._guard.make(self.apiKey, self._call(body), send)
 
 
-class kraken(AsyncCalls, ccxt.async_support.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt names it
+class kraken(AsyncAdapter, ccxt.async_support.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt names it
     """A ``ccxt.async_support.kraken`` whose private calls run under the lock.
 
     As `kraken_nonce_redis.ccxt.kraken`, with a URL or a client of redis.asyncio as ``redis``; ``timeout`` counts once,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def status(target: Target, *, as_json: bool) -> None:
     """Show the last nonce, who holds the lock, how many wait, calls to be settled, any cool-down; changes nothing.
 
-    "lock" in the JSON is free, held, called (a waiter was called to take it) or ended (a lease ran out, and nobody
+    "lock" in the JSON is free, held, offered (to a waiter) or ended (a lease ran out, and nobody
     has asked since).
     """
     state = target.run(commands.inspect(target.keys))
@@ -90,7 +90,7 @@ def _lock(state: State) -> tuple[str, str]:
         return "ended", f"free to take: the lease of {holder} ran out"
     if state.leased:
         return "held", f"held by {holder} for {span(state.left)} at most"
-    return "called", f"{holder} was called to take it within {span(state.left)}"
+    return "offered", f"offered to {holder}, to be taken within {span(state.left)}"
 
 
 def _data(target: Target, state: State, pending: int) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """Whether a Redis is fit for nonces and locks.
 
 `examine` asks one server over a client of redis-py and notes its answers as `Seen`; `diagnose` makes a list of
-`Finding` of them, without I/O. What a server or its user's rights refuse to tell is a finding as well.
+`Finding` of them, without I/O. What a server or its user's permissions refuse to tell is a finding as well.
 """
 
 from __future__ import annotations

@@ -20,14 +20,14 @@ TOPICS: Final = (
     "clock",
     "latency",
     "scripts",
-    "calls",
-    "rights",
+    "offers",
+    "permissions",
     "keys",
     "timeouts",
 )
 
 # Why a user can't use a command, where that is known.
-NO_RIGHT: Final = "no right"
+NO_PERMISSION: Final = "no permission"
 NOT_THESE_KEYS: Final = "not on our keys"
 NOT_THESE_CHANNELS: Final = "not on our channels"
 NO_SUCH_COMMAND: Final = "the server has no such command"

@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Final
 
 from kraken_nonce_redis._arguments import LONGEST_LEAD
-from kraken_nonce_redis._core.waiting import CALL
+from kraken_nonce_redis._core.waiting import OFFER
 from kraken_nonce_redis.doctor.answers import (
     NO_SUCH_COMMAND,
     NOT_THESE_CHANNELS,
@@ -29,8 +29,8 @@ CLOCK_STEP: Final = 0.05
 """Seconds that the server's clock may move against a steady one while it is looked at."""
 MEDIAN_WARNING: Final = 0.05
 """Seconds for one round trip: every private call under the lock needs two."""
-SLOWEST_WARNING: Final = CALL / 2
-"""Seconds for one round trip, or that a server does nothing: a waiter has `CALL` seconds to take the lock."""
+SLOWEST_WARNING: Final = OFFER / 2
+"""Seconds for one round trip, or that a server does nothing: a waiter has `OFFER` seconds to take the lock."""
 SCRIPT_WARNING: Final = 0.005
 """Seconds that scripts take on the server, on average."""
 LEAD_WARNING: Final = 60 * 10**9
@@ -82,8 +82,8 @@ def _latency(seen: Seen) -> Iterator[Finding]:
             "latency",
             "warning" if slow else "ok",
             f"{what}: median {middle * 1e3:.2f} ms, 99th {late * 1e3:.2f} ms, max {slowest * 1e3:.2f} ms",
-            "Each private call needs two round trips, and a waiter must answer its call within "
-            f"{CALL:g} s. Bring Redis nearer to the bots, and look for what blocks it (SLOWLOG GET)."
+            "Each private call needs two round trips, and a waiter must take the lock that is offered to it within "
+            f"{OFFER:g} s. Bring Redis nearer to the bots, and look for what blocks it (SLOWLOG GET)."
             if slow
             else "",
         )
@@ -119,28 +119,29 @@ def _scripts(seen: Seen) -> Iterator[Finding]:
             "scripts",
             "problem",
             f"{', '.join(concerned)}: {seen.scripts[concerned[0]] if len(concerned) == 1 else trouble}",
-            "This library can't work here. See role, persistence, eviction and rights; a proxy may not let EVAL pass.",
+            "This library can't work here. See role, persistence, eviction and permissions; a proxy may not let EVAL "
+            "pass.",
         )
 
 
-def _calls(seen: Seen) -> Iterator[Finding]:
+def _offers(seen: Seen) -> Iterator[Finding]:
     if seen.heard is True:
-        yield Finding("calls", "ok", "a published message came back")
+        yield Finding("offers", "ok", "a published message came back")
     else:
         reason = f": {seen.heard.reason}" if isinstance(seen.heard, Refused) else ""
         yield Finding(
-            "calls",
+            "offers",
             "problem",
             f"a published message did not come back{reason}",
-            "Waiters are called over pub/sub. The user needs +publish +subscribe +unsubscribe &kraken-nonce:wake:*; "
+            "The lock is offered over pub/sub. The user needs +publish +subscribe +unsubscribe &kraken-nonce:wake:*; "
             "a proxy may not let it pass.",
         )
 
 
-def _rights(seen: Seen) -> Iterator[Finding]:
+def _permissions(seen: Seen) -> Iterator[Finding]:
     name = "the user" if isinstance(seen.name, Refused) else f"user {seen.name}"
     if not seen.lacking:
-        yield Finding("rights", "ok", f"{name} has all that is needed")
+        yield Finding("permissions", "ok", f"{name} has all that is needed")
     commands: dict[str, list[str]] = {}
     for command, reason in seen.lacking.items():
         commands.setdefault(reason, []).append(command)
@@ -151,7 +152,7 @@ def _rights(seen: Seen) -> Iterator[Finding]:
     }
     for reason, concerned in commands.items():
         yield Finding(
-            "rights",
+            "permissions",
             "problem",
             f"{name} can't use {', '.join(concerned)}: {reason}",
             remedies.get(reason) or f"Give it {' '.join(f'+{command}' for command in concerned)}",
@@ -163,18 +164,18 @@ def _rights(seen: Seen) -> Iterator[Finding]:
         # In protected mode a server without a password answers to its own machine alone.
         open_to_all = seen.setting("protected-mode") == "no"
         yield Finding(
-            "rights",
+            "permissions",
             "warning" if open_to_all else "note",
             f"{name} may do everything and needs no password"
             + (", and protected-mode is off: so may all who reach the port" if open_to_all else ""),
-            "Give the bots a user of their own with a password and the rights in docs/doctor.md.",
+            "Give the bots a user of their own with a password and the permissions in docs/doctor.md.",
         )
     elif everything:
         yield Finding(
-            "rights",
+            "permissions",
             "note",
             f"{name} may do everything",
-            "Give the bots a user of their own with the rights in docs/doctor.md.",
+            "Give the bots a user of their own with the permissions in docs/doctor.md.",
         )
 
 
@@ -213,4 +214,4 @@ def _keys(seen: Seen) -> Iterator[Finding]:
         )
 
 
-JUDGES: Final = (_clock, _latency, _scripts, _calls, _rights, _keys)
+JUDGES: Final = (_clock, _latency, _scripts, _offers, _permissions, _keys)

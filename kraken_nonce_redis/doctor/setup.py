@@ -25,13 +25,13 @@ LONGEST_TIMEOUT: Final = DEFAULT_TTL
 SHORTEST_TIMEOUT: Final = 0.1
 """Seconds for the client's timeouts."""
 
-# What could not be seen: the field, its topic, the question, what stays unknown, and the right that would help.
+# What could not be seen: the field, its topic, the question, what stays unknown, and the permission that would help.
 _QUESTIONS: Final = (
     ("info", "server", "INFO", "kind, version, role, persistence, eviction and replicas", "+info"),
     ("config", "settings", "CONFIG GET", "RDB, appendfsync, min-replicas-to-write and protected-mode", "+config|get"),
     ("blocked", "latency", "LATENCY LATEST", "what has blocked the server", "+latency|latest"),
-    ("name", "rights", "ACL WHOAMI", "the user's name", "+acl|whoami"),
-    ("user", "rights", "ACL GETUSER", "whether the user may do more than it needs", "+acl|getuser"),
+    ("name", "permissions", "ACL WHOAMI", "the user's name", "+acl|whoami"),
+    ("user", "permissions", "ACL GETUSER", "whether the user may do more than it needs", "+acl|getuser"),
     ("ticks", "clock", "TIME", "the server's clock", "+time"),
     ("pings", "latency", "PING", "the bare round trip", "+ping"),
     ("keys", "keys", "SCAN", "the keys of the namespace", "+scan"),
@@ -41,14 +41,14 @@ _QUESTIONS: Final = (
 def _unseen(seen: Seen) -> Iterator[Finding]:
     if seen.fake:
         return
-    for field, topic, question, unknown, right in _QUESTIONS:
+    for field, topic, question, unknown, permission in _QUESTIONS:
         answer = getattr(seen, field)
         if isinstance(answer, Refused):
             yield Finding(
                 topic,
                 "note",
                 f"could not be seen: {unknown} ({question}: {answer.reason})",
-                f"Ask once as a user with {right}, or look at the provider's settings. Bots need no such right.",
+                f"Ask once as a user with {permission}, or look at the provider's settings. Bots don't need it.",
             )
 
 
@@ -134,7 +134,7 @@ def _persistence(seen: Seen) -> Iterator[Finding]:
                 "persistence",
                 "problem",
                 f"the last {what} failed; the server may refuse to write",
-                "Look at the server's log, and at its disk: full, read-only, no right to write?",
+                "Look at the server's log, and at its disk: full, read-only, no permission to write?",
             )
     save, fsync = seen.setting("save"), seen.setting("appendfsync")
     heals = "Nonces heal by themselves, but locks and raises ahead of the clock (jump, advance) would be lost."

@@ -1,4 +1,4 @@
-"""Tries on two keys and a channel of its own what the library does: its commands, its scripts, its calls."""
+"""Tries on two keys and a channel of its own what the library does: its commands, its scripts, its offers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from redis.exceptions import MovedError, NoPermissionError, NoScriptError, Redis
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.commands import Granted, Keyspace, Waiting, text
-from kraken_nonce_redis.doctor.answers import NO_RIGHT, NO_SUCH_COMMAND, NOT_THESE_CHANNELS, NOT_THESE_KEYS, Refused
+from kraken_nonce_redis.doctor.answers import (
+    NO_PERMISSION,
+    NO_SUCH_COMMAND,
+    NOT_THESE_CHANNELS,
+    NOT_THESE_KEYS,
+    Refused,
+)
 from kraken_nonce_redis.errors import StoreError
 from kraken_nonce_redis.pace import Pace
 
@@ -41,8 +47,8 @@ _TROUBLE: Final = (
     ("channel", NOT_THESE_CHANNELS),
     ("access a key", NOT_THESE_KEYS),
     ("one of the keys", NOT_THESE_KEYS),
-    ("permission", NO_RIGHT),
-    ("noperm", NO_RIGHT),
+    ("permission", NO_PERMISSION),
+    ("noperm", NO_PERMISSION),
 )
 
 
@@ -70,8 +76,8 @@ class Trial:
             self._client.delete(self.keys.state, self.keys.queue)
 
     @property
-    def process(self) -> str:
-        """The name of the process that waits for the lock here."""
+    def process_id(self) -> str:
+        """The id of the process that waits for the lock here."""
         return self.keys.tag
 
     def commands(self) -> dict[str, tuple[str | int, ...]]:
@@ -94,7 +100,7 @@ class Trial:
             "exists": ("EXISTS", queue),
             "del": ("DEL", queue),
             "time": ("TIME",),
-            "publish": ("PUBLISH", commands.channel(self.process), "doctor"),
+            "publish": ("PUBLISH", commands.channel(self.process_id), "doctor"),
             "eval": ("EVAL", "return 1", 0),
             "evalsha": ("EVALSHA", "0" * 40, 0),
         }
@@ -114,7 +120,7 @@ class Trial:
 
     def hears(self) -> bool | Refused:
         """Return whether a message to a channel of ours comes back."""
-        channel = commands.channel(self.process)
+        channel = commands.channel(self.process_id)
         listening: PubSub
         with contextlib.closing(self._client.pubsub()) as listening:
             try:
@@ -145,7 +151,7 @@ class Trial:
         return reasons
 
     def _steps(self) -> Iterator[tuple[Command[Any], Callable[[Any], bool]]]:
-        keys, first, second = self.keys, f"{self.process}:1", f"{self.process}:2"
+        keys, first, second = self.keys, f"{self.process_id}:1", f"{self.process_id}:2"
         pace = Pace(min_interval=0.001, tier="pro").settings(1, startup_protection=True)
         yield commands.reserve(keys, _BLOCK), lambda block: len(block) == _BLOCK  # exact to the last digit
         yield commands.advance(keys, 1, 0), lambda last: last > 1
@@ -158,7 +164,7 @@ class Trial:
             commands.acquire(keys, second, _TERM, ticket=0, priority="normal", pace=""),
             lambda answer: isinstance(answer, Waiting),
         )
-        yield commands.wait(keys, self.process, second), lambda attendance: attendance.left > 0
+        yield commands.heartbeat(keys, self.process_id, second), lambda heartbeat: heartbeat.left > 0
         yield commands.cool_down(keys, _TERM, "doctor"), lambda left: left > 0
         yield commands.cool_down(keys, 0, ""), lambda left: left == 0
         yield commands.reset_startup(keys), lambda _: True

@@ -3,9 +3,9 @@
 --
 -- State hash fields, next to `nonce`:
 --   lock      who has the lock: '<lease> <since> <term> <ticket> <member>', absent when it is free.
---             lease   first nonce of the lease; '-' while the member is only called to take the lock; '~' while it is
---                     booked, that is, called for a later time, and a waiter of high priority may go before it
---             since   begin of the lease or call, server time in microseconds
+--             lease   first nonce of the lease; '-' while the lock is only offered to the member; '~' while it is
+--                     booked, that is, offered for a later time, and a waiter of high priority may go before it
+--             since   begin of the lease or offer, server time in microseconds
 --             term    its length in microseconds
 --             ticket  the member's place in the queue, '0' if it never was there
 --             member  '<process>:<number or token>'
@@ -26,13 +26,13 @@
 -- Queue, a sorted set, exists only while somebody waits:
 --   waiters   member -> ticket (normal priority) or ticket - 4e15 (high)
 --   processes process -> 4e15 + the time in microseconds when it joined
--- The entry of a process goes when one of its members lets a call pass, so that a process which died with many
--- waiters costs the others one call and not one each.
+-- The entry of a process goes when one of its members lets an offer pass, so that a process which died with many
+-- waiters costs the others one offer and not one each.
 
 local PROCESSES = 4e15      -- scores from here on are processes
 local WAITERS = '(4000000000000000'
-local CALL = 750000         -- microseconds that a called waiter has to take the lock, from the time it is called for
-local QUEUE_LIFE = '10000'  -- milliseconds after the last sign of life of any waiter
+local OFFER = 750000        -- microseconds that a waiter has to take the lock, from the time it is offered for
+local QUEUE_LIFE = '10000'  -- milliseconds after the last heartbeat of any waiter
 local MOST_OVERTAKINGS = 10
 
 -- load(key): the state, or nil and the value when the stored nonce is not ours.
@@ -59,7 +59,7 @@ local function lock(state, lease, since, term, ticket, member)
   return lease .. ' ' .. since .. ' ' .. term .. ' ' .. ticket .. ' ' .. member
 end
 
--- left(state, now): microseconds until the lease or call ends, as a string.
+-- left(state, now): microseconds until the lease or offer ends, as a string.
 local function left(state, now)
   if not state.member then return '0' end
   return whole(math.max(math.min(state.since - now, 0) + state.term, 0))
@@ -95,8 +95,8 @@ local function strike(key, nonce)
   return true
 end
 
--- ended(state, queue, now): whether nobody has the lock or a running call for it; settles what ran out.
-local function ended(state, queue, now)
+-- close_if_over(state, queue, now): settles a lease or offer that ran out; returns whether none runs.
+local function close_if_over(state, queue, now)
   if not state.member then return true end
   if greater(state.since, now) then -- the server's clock went back: the lease must not last longer for it
     local lease = state.lease or state.overtakable and '~' or '-'
@@ -112,8 +112,8 @@ local function ended(state, queue, now)
   return true
 end
 
--- may_overtake(state): whether a waiter of high priority may go before a normal one once more.
-local function may_overtake(state)
+-- count_overtaking(state): counts that a waiter of high priority goes before a normal one; returns whether it may.
+local function count_overtaking(state)
   return redis.call('HINCRBY', state.key, 'overtaken', 1) <= MOST_OVERTAKINGS
 end
 
@@ -124,7 +124,7 @@ local function first_waiter(state, queue)
   if not member then return nil end
   if score < 0 then
     local normal = redis.call('ZRANGEBYSCORE', queue, '0', WAITERS, 'WITHSCORES', 'LIMIT', 0, 1)
-    if not normal[1] or may_overtake(state) then return member, score + PROCESSES, more end
+    if not normal[1] or count_overtaking(state) then return member, score + PROCESSES, more end
     member, score = normal[1], tonumber(normal[2])
   end
   return member, score, more
@@ -151,9 +151,9 @@ local function wake(member)
   redis.call('PUBLISH', 'kraken-nonce:wake:' .. process_of(member), member)
 end
 
--- call(state, member, ticket, now): reserves the lock for a waiter and wakes it.
-local function call(state, member, ticket, now)
-  redis.call('HSET', state.key, 'lock', lock(state, '-', now, whole(CALL), whole(ticket), member))
+-- offer(state, member, ticket, now): offers the lock to a waiter and wakes it.
+local function offer(state, member, ticket, now)
+  redis.call('HSET', state.key, 'lock', lock(state, '-', now, whole(OFFER), whole(ticket), member))
   wake(member)
 end
 
@@ -170,7 +170,7 @@ end
 local function hand_over(state, queue)
   local member, ticket = dequeue(state, queue)
   if member then
-    call(state, member, ticket, clock())
+    offer(state, member, ticket, clock())
   else
     redis.call('HDEL', state.key, 'lock')
     state.member, state.lease = nil, nil

@@ -527,7 +527,7 @@ class TestConnections:
         assert "kraken-nonce status --account alice" in found(result)["alice"]["advice"]
 
     def test_a_cool_down_of_the_account(self, check: Check, sim: KrakenSimulator, valkey: Server) -> None:
-        """What another replica was told is respected and named, and concerns no other account."""
+        """What another process was told is respected and named, and concerns no other account."""
         CallLock(valkey.client(), list(sim.accounts)[1]).cool_down(600, "EAPI:Rate limit exceeded")
         result = check("--json")
         assert causes(result) == {"master": None, "alice": "rate limit", "bob": None}

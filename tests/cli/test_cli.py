@@ -251,14 +251,14 @@ def test_status_shows_holder_time_left_and_waiters(cli: Cli, valkey: Server, api
     assert "the server's clock" in text
 
 
-def test_status_tells_a_called_waiter_from_a_holder(cli: Cli, valkey: Server, api_key: str) -> None:
+def test_status_tells_an_offer_from_a_lease(cli: Cli, valkey: Server, api_key: str) -> None:
     """In a hand-over nobody holds a lease, and the status says so."""
     store, keys = store_for(valkey.client()), Keyspace.of("kraken-nonce", api_key)
     store.run(commands.acquire(keys, "holder:1", 20, ticket=None, priority="normal", pace=""))
     store.run(commands.acquire(keys, "waiter:1", 20, ticket=0, priority="normal", pace=""))
     store.run(commands.release(keys, "holder:1"))
     data = json.loads(cli("status", "--json").stdout)
-    assert (data["lock"], data["holder"], data["waiting"]) == ("called", "waiter:1", 0)
+    assert (data["lock"], data["holder"], data["waiting"]) == ("offered", "waiter:1", 0)
 
 
 def test_status_tells_a_lease_that_ran_out(cli: Cli, valkey: Server, api_key: str) -> None:
@@ -462,7 +462,7 @@ def test_trouble_is_one_line_with_an_exit_code_and_no_secret(cli: Cli, command: 
 
 
 def test_a_wrong_password_is_named_and_not_shown(cli: Cli, valkey: Server) -> None:
-    """Rights and passwords are exit code 3."""
+    """Permissions and passwords are exit code 3."""
     valkey.client().acl_setuser("bot", enabled=True, passwords=["+right"], keys="*", categories=["+@all"])
     result = cli("next", "--redis", valkey.url.replace("//", "//bot:s3cr3t@"))
     assert result.exit_code == 3

@@ -18,7 +18,7 @@ from kraken_nonce_redis._redis.commands import Keyspace
 from kraken_nonce_redis.cli.app import app
 from kraken_nonce_redis.doctor import LEVELS, Finding, Keys, Refused, Seen, Tick, User, diagnose, examine
 from kraken_nonce_redis.doctor.trial import Trial
-from kraken_nonce_redis.permissions import rights as least_rights
+from kraken_nonce_redis.permissions import least_permissions
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 from tests.support.faces import KEY
 from tests.support.helpers import eventually
@@ -139,11 +139,11 @@ CASES = {
     "aof": Case({}, "persistence", "ok", "AOF, fsync everysec"),
     "aof always": Case(config(appendfsync="always"), "persistence", "ok", "AOF, fsync always"),
     "aof without fsync": Case(config(appendfsync="no"), "persistence", "warning", "when the system likes"),
-    "aof, settings unseen": Case({"config": Refused("no right")}, "persistence", "ok", "fsync unknown"),
+    "aof, settings unseen": Case({"config": Refused("no permission")}, "persistence", "ok", "fsync unknown"),
     "rdb": Case(info(aof_enabled=0) | config(save="3600 1"), "persistence", "warning", "RDB only (save 3600 1)"),
     "nothing": Case(info(aof_enabled=0), "persistence", "warning", "a restart forgets everything"),
     "no aof, settings unseen": Case(
-        info(aof_enabled=0) | {"config": Refused("no right")}, "persistence", "warning", "could not be seen"
+        info(aof_enabled=0) | {"config": Refused("no permission")}, "persistence", "warning", "could not be seen"
     ),
     "aof failed": Case(info(aof_last_write_status="err"), "persistence", "problem", "AOF failed"),
     "save failed": Case(info(rdb_last_bgsave_status="err"), "persistence", "problem", "save to disk failed"),
@@ -191,17 +191,23 @@ CASES = {
         {"scripts": {"reserve": "no (a)", "acquire": "no (b)"}}, "scripts", "problem", "reserve, acquire: no"
     ),
     "one script fails": Case({"scripts": {"heartbeat": "no (why)"}}, "scripts", "problem", "heartbeat: no (why)"),
-    "calls": Case({}, "calls", "ok", "came back"),
-    "calls are lost": Case({"heard": False}, "calls", "problem", "did not come back"),
-    "no calls": Case({"heard": Refused("no right")}, "calls", "problem", "did not come back: no right"),
-    "rights": Case({}, "rights", "ok", "user bot has all"),
-    "rights missing": Case(
-        {"lacking": {"hset": "no right", "del": "no right"}}, "rights", "problem", "user bot can't use hset, del"
+    "offers": Case({}, "offers", "ok", "came back"),
+    "offers are lost": Case({"heard": False}, "offers", "problem", "did not come back"),
+    "no offers": Case({"heard": Refused("no permission")}, "offers", "problem", "did not come back: no permission"),
+    "permissions": Case({}, "permissions", "ok", "user bot has all"),
+    "permissions missing": Case(
+        {"lacking": {"hset": "no permission", "del": "no permission"}},
+        "permissions",
+        "problem",
+        "user bot can't use hset, del",
     ),
-    "everything": Case({"user": User("+@all", "~*", no_password=False)}, "rights", "note", "may do everything"),
-    "no password": Case({"user": User("+@all", "~*", no_password=True)}, "rights", "note", "needs no password"),
+    "everything": Case({"user": User("+@all", "~*", no_password=False)}, "permissions", "note", "may do everything"),
+    "no password": Case({"user": User("+@all", "~*", no_password=True)}, "permissions", "note", "needs no password"),
     "open to all": Case(
-        {"user": User("+@all", "*", no_password=True)} | config(protected_mode="no"), "rights", "warning", "the port"
+        {"user": User("+@all", "*", no_password=True)} | config(protected_mode="no"),
+        "permissions",
+        "warning",
+        "the port",
     ),
     "keys": Case({}, "keys", "ok", "1 of namespace kraken-nonce"),
     "many keys": Case(keys(complete=False), "keys", "ok", "there are more"),
@@ -235,7 +241,7 @@ def test_a_healthy_server_has_no_warning() -> None:
 @pytest.mark.once
 @pytest.mark.parametrize("field", ["info", "config", "blocked", "name", "user", "ticks", "pings", "keys"])
 def test_what_is_refused_is_a_note(field: str) -> None:
-    """A question without an answer is told as such, with the right that would help, and is no reason to fail."""
+    """A question without an answer is told as such, with the permission that would help, and is no reason to fail."""
     found = diagnose(dataclasses.replace(HEALTHY, **{field: Refused("not for you")}))
     (note,) = (finding for finding in found if "could not be seen" in finding.found)
     assert note.level == "note"
@@ -245,10 +251,10 @@ def test_what_is_refused_is_a_note(field: str) -> None:
 
 
 @pytest.mark.once
-def test_remedies_for_missing_rights_fit() -> None:
+def test_remedies_for_missing_permissions_fit() -> None:
     """Who lacks keys is not told to add commands, and the other way round."""
-    lacking = {"hset": "not on our keys", "publish": "not on our channels", "del": "no right"}
-    advice = [finding.advice for finding in about("rights", dataclasses.replace(HEALTHY, lacking=lacking))]
+    lacking = {"hset": "not on our keys", "publish": "not on our channels", "del": "no permission"}
+    advice = [finding.advice for finding in about("permissions", dataclasses.replace(HEALTHY, lacking=lacking))]
     assert advice == ["Give it ~kraken-nonce:*", "Give it &kraken-nonce:wake:*", "Give it +del"]
 
 
@@ -287,8 +293,8 @@ def test_a_server_as_it_comes(real_server: Server) -> None:
     assert of(found, "eviction") == {"ok": "noeviction, no maxmemory"}
     assert "none" in of(found, "replicas")["note"]
     assert of(found, "scripts") == {"ok": "all run"}
-    assert of(found, "calls") == {"ok": "a published message came back"}
-    assert of(found, "rights") == {
+    assert of(found, "offers") == {"ok": "a published message came back"}
+    assert of(found, "permissions") == {
         "ok": "user default has all that is needed",
         "note": "user default may do everything and needs no password",
     }
@@ -378,39 +384,39 @@ def test_a_clock_that_is_wrong(faketime_server: Server) -> None:
     assert re.match(r"-(3600|3599)\d{3}\.\d ms against", found)
 
 
-def rights() -> list[str]:
+def commands_of_scripts() -> list[str]:
     """Return the commands that scripts run."""
     called = {name for one in scripts.names() for name in re.findall(r"redis\.call\('(\w+)'", scripts.load(one).source)}
     return sorted(name.lower() for name in called)
 
 
 def bot(server: Server, *rules: str) -> str:
-    """Make a user with these rights; return its URL."""
+    """Make a user with these permissions; return its URL."""
     server.client().execute_command("ACL", "SETUSER", "bot", "reset", "on", f">{PASSWORD}", *rules)
     return server.url.replace("//", f"//bot:{PASSWORD}@")
 
 
-LEAST = least_rights()
+LEAST = least_permissions()
 
 
-def test_the_least_rights(real_server: Server) -> None:
+def test_the_least_permissions(real_server: Server) -> None:
     """For a bot's own user all that the bot does is tried; the rest could not be seen, and that is no problem."""
     found = doctor(bot(real_server, *LEAST))
     unseen = {finding.topic for finding in found if finding.found.startswith("could not be seen")}
-    assert unseen == {"server", "settings", "latency", "rights", "keys"}
-    assert of(found, "rights")["ok"] == "the user has all that is needed"
+    assert unseen == {"server", "settings", "latency", "permissions", "keys"}
+    assert of(found, "permissions")["ok"] == "the user has all that is needed"
     assert of(found, "scripts") == {"ok": "all run"}
     assert {finding.level for finding in found} == {"ok", "note"}
     assert real_server.client().keys("*") == []
 
 
-def test_missing_rights(real_server: Server) -> None:
+def test_missing_permissions(real_server: Server) -> None:
     """Missing commands are named, and what to give."""
     found = doctor(bot(real_server, *LEAST, "-hset", "-zcount"), code=1)
-    (problem,) = (one for one in found if one.topic == "rights" and one.level == "problem")
-    assert problem.found == "the user can't use hset, zcount: no right"
+    (problem,) = (one for one in found if one.topic == "permissions" and one.level == "problem")
+    assert problem.found == "the user can't use hset, zcount: no permission"
     assert problem.advice == "Give it +hset +zcount"
-    assert "right" in of(found, "scripts")["problem"]
+    assert "permission" in of(found, "scripts")["problem"]
 
 
 @pytest.mark.parametrize(
@@ -418,11 +424,11 @@ def test_missing_rights(real_server: Server) -> None:
     [
         ((*LEAST, "resetkeys", "~other:*"), "not on our keys"),
         ((*LEAST, "resetchannels"), "not on our channels"),
-        ((*LEAST, "-subscribe"), "no right"),
+        ((*LEAST, "-subscribe"), "no permission"),
     ],
     ids=["other keys", "no channels", "no subscribe"],
 )
-def test_rights_on_keys_and_channels(real_server: Server, rules: tuple[str, ...], said: str) -> None:
+def test_permissions_on_keys_and_channels(real_server: Server, rules: tuple[str, ...], said: str) -> None:
     """Patterns that leave out our keys or channels are told from missing commands."""
     found = doctor(bot(real_server, *rules), code=1)
     assert any(said in finding.found and finding.level == "problem" for finding in found)
@@ -434,7 +440,7 @@ def test_what_is_tried_is_what_scripts_do(valkey: Server) -> None:
     """No command of a script is left out, no script either: a new one must be tried, too."""
     client = redis.Redis.from_url(valkey.url)
     with client, Trial(client, "kraken-nonce") as trial:
-        assert sorted(trial.commands()) == sorted([*rights(), "eval", "evalsha"])
+        assert sorted(trial.commands()) == sorted([*commands_of_scripts(), "eval", "evalsha"])
         assert {command.name for command, _ in trial._steps()} == set(scripts.names())
 
 
@@ -454,16 +460,16 @@ def test_a_managed_server(private_server: PrivateServer, kind: Kind) -> None:
     server = private_server(kind, "--rename-command", "LATENCY", "")
     found = doctor(bot(server, "~*", "&*", "+@all", "-config"))
     assert "LATENCY LATEST: the server has no such command" in of(found, "latency")["note"]
-    assert "CONFIG GET: no right" in of(found, "settings")["note"]
+    assert "CONFIG GET: no permission" in of(found, "settings")["note"]
     assert of(found, "persistence") == {"warning": "no AOF; whether RDB could not be seen"}
-    assert of(found, "rights")["ok"] == "user bot has all that is needed"
+    assert of(found, "permissions")["ok"] == "user bot has all that is needed"
 
 
 def test_a_server_without_scripts(private_server: PrivateServer) -> None:
     """Without EVAL nothing works, and that is said."""
     server = private_server(VALKEY, "--rename-command", "EVALSHA", "")
     found = doctor(server.url, code=1)
-    assert of(found, "rights")["problem"] == "user default can't use evalsha: the server has no such command"
+    assert of(found, "permissions")["problem"] == "user default can't use evalsha: the server has no such command"
     assert "lacks a command" in of(found, "scripts")["problem"]
 
 
@@ -514,7 +520,7 @@ def test_a_connection_that_breaks(valkey: Server, proxy: MakeProxy) -> None:
 
 
 def test_a_wrong_password(valkey: Server) -> None:
-    """Rights and passwords are exit code 3."""
+    """Permissions and passwords are exit code 3."""
     result = run(url=bot(valkey, *LEAST).replace("//bot:", "//bot:x"))
     assert (result.exit_code, result.stdout) == (3, "")
     assert "refuses the user name or password" in result.stderr
@@ -544,7 +550,7 @@ def test_any_client(valkey: Server) -> None:
     for options in ({"decode_responses": True}, {"protocol": 2}, {"protocol": 3}):
         client = valkey.client(**options, socket_timeout=None, socket_connect_timeout=None)
         found = diagnose(examine(client))
-        assert of(found, "rights")["note"] == "user default may do everything and needs no password"
+        assert of(found, "permissions")["note"] == "user default may do everything and needs no password"
         assert {finding.topic for finding in found if finding.level == "warning"} == {"persistence", "timeouts"}
 
 

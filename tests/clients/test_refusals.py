@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.support.servers import Server
 
-REPLICAS = 10
+COUNT = 10
 QUICK = Retries(waits=(0.01,) * 4, settle_waits=(0.02, 0.05))
 LEAD = {"30 s": 30 * SECOND, "10 min": 600 * SECOND, "a day": 86_400 * SECOND}
 SIGNATURE = re.compile(r"[A-Za-z0-9+/]{86}==")
@@ -63,13 +63,13 @@ def access(sim: KrakenSimulator) -> tuple[str, str, str]:
     return sim.url, sim.key, sim.secret
 
 
-class Replicas:
+class Bots:
     """Ten clients with connections of their own, as different processes have."""
 
     def __init__(self, sim: KrakenSimulator, valkey: Server) -> None:
         self.events: list[Any] = []
         self.failures: list[Exception] = []
-        self._servers = [redis.Redis.from_url(valkey.url) for _ in range(REPLICAS)]
+        self._servers = [redis.Redis.from_url(valkey.url) for _ in range(COUNT)]
         self._bots = [
             BOTS["krakenex"](*access(sim), redis=server, retries=QUICK, on_event=self.events.append)
             for server in self._servers
@@ -81,7 +81,7 @@ class Replicas:
 
     def order(self) -> list[str]:
         """Let each of them place an order, all at the same moment; return the txids."""
-        begin = threading.Barrier(REPLICAS)
+        begin = threading.Barrier(COUNT)
         txids: list[str] = []
 
         def work(bot: Any) -> None:
@@ -118,36 +118,36 @@ class TestPushedNonce:
     """Another program uses the same API key, with a nonce that is ahead."""
 
     def test_ten_replicas(self, sim: KrakenSimulator, valkey: Server) -> None:
-        """Replicas that are refused in the same second raise the nonce once, and all of their orders go through."""
-        with Replicas(sim, valkey) as replicas:
-            assert len(replicas.order()) == REPLICAS
+        """Bots that are refused in the same second raise the nonce once, and all of their orders go through."""
+        with Bots(sim, valkey) as bots:
+            assert len(bots.order()) == COUNT
             sim.raise_nonce(time.time_ns() + LEAD["30 s"])
-            assert len(replicas.order()) == REPLICAS
-            assert [event.lead for event in replicas.raised()] == [60]
+            assert len(bots.order()) == COUNT
+            assert [event.lead for event in bots.raised()] == [60]
             assert 50 < lead(valkey, sim) < 60.1
-        assert len({order.cl_ord_id for order in sim.orders()}) == 2 * REPLICAS
+        assert len({order.cl_ord_id for order in sim.orders()}) == 2 * COUNT
         # One of them was refused twice, the others profited from it.
         assert sum(bool(request.error) for request in sim.requests()) == 2
 
     def test_ten_replicas_twice(self, sim: KrakenSimulator, valkey: Server) -> None:
         """Where the first step does not suffice, there is a second one for all of them, and no third."""
-        with Replicas(sim, valkey) as replicas:
-            replicas.order()
+        with Bots(sim, valkey) as bots:
+            bots.order()
             sim.raise_nonce(time.time_ns() + LEAD["10 min"])
-            assert len(replicas.order()) == REPLICAS
-            assert [event.lead for event in replicas.raised()] == [60, 600]
+            assert len(bots.order()) == COUNT
+            assert [event.lead for event in bots.raised()] == [60, 600]
             assert lead(valkey, sim) < 600.1
-        assert len(sim.orders()) == 2 * REPLICAS
+        assert len(sim.orders()) == 2 * COUNT
 
     def test_ten_replicas_in_vain(self, sim: KrakenSimulator, valkey: Server) -> None:
         """A nonce that is a day ahead stops all of them, after one attempt at each step."""
-        with Replicas(sim, valkey) as replicas:
-            replicas.order()
+        with Bots(sim, valkey) as bots:
+            bots.order()
             sim.raise_nonce(time.time_ns() + LEAD["a day"])
-            assert replicas.order() == []
-            assert [type(error) for error in replicas.failures] == [NoncePoisoned] * REPLICAS
-            assert [event.lead for event in replicas.raised()] == [60, 600, 3600]
-        assert len(sim.orders()) == REPLICAS
+            assert bots.order() == []
+            assert [type(error) for error in bots.failures] == [NoncePoisoned] * COUNT
+            assert [event.lead for event in bots.raised()] == [60, 600, 3600]
+        assert len(sim.orders()) == COUNT
 
     @pytest.mark.parametrize(("ahead", "leads"), [("30 s", [60]), ("10 min", [60, 600]), ("a day", [60, 600, 3600])])
     def test_recovered(self, kind: str, sim: KrakenSimulator, valkey: Server, ahead: str, leads: list[float]) -> None:

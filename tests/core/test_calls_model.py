@@ -29,7 +29,7 @@ from kraken_nonce_redis._calls.outcomes import CoolDowns
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.lock import LeaseCore, LockCore
 from kraken_nonce_redis._core.steps import Heard, Send, Sleep
-from kraken_nonce_redis._core.waiting import Local, Run
+from kraken_nonce_redis._core.waiting import ProcessState, Run
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.commands import Granted, Pending, State
 
@@ -318,8 +318,8 @@ class Lock(LockCore[LeaseCore]):
     """The lock of one process."""
 
     def __init__(self) -> None:
-        local = Local(Agenda(lambda: None))
-        super().__init__(lambda: local, KEY, ttl=30, scope="key", pace=None, namespace="test", durable=False)
+        process_state = ProcessState(Agenda(lambda: None))
+        super().__init__(lambda: process_state, KEY, ttl=30, scope="key", pace=None, namespace="test", durable=False)
 
     def _lease(self, acquired: Any) -> LeaseCore:
         return LeaseCore(self, acquired)

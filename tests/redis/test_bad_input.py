@@ -25,7 +25,7 @@ from kraken_nonce_redis import (
     StoreUnsupported,
 )
 from kraken_nonce_redis.errors import from_redis
-from kraken_nonce_redis.permissions import COMMANDS, rights
+from kraken_nonce_redis.permissions import COMMANDS, least_permissions
 from tests.support.faces import KEY
 from tests.support.helpers import KEYS, Rival, View, fails
 from tests.support.servers import REDIS_6, REDIS_7, VALKEY
@@ -309,15 +309,15 @@ def test_a_server_without_scripts(face: Face, private_server: PrivateServer, kin
 
 
 def user(server: Server, *rules: str) -> dict[str, str]:
-    """Make a user with these rights; return its credentials."""
+    """Make a user with these permissions; return its credentials."""
     name = "bot"
     server.client().execute_command("ACL", "SETUSER", name, "reset", "on", f">{PASSWORD}", *rules)
     return {"username": name, "password": PASSWORD}
 
 
-def test_the_least_rights(face: Face, real_server: Server) -> None:
+def test_the_least_permissions(face: Face, real_server: Server) -> None:
     """A user that may do no more than the scripts do, on our keys and channels alone, can use everything."""
-    client = face.client(real_server, **user(real_server, *rights()))
+    client = face.client(real_server, **user(real_server, *least_permissions()))
     nonces, lock = face.allocator(client), face.lock(client)
     view = View(real_server.client())
     assert nonces.jump_forward(1) < nonces.next() < nonces.reserve(2)[0]
@@ -335,14 +335,14 @@ def test_the_least_rights(face: Face, real_server: Server) -> None:
 @pytest.mark.parametrize(
     ("rules", "parts"),
     [
-        ([*rights(), "-evalsha", "-eval"], ["right"]),
-        ([*rights(), "-hset"], ["right"]),
-        (rights("other"), ["right"]),
+        ([*least_permissions(), "-evalsha", "-eval"], ["permission"]),
+        ([*least_permissions(), "-hset"], ["permission"]),
+        (least_permissions("other"), ["permission"]),
     ],
     ids=["no scripts", "no writes", "other keys"],
 )
-def test_missing_rights(face: Face, real_server: Server, rules: list[str], parts: list[str]) -> None:
-    """A user that lacks a right is told so, and nothing was changed."""
+def test_missing_permissions(face: Face, real_server: Server, rules: list[str], parts: list[str]) -> None:
+    """A user that lacks a permission is told so, and nothing was changed."""
     client = face.client(real_server, **user(real_server, *rules))
     for call in every_call(face, client):
         with fails(StorePermissionDenied, KEYS.state, *parts):
@@ -350,12 +350,12 @@ def test_missing_rights(face: Face, real_server: Server, rules: list[str], parts
     assert real_server.client().keys("*") == []
 
 
-def test_missing_rights_to_listen(face: Face, real_server: Server) -> None:
+def test_missing_permissions_to_listen(face: Face, real_server: Server) -> None:
     """A user that may not listen on our channels is told so when it has to wait, and leaves no place behind."""
     client = face.client(real_server, **user(real_server, "~*", "resetchannels", *COMMANDS))
     view = View(real_server.client())
     Rival(view.client).take()
-    with fails(StorePermissionDenied, "right"):
+    with fails(StorePermissionDenied, "permission"):
         face.lock(client).acquire(blocking_timeout=2)
     assert view.waiting == 0
 
@@ -364,7 +364,7 @@ def test_missing_rights_to_listen(face: Face, real_server: Server) -> None:
     "credentials", [{}, {"password": "wrong"}, {"username": "nobody", "password": PASSWORD}], ids=str
 )
 def test_passwords(face: Face, private_server: PrivateServer, credentials: dict[str, str]) -> None:
-    """A password that is missing or wrong is an error of rights, and no password is in the text."""
+    """A password that is missing or wrong is an error of permissions, and no password is in the text."""
     server = private_server(VALKEY)
     server.client().config_set("requirepass", PASSWORD)
     for call in every_call(face, face.client(server, **credentials)):

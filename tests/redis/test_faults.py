@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tests.support.servers import Server
 
 RETRY = 0.5
-"""Seconds that a retry may take on a busy machine; a lease here lasts 30 s, a sign of life comes once a second."""
+"""Seconds that a retry may take on a busy machine; a lease here lasts 30 s, a heartbeat comes once a second."""
 TIMEOUT = 0.4
 """Seconds, the clients' socket timeout where a test waits for it."""
 FAULTS = pytest.mark.parametrize("fault", ["cut_request", "drop_reply", "half_reply"])
@@ -65,7 +65,7 @@ def answers(call: Callable[[], object]) -> bool:
     return False
 
 
-# One message is lost. Row 13: it costs a retry, never a TTL.
+# One message is lost: that costs a retry, never a TTL.
 
 
 @FAULTS
@@ -89,7 +89,7 @@ def test_a_lost_message_of_a_free_lock(face: Face, way: Proxy, view: View, fault
 @FAULTS
 @pytest.mark.parametrize("n", range(1, 7))
 def test_a_lost_message_of_a_contended_lock(face: Face, way: Proxy, view: View, fault: str, n: int) -> None:
-    """Whichever message of waiting, being called and giving the lock back is lost, the waiter gets its turn in time.
+    """Whichever message of waiting, the offer and giving the lock back is lost, the waiter gets its turn in time.
 
     Given a lock that another process holds, if the n-th message of a waiter is lost, then it waits all the same, gets
     the lock when it is released, and leaves nothing behind.
@@ -439,7 +439,7 @@ def test_while_callers_wait(face: Face, valkey: Server, view: View, mishap: Call
     """The same while callers of two processes wait: each gets its turn, in the order in which they came.
 
     Given five callers that wait for a holder, if that happens, then they keep their places, and go on when the lock
-    is free, within two signs of life at most.
+    is free, within two heartbeats at most.
     """
     locks = [face.lock(face.client(valkey)) for _ in range(2)]
     alone = OneAtATime()

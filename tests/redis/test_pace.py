@@ -162,7 +162,7 @@ def most_in_a_second(times: list[float]) -> int:
 
 @pytest.mark.once
 def test_a_deploy_of_ten(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ten replicas that start at once make at most 20 calls in any second of the first ten, all together."""
+    """Ten processes that start at once make at most 20 calls in any second of the first ten, all together."""
     fleet.add(10, {"startup_rate": 0}, seconds=2)
     fleet.run()
     burst = most_in_a_second(arrivals(fleet.sim))
@@ -535,7 +535,7 @@ def api(valkey: Server, sim: KrakenSimulator) -> Iterator[API]:
 
 @pytest.mark.once
 def test_a_full_counter_stops_everybody(api: API, sim: KrakenSimulator) -> None:
-    """The replica that is told so stops the others for 15 s, orders too, and nothing more is sent."""
+    """The process that is told so stops the others for 15 s, orders too, and nothing more is sent."""
     sim.configure(counter=(1, 1))
     assert api.query_private("Balance")["error"] == []
     assert api.query_private("Balance")["error"] == ["EAPI:Rate limit exceeded"]

@@ -450,7 +450,7 @@ class Market:
         if isinstance(answer, commands.Booked):
             self._plan(client, round(answer.left * SECOND) + HOP, "ask")
         else:
-            client.turn += 1  # until it is called
+            client.turn += 1  # until it is offered
 
     def _release(self, client: Client) -> None:
         assert run(self.world.redis, commands.release(KEYS, self._member(client)))

@@ -1,4 +1,4 @@
-"""The rights that the docs list: enough for everything, and not one too many."""
+"""The permissions that the docs list: enough for everything, and not one too many."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from kraken_nonce_redis import Pace, StorePermissionDenied
 from kraken_nonce_redis._redis import commands, scripts
 from kraken_nonce_redis._threads.store import store_for
-from kraken_nonce_redis.permissions import CLUSTER_COMMANDS, COMMANDS, rights
+from kraken_nonce_redis.permissions import CLUSTER_COMMANDS, COMMANDS, least_permissions
 from tests.support.helpers import KEYS, fails
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "redis.md"
 
 
 def give(server: Server, words: Iterable[str]) -> None:
-    """Make the user anew with these rights, on a server that has forgotten everything."""
+    """Make the user anew with these permissions, on a server that has forgotten everything."""
     with server.admin() as admin:
         admin.execute_command("ACL", "SETUSER", USER, "reset", "on", f">{PASSWORD}", *words)
         admin.flushall()
@@ -54,8 +54,8 @@ def do_everything(first: Any, second: Any) -> None:
         answer = ask(who)
         assert isinstance(answer, commands.Waiting)
         assert isinstance(ask(who, answer.ticket), commands.Waiting)
-    two.run(commands.wait(KEYS, "2222", waiter))
-    two._calls.open()
+    two.run(commands.heartbeat(KEYS, "2222", waiter))
+    two._listener.open()
     one.run(commands.cool_down(KEYS, 60, "test"))
     one.run(commands.cool_down(KEYS, 0, ""))
     one.run(commands.reset_startup(KEYS))
@@ -79,35 +79,35 @@ def user_clients(server: Server, **options: Any) -> list[redis.Redis]:
 
 
 def test_the_listed_rights_are_enough(real_server: Server) -> None:
-    """A user with the listed rights and no others can do everything."""
-    give(real_server, rights())
+    """A user with the listed permissions and no others can do everything."""
+    give(real_server, least_permissions())
     do_everything(*user_clients(real_server))
 
 
-@pytest.mark.parametrize("missing", [right for right in rights() if right != "resetchannels"])
+@pytest.mark.parametrize("missing", [one for one in least_permissions() if one != "resetchannels"])
 def test_each_of_the_listed_rights_is_needed(real_server: Server, missing: str) -> None:
-    """With one right fewer, something is refused, and the error says that it is for want of rights."""
-    give(real_server, [right for right in rights() if right != missing])
+    """With one permission fewer, something is refused, and the error says that it is for want of permissions."""
+    give(real_server, [one for one in least_permissions() if one != missing])
     with fails(StorePermissionDenied):
         do_everything(*user_clients(real_server))
 
 
 def test_a_namespace_of_its_own(real_server: Server) -> None:
     """Users may be kept to their namespaces."""
-    give(real_server, rights("another"))
+    give(real_server, least_permissions("another"))
     with fails(StorePermissionDenied):
         do_everything(*user_clients(real_server))
 
 
 def test_in_a_cluster(face: Face, cluster: ClusterTopology) -> None:
-    """A cluster's user needs two rights more, one of them only while slots move."""
+    """A cluster's user needs two permissions more, one of them only while slots move."""
     nodes = cluster.servers
     login = f"redis+cluster://{USER}:{PASSWORD}@"
     try:
         for missing in ("", *CLUSTER_COMMANDS):
             for node in nodes:
                 with node.admin() as admin:
-                    words = [right for right in rights(cluster=True) if right != missing]
+                    words = [one for one in least_permissions(cluster=True) if one != missing]
                     admin.execute_command("ACL", "SETUSER", USER, "reset", "on", f">{PASSWORD}", *words)
             # With an option that changes nothing, so that each is a process of its own.
             url = f"{cluster.url.replace('redis+cluster://', login)}?socket_timeout={2 + len(missing)}"
@@ -143,5 +143,5 @@ def test_the_docs_list_them() -> None:
     """What is in the docs is what the package says."""
     text = DOCS.read_text()
     assert " ".join(COMMANDS) in " ".join(text.split())
-    for right in (*rights(), *CLUSTER_COMMANDS):
-        assert right in text
+    for permission in (*least_permissions(), *CLUSTER_COMMANDS):
+        assert permission in text

@@ -254,7 +254,7 @@ def test_ctrl_c_while_waiting(worker: Callable[..., Worker], view: View) -> None
 
 
 def test_ctrl_c_again_and_again(worker: Callable[..., Worker], view: View) -> None:
-    """Whenever Ctrl-C comes, to a waiter or to one that is just called, the lock is free for the others at once."""
+    """Whenever Ctrl-C comes, to a waiter or to one that just gets an offer, the lock is free for the others at once."""
     one = worker()
     for number in range(15):
         rival = Rival(view.client)

@@ -174,7 +174,7 @@ def test_nonces_over_any_history(valkey: Server) -> None:
 # The lock.
 
 HIGH = -4 * 10**15
-CALL = 750_000
+OFFER = 750_000
 MOST_OVERTAKINGS = 10
 STUB = """
 local real, now = redis, table.remove(ARGV)
@@ -188,7 +188,7 @@ end }
 
 @dataclass
 class Holder:
-    """Who has the lock, or is called to take it."""
+    """Who has the lock, or whom it is offered to."""
 
     member: str
     leased: bool
@@ -247,7 +247,7 @@ class Model:
     def hand_over(self, now: int) -> None:
         """Call the next one, or let the lock be free."""
         member = self.next_waiter()
-        self.holder = Holder(member, leased=False, since=now, term=CALL) if member else None
+        self.holder = Holder(member, leased=False, since=now, term=OFFER) if member else None
 
     def acquire(self, member: str, ticket: int | None, *, high: bool, term: int, now: int) -> str:
         """Return 'granted', 'waiting' or 'busy'."""
@@ -258,11 +258,11 @@ class Model:
             following = self.next_waiter()
             mine = following in (None, member)
             if not mine and following:
-                self.holder = Holder(following, leased=False, since=now, term=CALL)
+                self.holder = Holder(following, leased=False, since=now, term=OFFER)
         if mine:
             self.holder = Holder(member, leased=True, since=now, term=term)
             if ticket and not high:
-                self.overtaken = 0  # one that waited has it; those that only were called don't count
+                self.overtaken = 0  # one that waited has it; those that it was only offered to don't count
             return "granted"
         if ticket is None:
             return "busy"
@@ -280,7 +280,7 @@ class Model:
             self.leave(member)
 
     def live(self, oldest: str, now: int) -> str:
-        """Give a sign of life; return who of the process is called."""
+        """Send a heartbeat; return whom of the process the lock is offered to."""
         if self.is_free(now):
             self.hand_over(now)
         if oldest in self.queue:
@@ -379,13 +379,13 @@ class LockHistory(RuleBasedStateMachine):
 
     @rule(member=members, term=st.sampled_from([1.0, 30.0]))
     def ask_again(self, member: str, term: float) -> None:
-        """Ask again with the ticket, as one does who was called, lost its place or did not hear the answer."""
+        """Ask again with the ticket, as one does who got an offer, lost its place or did not hear the answer."""
         self.ask(member, self.tickets.get(member, 0), term)
 
     @precondition(lambda self: self.model.holder and not self.model.holder.leased)
     @rule()
     def take(self) -> None:
-        """Take the lock as the one that is called."""
+        """Take the lock as the one that it is offered to."""
         member = self.model.holder.member  # type: ignore[union-attr]
         self.ask(member, self.tickets[member])
 
@@ -407,18 +407,18 @@ class LockHistory(RuleBasedStateMachine):
     @precondition(lambda self: self.model.holder)
     @rule()
     def release_of_the_holder(self) -> None:
-        """Give it back as the holder, or the one that is called."""
+        """Give it back as the holder, or the one that it is offered to."""
         self.release(self.model.holder.member)  # type: ignore[union-attr]
 
     @rule(member=members)
     def live(self, member: str) -> None:
-        """Give a process's sign of life, with one of its callers as the oldest."""
-        attendance = self.run(commands.wait(KEYS, process_of(member), member))
-        assert attendance.called.strip("-") == self.model.live(member, self.now)
+        """Send a process's heartbeat, with one of its callers as the oldest."""
+        heartbeat = self.run(commands.heartbeat(KEYS, process_of(member), member))
+        assert heartbeat.offered.strip("-") == self.model.live(member, self.now)
         # It hears that it must ask again when its place is gone, and only then.
         holder = self.model.holder
         has_a_place = member in self.model.queue or (holder is not None and holder.member == member)
-        assert (attendance.joined == "-") == (not has_a_place)
+        assert (heartbeat.joined == "-") == (not has_a_place)
 
     @rule(member=members, seconds=st.sampled_from([1.0, 60.0]))
     def extend(self, member: str, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What users of `redis.lock.Lock` expect of a lock, by the cases of redis-py's own tests; row 9 of the contract.
+"""What users of `redis.lock.Lock` expect of a lock, by the cases of redis-py's own tests.
 
 Where this lock differs on purpose (`CallLock` says why), the test says so.
 """

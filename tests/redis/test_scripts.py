@@ -83,7 +83,7 @@ def examples() -> dict[str, commands.Command[Any]]:
         commands.inspect(KEYS),
         acquire(),
         commands.release(KEYS, MEMBER, 0),
-        commands.wait(KEYS, "process", MEMBER),
+        commands.heartbeat(KEYS, "process", MEMBER),
         commands.extend(KEYS, MEMBER, 5),
         commands.unlock(KEYS, MEMBER),
     ]
@@ -210,7 +210,7 @@ def _waiting(client: redis.Redis) -> None:
     run(client, acquire("third:1"))
 
 
-def _called(client: redis.Redis) -> None:
+def _offered(client: redis.Redis) -> None:
     _waiting(client)
     run(client, commands.release(KEYS, "another:1"))
 
@@ -221,7 +221,7 @@ def _held_with_waiters(client: redis.Redis) -> None:
     run(client, acquire("third:1"))
 
 
-SITUATIONS = [_nothing, _held, _held_by_another, _waiting, _called, _held_with_waiters]
+SITUATIONS = [_nothing, _held, _held_by_another, _waiting, _offered, _held_with_waiters]
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda one: one.__name__[1:])
@@ -250,7 +250,7 @@ def test_running_twice(
     elif name == "inspect":
         assert (again.last, again.holder, again.waiting) == (first.last, first.holder, first.waiting)
     elif name == "heartbeat":
-        assert (again.joined, again.called) == (first.joined, first.called)
+        assert (again.joined, again.offered) == (first.joined, first.offered)
     elif name == "release":
         assert again == ("gone" if first == "released" else first)
     else:

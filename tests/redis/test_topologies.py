@@ -110,9 +110,9 @@ def test_one_at_a_time(face: Face, topology: Topology) -> None:
     assert sorted(alone.order) == sorted([*range(6)] * 5)
 
 
-def test_whose_turn_it_is_is_called(face: Face, topology: Topology, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A waiter gets the lock because Redis calls it: its own next look would come long after the test has failed."""
-    monkeypatch.setattr(waiting, "BEAT", 300.0)
+def test_the_lock_is_offered(face: Face, topology: Topology, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A waiter gets the lock because Redis offers it: its own next look would come long after the test has failed."""
+    monkeypatch.setattr(waiting, "HEARTBEAT", 300.0)
     (_, first), (_, second) = both_ways(face, topology)
     view = View(topology.client())
     for number, (holder, other) in enumerate(((first, second), (second, first)), 1):
@@ -394,8 +394,8 @@ def test_nodes_that_are_away(face: Face, cluster: ClusterTopology) -> None:
 def test_the_node_on_which_a_process_listens_dies(
     face: Face, cluster: ClusterTopology, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Waiters are called all the same: their process listens on another node."""
-    monkeypatch.setattr(waiting, "BEAT", 300.0)
+    """Waiters get their offers all the same: their process listens on another node."""
+    monkeypatch.setattr(waiting, "HEARTBEAT", 300.0)
     (_, lock), (_, other) = both_ways(face, cluster)
     hold_once(other)
     with lock.hold(60):

@@ -13,7 +13,7 @@ import pytest
 
 from kraken_nonce_redis import HoldTimeout
 from kraken_nonce_redis._core.agenda import Agenda
-from kraken_nonce_redis._core.waiting import Local, Pause, Run, acquiring
+from kraken_nonce_redis._core.waiting import Pause, ProcessState, Run, acquiring
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.commands import Keyspace
 from tests.support.faces import KEY, Interrupted
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tests.support.servers import AnyServer, Server
 
 HAND_OVER = 0.25
-"""Seconds in which the next waiter has the lock, on a busy machine; a sign of life would take up to a second."""
+"""Seconds in which the next waiter has the lock, on a busy machine; a heartbeat would take up to a second."""
 DEAD_WAITER = 2.0
 
 
@@ -218,7 +218,7 @@ def test_the_last_timeout_leaves_no_queue(
 
 
 def test_a_release_at_the_timeout(face: Face, server: AnyServer, rival: Rival, view: View) -> None:
-    """When the call comes just as the waiter gives up, it has the lock or leaves it; it never stays taken."""
+    """When the offer comes just as the waiter gives up, it has the lock or leaves it; it never stays taken."""
     lock = face.lock(face.client(server))
     for number in range(12):
         rival.take(number=number)
@@ -330,7 +330,7 @@ def test_waiting_does_not_poll(face: Face, valkey: Server, proxy: MakeProxy, cal
 
 @pytest.mark.parametrize("callers", [2, 10])
 def test_a_turn_is_three_commands(face: Face, valkey: Server, proxy: MakeProxy, callers: int) -> None:
-    """Under contention a caller asks, takes the lock when it is called, and gives it back; no more than that."""
+    """Under contention a caller asks, takes the lock when it is offered, and gives it back; no more than that."""
     way = proxy(valkey)
     lock = face.lock(face.client_at(way.url))
     rival, view = Rival(valkey.client()), View(valkey.client())
@@ -348,7 +348,7 @@ def test_a_turn_is_three_commands(face: Face, valkey: Server, proxy: MakeProxy, 
         for caller in started:
             caller.result()
         rival = Rival(valkey.client())
-    # The second time everything is warm; a sign of life may fall into it.
+    # The second time everything is warm; a heartbeat may fall into it.
     assert way.commands - before <= 3 * callers + 1
 
 
@@ -469,10 +469,12 @@ def test_the_median_hand_over(face: Face, valkey: Server) -> None:
 @pytest.mark.once
 def test_a_call_before_another_caller_began_to_listen() -> None:
     """Whoever had asked before its process listened asks again, though another caller has begun to listen meanwhile."""
-    local = Local(Agenda(lambda: None))
-    flow = acquiring(local, KEYS, local.new_member(None), ttl=30.0, timeout=None, priority="normal", pace="")
+    process_state = ProcessState(Agenda(lambda: None))
+    flow = acquiring(
+        process_state, KEYS, process_state.new_member(None), ttl=30.0, timeout=None, priority="normal", pace=""
+    )
     assert isinstance(next(flow), Run)
-    local.listening = True
+    process_state.listening = True
     assert isinstance(flow.send(commands.Waiting(1, "1", 30.0, 0.0, "")), Run)
     assert isinstance(flow.send(commands.Waiting(1, "1", 30.0, 0.0, "")), Pause)
     flow.close()

@@ -57,7 +57,7 @@ def stop(world: World) -> None:
 
 
 def end_subscription(world: World) -> None:
-    """Close the connection on which a process is called, or let it be dead without a sign."""
+    """Close the connection on which a process hears of offers, or let it be dead without a sign."""
     subscriptions = list(world.network.subscriptions.values())
     if subscriptions:
         subscription = world.random.choice(subscriptions)
@@ -101,7 +101,7 @@ def cut_off(world: World) -> None:
     process.cut_off_until = max(process.cut_off_until, world.scheduler.now + seconds)
     world.history.dead += 1
     world.history.fault("%s can't reach the server for %.3f s", process.name, seconds, recovery=seconds + RECOVERY)
-    subscription = world.network.subscriptions.get(process.local.channel)
+    subscription = world.network.subscriptions.get(process.process_state.channel)
     if subscription is not None:
         if world.random.random() < 0.5:
             world.network.cut(subscription)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from kraken_nonce_redis._core.waiting import BEAT, CALL
+from kraken_nonce_redis._core.waiting import HEARTBEAT, OFFER
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.errors import LeaseLost, NonceTooFarAhead
 from tests.simulation.records import (
@@ -49,7 +49,7 @@ class History:
         self._keys: dict[str, KeyHistory] = {}
         self._by_member: dict[str, Acquisition] = {}
         self._seen: dict[tuple[Process, str], int] = {}
-        self._beats: dict[tuple[Process, str], float] = {}
+        self._heartbeats: dict[tuple[Process, str], float] = {}
 
     def key(self, state: str) -> KeyHistory:
         """Return what is known of a key."""
@@ -101,12 +101,12 @@ class History:
                 self.violation(f"{acquisition.name} has the lock of {acquisition.key}, and so has {other.name}")
 
     def sends(self, process: Process, command: Command[Any]) -> None:
-        """Check that signs of life are given once a second and key at most."""
+        """Check that heartbeats are sent once a second and key at most."""
         if command.name == "heartbeat":
-            beat = (process, command.keys[0])
-            if self._scheduler.now - self._beats.get(beat, -BEAT) < BEAT - 1e-6:
-                self.violation(f"{process.name} gives two signs of life for {command.keys[0]} in a second")
-            self._beats[beat] = self._scheduler.now
+            sender = (process, command.keys[0])
+            if self._scheduler.now - self._heartbeats.get(sender, -HEARTBEAT) < HEARTBEAT - 1e-6:
+                self.violation(f"{process.name} sends two heartbeats for {command.keys[0]} in a second")
+            self._heartbeats[sender] = self._scheduler.now
 
     def calls_kraken(self, acquisition: Acquisition, nonce: int) -> None:
         """Check that Kraken would take a nonce that a holder sends within its lease."""
@@ -172,7 +172,7 @@ class History:
         self.note("server: calls %s", message)
         acquisition = self._by_member.get(message)
         if acquisition is not None:
-            acquisition.calls += 1
+            acquisition.offers += 1
 
     def ran(self, command: Command[Any], reply: str, seen: int) -> None:
         """Check what a script has done."""
@@ -238,7 +238,7 @@ class History:
             acquisition.has_place = True
             acquisition.ticket = result.ticket
         paced = key.cool_until or acquisition.key in self.paced
-        if self.orderly and acquisition.asks > MOST_ASKS + acquisition.calls and not paced:
+        if self.orderly and acquisition.asks > MOST_ASKS + acquisition.offers and not paced:
             self.violation(f"{acquisition.name} asks for the {acquisition.asks}th time")
 
     def _check_turn(self, key: KeyHistory, acquisition: Acquisition) -> None:
@@ -263,9 +263,9 @@ class History:
         if not acquisition.high and acquisition.ticket is not None:
             key.overtakings = 0
 
-    def _check_call(self, key: KeyHistory, state: str) -> None:
-        """Check that one of high priority is called before a normal one, ten times in a row at most."""
-        acquisition = self._by_member.get(key.called)
+    def _check_offer(self, key: KeyHistory, state: str) -> None:
+        """Check that the lock is offered to one of high priority before a normal one, ten times in a row at most."""
+        acquisition = self._by_member.get(key.offered)
         if acquisition is None or not self.orderly or key.cool_until or state in self.paced:
             return
         # One that has just come for the first time was not there when the server looked.
@@ -275,7 +275,7 @@ class History:
             if key.overtakings > MOST_OVERTAKINGS:
                 self.violation(f"{acquisition.name} is the {key.overtakings}th in a row before a normal one")
         elif not acquisition.high and any(one.high for one in others) and key.overtakings < MOST_OVERTAKINGS:
-            self.violation(f"{acquisition.name} is called before one of high priority")
+            self.violation(f"{acquisition.name} gets an offer before one of high priority")
 
     # Progress
 
@@ -290,7 +290,7 @@ class History:
             self.violation(f"{state} is free since {key.covered_until:.6f}, and somebody waits")
         allowed = self.patience if self.orderly else RECOVERY
         if min(now, key.ends) > max(key.returned_by, self.orphans_until) + allowed:
-            self.violation(f"{key.called} has given up {state}, but still has it")
+            self.violation(f"{key.offered} has given up {state}, but still has it")
         self._look(key, state, now)
 
     def _look(self, key: KeyHistory, state: str, now: float) -> None:
@@ -303,14 +303,14 @@ class History:
             leased = lease not in ("-", "~")
             ends = now + left
             # A waiting process looks once a second whether a lease has run out.
-            due = ends - CALL / self.clock_rate - 1e-6
+            due = ends - OFFER / self.clock_rate - 1e-6
             if leased:
                 granted = self._by_member[member].confirmed if member in self._by_member else 0.0
                 longest = max(granted + int(term) / 1e6 / self.clock_rate, self.troubled_until, self.orphans_until)
-                due = min(ends, longest) + BEAT
-        if member != key.called:
-            key.called = member
-            self._check_call(key, state)
+                due = min(ends, longest) + HEARTBEAT
+        if member != key.offered:
+            key.offered = member
+            self._check_offer(key, state)
         holder = self._by_member.get(member)
         if not any(one.process.runs and now >= one.process.cut_off_until for one in key.waiting()):
             key.covered_until = float("inf")

@@ -51,7 +51,7 @@ def _forget(*_: object) -> None:
     """Do nothing."""
 
 
-def _too_soon(room: waiting.Room, command: object, result: object, now: float) -> float:
+def _too_soon(key_waiters: waiting.KeyWaiters, command: object, result: object, now: float) -> float:
     return now + 0.5
 
 
@@ -87,7 +87,7 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
     ),
     "high priority goes before without end": LuaMutant("'overtaken', 1) <= MOST_OVERTAKINGS", "'overtaken', 1) > 0"),
     "high priority means nothing": LuaMutant("if high then score = score - PROCESSES end", ""),
-    "a dead waiter is called for each of its places": LuaMutant(
+    "a dead waiter gets an offer for each of its places": LuaMutant(
         "    redis.call('ZREM', queue, process_of(state.member))\n", ""
     ),
     "a lease that ran out goes on": LuaMutant("if now - state.since < tonumber(state.term) then", "if true then"),
@@ -100,11 +100,11 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
     "the queue stays when a waiter leaves": LuaMutant("and not anyone_waits(KEYS[2])", "and false"),
     "no interval is kept": LuaMutant("pace.started + min_interval", "pace.started"),
     "the deadline counts from the answer": PythonMutant(core.LeaseCore, "_renewed", _deadline_from_the_answer),
-    "the floor is not learned": PythonMutant(waiting.Local, "learn", _forget),
+    "the floor is not learned": PythonMutant(waiting.ProcessState, "learn", _forget),
     "whoever asks again is another member": PythonMutant(commands, "acquire", _another_member),
-    "a place that is gone is not noticed": PythonMutant(waiting.Room, "heard", _forget),
-    "what a caller could not give back is kept": PythonMutant(waiting.Local, "give_back", _forget),
-    "no sign of life is given": PythonMutant(waiting.Local, "attend", _forget),
-    "two signs of life a second": PythonMutant(waiting.Room, "succeeded", _too_soon),
+    "a place that is gone is not noticed": PythonMutant(waiting.KeyWaiters, "heard", _forget),
+    "what a caller could not give back is kept": PythonMutant(waiting.ProcessState, "give_back", _forget),
+    "no heartbeat is sent": PythonMutant(waiting.ProcessState, "start_heartbeat", _forget),
+    "two heartbeats a second": PythonMutant(waiting.KeyWaiters, "succeeded", _too_soon),
 }
 """By what is wrong."""

@@ -25,7 +25,7 @@ _NEXT = 1e-6  # seconds from one message of a process to the one behind it
 
 @dataclass(eq=False)
 class Subscription:
-    """A connection on which a process is called.
+    """A connection on which a process hears of offers.
 
     Attributes:
         deaf: nothing arrives any more, and the process does not notice.
@@ -172,10 +172,10 @@ class Network:
         """Flush the script cache."""
         self._known.clear()
 
-    # Calls
+    # Offers
 
     def subscribe(self, process: Process) -> Moment:
-        """Let a process be called from now on, over a new connection."""
+        """Let a process hear of offers from now on, over a new connection."""
         moment = Moment()
         process.subscribed += 1
         number = process.subscribed
@@ -188,7 +188,7 @@ class Network:
             if number < process.subscribed:
                 return  # it has closed this connection and opened another
             subscription = Subscription(process)
-            self.subscriptions[process.local.channel] = subscription
+            self.subscriptions[process.process_state.channel] = subscription
             subscription.last = self._scheduler.now + self.delay()
             self._scheduler.at(subscription.last, lambda: moment.set(subscription))
 
@@ -208,9 +208,9 @@ class Network:
         self._scheduler.at(when, lambda: subscription.process.hear(subscription, message))
 
     def cut(self, subscription: Subscription) -> None:
-        """Close the connection on which a process is called, which it notices."""
-        if self.subscriptions.get(subscription.process.local.channel) is subscription:
-            del self.subscriptions[subscription.process.local.channel]
+        """Close the connection on which a process hears of offers, which it notices."""
+        if self.subscriptions.get(subscription.process.process_state.channel) is subscription:
+            del self.subscriptions[subscription.process.process_state.channel]
         when = self._scheduler.now + self.delay()
         self._scheduler.at(when, lambda: subscription.process.hear(subscription, None))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import redis.exceptions
 
 from kraken_nonce_redis._core.agenda import Agenda
-from kraken_nonce_redis._core.waiting import Local, Pause, Run, doing
+from kraken_nonce_redis._core.waiting import Pause, ProcessState, Run, doing
 from kraken_nonce_redis.errors import StoreUnavailable, from_redis, keeps_connection
 from tests.simulation.scheduler import Moment, Task, Turn
 
@@ -30,7 +30,7 @@ class Process:
 
     def __init__(self, name: str, scheduler: Scheduler, random: Random, network: Network, history: History) -> None:
         self.name = name
-        self.local = Local(Agenda(self._chores_changed), process=name)
+        self.process_state = ProcessState(Agenda(self._chores_changed), process_id=name)
         self.crashed = False
         self.stopped_until = 0.0
         self.cut_off_until = 0.0
@@ -98,9 +98,9 @@ class Process:
             self._history.sends(self, command)
             try:
                 try:
-                    raw = await self._send(command, self.local.evalsha(command))
+                    raw = await self._send(command, self.process_state.evalsha(command))
                 except redis.exceptions.NoScriptError:
-                    raw = await self._send(command, self.local.eval(command))
+                    raw = await self._send(command, self.process_state.eval(command))
             except redis.exceptions.RedisError as error:
                 failure = from_redis(error, command.name, command.keys[0])
                 if isinstance(failure, StoreUnavailable):
@@ -108,7 +108,7 @@ class Process:
                     self._failed_for = self._scheduler.now - began
                 raise failure from error
             result = command.result(raw)
-            self.local.learn(command, result)
+            self.process_state.learn(command, result)
             self._history.answered(self, command, result)
         if self._random.random() < 0.03:
             await self.sleep(self._random.random() * 0.05)  # a thread may have to wait here while others go on
@@ -166,11 +166,11 @@ class Process:
             self.at(until, signal.set)
         await signal
 
-    # Calls
+    # Offers
 
     async def _listen(self) -> None:
         async with self._listening:
-            if self.local.listening:
+            if self.process_state.listening:
                 return
             self._subscription = None
             try:
@@ -179,8 +179,8 @@ class Process:
                 except redis.exceptions.ConnectionError:
                     self._subscription = await self._network.subscribe(self)
             except redis.exceptions.RedisError as error:
-                raise from_redis(error, "subscribe", self.local.channel) from error
-            self.local.hear({"type": "subscribe"})
+                raise from_redis(error, "subscribe", self.process_state.channel) from error
+            self.process_state.hear({"type": "subscribe"})
 
     def hear(self, subscription: Subscription, message: str | None) -> None:
         """Take a call, or None when the connection is closed."""
@@ -189,11 +189,11 @@ class Process:
             if subscription is not self._subscription:
                 return
             if message is not None:
-                self.local.hear({"type": "message", "data": message})
+                self.process_state.hear({"type": "message", "data": message})
                 return
             self._subscription = None
-            self.local.listening = False
-            self.local.ask_again()
+            self.process_state.listening = False
+            self.process_state.ask_again()
 
         self.soon(take)
 
@@ -209,7 +209,7 @@ class Process:
             self._changed.set()
 
     async def _do_chores(self) -> None:
-        agenda = self.local.agenda
+        agenda = self.process_state.agenda
         while True:
             chore = agenda.pop(self._scheduler.now)
             if chore is not None:

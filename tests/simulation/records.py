@@ -16,7 +16,7 @@ DEAD_WAITER = 2.0
 """Seconds that a dead or stopped waiter costs the others at most."""
 MOST_OVERTAKINGS = 10
 MOST_ASKS = 5
-"""How often a waiter asks at most without being called: at first, when it listens, and when answers come late."""
+"""How often a waiter asks at most without an offer: at first, when it listens, and when answers come late."""
 LONGEST_PACE = 2.2
 """Seconds after the last start that a pace makes a call wait, at most; what the simulation uses."""
 LONGEST_COOL_DOWN = 3.0
@@ -36,7 +36,7 @@ class Acquisition:
         has_place: the server knows that it waits.
         confirmed: when the server last granted or extended its lease.
         asks: how often it has asked.
-        calls: how often the server has called it.
+        offers: how often the server has offered it the lock.
         deadline: when its lease was to end, as it began to give it back.
         interrupted: it does not end by itself.
         superseded: another one had got the lock when the server heard that it gives it back.
@@ -52,7 +52,7 @@ class Acquisition:
     ticket: int | None = None
     first: int = 0
     asks: int = 0
-    calls: int = 0
+    offers: int = 0
     lease: LeaseCore | None = None
     confirmed: float = -1.0
     deadline: float = 0.0
@@ -74,10 +74,10 @@ class KeyHistory:
         disturbed: when the server last lost the lock or ended it early: its state was lost, its clock went forward,
             or the lock was taken away by hand.
         sent: the last nonce that went to Kraken, and when.
-        called: who has the lock or is called to take it, as far as the server knows.
-        overtakings: how often in a row one of high priority was called while a normal one waited.
+        offered: who has the lock or whom it is offered to, as far as the server knows.
+        overtakings: how often in a row one of high priority got an offer while a normal one waited.
         covered_until: until when it is clear why none of the waiters has the lock.
-        ends: when the lease or call that the server has ends.
+        ends: when the lease or offer that the server has ends.
         started_at: when the last call started.
         cool_until: when a cool-down is over.
         latest: who got the lock last.
@@ -88,7 +88,7 @@ class KeyHistory:
     must_exceed: int = 0
     disturbed: float = -1.0
     sent: tuple[int, float] = (0, 0.0)
-    called: str = ""
+    offered: str = ""
     overtakings: int = 0
     covered_until: float = float("inf")
     ends: float = 0.0

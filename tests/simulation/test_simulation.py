@@ -156,8 +156,8 @@ class BesideARealServer(RuleBasedStateMachine):
 
     @rule(member=MEMBERS)
     def wait(self, member: str) -> None:
-        """Give a sign of life."""
-        self.run(commands.wait(KEYS, member[0], member))
+        """Send a heartbeat."""
+        self.run(commands.heartbeat(KEYS, member[0], member))
 
     @rule(member=MEMBERS, floor=FLOORS, seconds=st.sampled_from([0.5, 30.0]))
     def extend(self, member: str, floor: int, seconds: float) -> None:

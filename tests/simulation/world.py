@@ -77,7 +77,7 @@ class World:
             self.processes.append(process)
             for thread in range(choice.choice([1, 1, 2, 3]) if not crowded else 6):
                 lock: LockCore[Lease] = LockCore(
-                    lambda process=process: process.local,
+                    lambda process=process: process.process_state,
                     choice.choice(self.api_keys),
                     ttl=self.longest_ttl,
                     scope="key",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import redis
 
-    from kraken_nonce_redis._redis.commands import Answer, Attendance, Command, Granted, Priority
+    from kraken_nonce_redis._redis.commands import Answer, Command, Granted, Heartbeat, Priority
     from kraken_nonce_redis.errors import KrakenNonceError
 
 T = TypeVar("T")
@@ -116,9 +116,9 @@ class Rival:
         """Give up what the number-th acquisition has."""
         return run(self._client, commands.release(self._keys, self.member(number), lease))
 
-    def live(self, number: int = 1) -> Attendance:
-        """Give a sign of life."""
-        return run(self._client, commands.wait(self._keys, self.process, self.member(number)))
+    def live(self, number: int = 1) -> Heartbeat:
+        """Send a heartbeat."""
+        return run(self._client, commands.heartbeat(self._keys, self.process, self.member(number)))
 
     def extend(self, seconds: float, number: int = 1) -> range | None:
         """Let the lease end so many seconds from now."""
