@@ -4,7 +4,6 @@
 twins are in `kraken_nonce_redis.asyncio`, clients in `kraken_nonce_redis.krakenex` and its siblings.
 """
 
-from kraken_nonce_redis._calls.outcomes import CoolDowns
 from kraken_nonce_redis._threads.allocator import NonceAllocator
 from kraken_nonce_redis._threads.lock import CallLock, Lease
 from kraken_nonce_redis.durability import Durability
@@ -30,7 +29,7 @@ from kraken_nonce_redis.errors import (
     StoreUnavailable,
     StoreUnsupported,
 )
-from kraken_nonce_redis.pace import Pace, Tier
+from kraken_nonce_redis.pace import CoolDowns, Pace, Tier
 from kraken_nonce_redis.retries import Retries
 
 __all__ = [

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis._calls.calls import LONGEST_CALL, Call, Calls
-from kraken_nonce_redis._calls.outcomes import CoolDowns
 from kraken_nonce_redis._core.lock import DEFAULT_TTL
 from kraken_nonce_redis._core.steps import Sleep
 from kraken_nonce_redis._redis.commands import DEFAULT_NAMESPACE
 from kraken_nonce_redis._threads.lock import CallLock
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from kraken_nonce_redis.errors import IncompatibleClient, InvalidArgument
+from kraken_nonce_redis.pace import CoolDowns
 from kraken_nonce_redis.retries import Retries
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Options(TypedDict, total=False):
         call_timeout: seconds for a request that has no timeout of its own, by default 10.
         pace: how often calls may start, a `Pace`; by default as often as the lock is free. What a call costs and
             whether it goes first follows from its method.
-        cool_downs: how long nobody calls after Kraken's refusals, `kraken_nonce_redis._calls.outcomes.CoolDowns`.
+        cool_downs: how long nobody calls after Kraken's refusals, `kraken_nonce_redis.pace.CoolDowns`.
         retries: when a call is made again, `kraken_nonce_redis.retries.Retries`.
         on_unknown: what is done about a call that changes something and got no answer. ``"settle"`` (default): Kraken's
             lists of orders are asked, under the same lease. ``"raise"``: `OutcomeUnknown` at once. ``"replay"``: the

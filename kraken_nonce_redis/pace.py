@@ -1,22 +1,26 @@
-"""How often private calls may start, over all processes, and what each of Kraken's methods costs.
+"""How often private calls may start, over all processes, and how long nobody calls after Kraken's refusals.
 
 The figures are Kraken's, as data with a date; pass your own where they have changed or differ for your account.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from kraken_nonce_redis import _arguments as arguments
+from kraken_nonce_redis import _kraken as kraken
 from kraken_nonce_redis.errors import InvalidArgument
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from kraken_nonce_redis._redis.commands import Priority
 
-FIGURES_DATE: Final = "2026-11"
-FIGURES_SOURCE: Final = "https://docs.kraken.com/api/docs/guides/spot-rest-ratelimits"
+FIGURES_DATE: Final = kraken.DATE
+FIGURES_SOURCE: Final = kraken.SOURCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,33 +36,10 @@ class Tier:
     decay: float
 
 
-TIERS: Final[Mapping[str, Tier]] = {
-    "starter": Tier(15, 0.33),
-    "intermediate": Tier(20, 0.5),
-    "pro": Tier(20, 1.0),
-}
+TIERS: Final[Mapping[str, Tier]] = {name: Tier(*figures) for name, figures in kraken.COUNTERS.items()}
 
-COSTS: Final[Mapping[str, float]] = {
-    # Kraken has a counter of their own for these, by pair.
-    "AddOrder": 0,
-    "AddOrderBatch": 0,
-    "AmendOrder": 0,
-    "EditOrder": 0,
-    "CancelOrder": 0,
-    "CancelOrderBatch": 0,
-    "CancelAll": 0,
-    "CancelAllOrdersAfter": 0,
-    # A newer copy of Kraken's page says 4 for these; 2 is what the page of FIGURES_DATE says.
-    "Ledgers": 2,
-    "QueryLedgers": 2,
-    "TradesHistory": 2,
-    "QueryTrades": 2,
-    "ClosedOrders": 1,
-}
+COSTS: Final[Mapping[str, float]] = {method.name: method.cost for method in kraken.METHODS}
 """What a method adds to the REST counter. A method that is not named here costs 1."""
-
-ORDERS: Final = frozenset(method for method, cost in COSTS.items() if cost == 0)
-"""The methods that place, change and cancel orders. They go first."""
 
 HEADROOM: Final = 1.0
 """Part of the counter that is left alone: Kraken counts when a request arrives, and requests travel unequally long."""
@@ -69,8 +50,8 @@ TierName: TypeAlias = Literal["starter", "intermediate", "pro"]
 
 
 def priority_of(method: str) -> Priority:
-    """Return ``"high"`` for a method of Kraken that handles orders, else ``"normal"``."""
-    return "high" if method in ORDERS else "normal"
+    """Return ``"high"`` for a method that places, changes or cancels orders, whatever it costs, else ``"normal"``."""
+    return kraken.method_named(method).priority
 
 
 @dataclass(frozen=True)
@@ -120,7 +101,7 @@ class Pace:
 
     def cost_of(self, method: str) -> float:
         """Return what a method of Kraken, such as ``"Balance"``, adds to the counter."""
-        return self.costs.get(method, COSTS.get(method, 1))
+        return self.costs.get(method, kraken.method_named(method).cost)
 
     def settings(self, cost: float, *, startup_protection: bool) -> str:
         """Return the settings of a call as the scripts take them: times in microseconds."""
@@ -142,3 +123,44 @@ def _check_figures(tier: Tier) -> None:
         raise InvalidArgument("tier", f"needs a maximum above {HEADROOM:g} and a decay above 0, not {tier}")
     if maximum / decay > _LONGEST_DRAIN:
         raise InvalidArgument("tier", f"would take more than a day to fall from its maximum to 0: {tier}")
+
+
+# The time in "EService: Throttled: 1700000000".
+_UNTIL: Final = re.compile(r"EService:Throttled:\s*(\d+)")
+
+
+@dataclass(frozen=True)
+class CoolDowns:
+    """How many seconds nobody calls after Kraken has refused a call for one of these reasons.
+
+    Args:
+        rate_limit: ``EAPI:Rate limit exceeded``: the key's REST counter is full, and further calls keep it so. Also
+            Kraken's other limits that count more than one pair's orders, such as ``EGeneral:Too many requests``.
+        throttled: ``EService:Throttled`` without a time; with one, until then.
+        lockout: ``EGeneral:Temporary lockout``, which Kraken gives for about 15 minutes.
+
+    Raises `InvalidArgument`.
+    """
+
+    rate_limit: float = 15.0
+    throttled: float = 5.0
+    lockout: float = 900.0
+
+    def __post_init__(self) -> None:
+        for name in ("rate_limit", "throttled", "lockout"):
+            arguments.seconds(name, getattr(self, name), 0, arguments.LONGEST_COOL_DOWN)
+
+    def after(self, errors: Iterable[str], now: float) -> tuple[float, str]:
+        """Return for how many seconds nobody should call after these errors, and for which; ``(0.0, "")`` for none.
+
+        ``now`` is the time in seconds since 1970, for Kraken's time of day in ``Throttled``.
+        """
+        longest = (0.0, "")
+        for error in errors:
+            limit = kraken.meaning_of(error).cool_down
+            if limit is None:
+                continue
+            until = _UNTIL.match(kraken.plain(error))
+            seconds = getattr(self, limit) if until is None else float(until[1]) - now
+            longest = max(longest, (min(seconds, arguments.LONGEST_COOL_DOWN), error))
+        return longest

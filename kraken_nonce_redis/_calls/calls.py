@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis import _kraken as kraken
 from kraken_nonce_redis._calls import outcomes
-from kraken_nonce_redis._calls.outcomes import CoolDowns, Outcome, Remedy
 from kraken_nonce_redis._calls.settling import Settlement, settling
 from kraken_nonce_redis._core.lock import logger
 from kraken_nonce_redis._core.steps import Heard, Send, Sleep
 from kraken_nonce_redis._core.waiting import Run, running
+from kraken_nonce_redis._kraken import Outcome, Remedy
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.errors import (
     CallUnsettled,
@@ -39,7 +40,7 @@ from kraken_nonce_redis.errors import (
     StoreError,
 )
 from kraken_nonce_redis.events import NonceRaised, OrderSettled
-from kraken_nonce_redis.pace import priority_of
+from kraken_nonce_redis.pace import CoolDowns, priority_of
 from kraken_nonce_redis.retries import Retries
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _name_orders(method: str, params: dict[str, Any]) -> tuple[tuple[str, ...], 
 
     Return the ids, and whether all of them are new.
     """
-    orders = {"AddOrder": [params], "AddOrderBatch": params.get("orders")}.get(method)
+    orders = {"order": [params], "orders": params.get("orders")}.get(kraken.method_named(method).places or "")
     if not isinstance(orders, list) or not all(isinstance(order, dict) for order in orders):
         return (), False
     if any(order.get("userref") not in (None, "") and not order.get("cl_ord_id") for order in orders):
@@ -283,7 +284,7 @@ class _Attempt:
 
     def _harmless(self, *, first: bool) -> bool:
         """Return whether the call may be made a second time at once."""
-        return self._call.method in outcomes.CANCELS or (first and not self._call.changes)
+        return kraken.method_named(self._call.method).effect == "cancels" or (first and not self._call.changes)
 
     def _sending(self, nonce: int) -> CallFlow[Heard]:
         """Send the call, once."""

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from kraken_nonce_redis._calls.outcomes import Outcome, Remedy, Verdict
+from kraken_nonce_redis._kraken import REFUSED, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from kraken_nonce_redis._core.steps import CallFlow, Heard
-
-_REFUSED: Final = Verdict(Outcome.NOT_CARRIED_OUT, Remedy.NONE)
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class _Search:
         """Take an answer whose result has the orders under a name."""
         if heard.answer is None or heard.verdict.outcome is not Outcome.CARRIED_OUT:
             self.stop = heard.verdict.outcome is Outcome.NOT_CARRIED_OUT
-            self._unclear(heard.reason, hopeless=heard.verdict == _REFUSED)
+            self._unclear(heard.reason, hopeless=heard.verdict == REFUSED)
             return
         result = heard.answer.get("result")
         orders = result.get(name) if isinstance(result, dict) else None

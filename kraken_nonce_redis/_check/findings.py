@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
+from kraken_nonce_redis import _kraken as kraken
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -20,20 +22,7 @@ Step: TypeAlias = Literal[
     "balances",
 ]
 State: TypeAlias = Literal["ok", "warning", "failed"]
-Cause: TypeAlias = Literal[
-    "configuration",
-    "network",
-    "clock",
-    "redis",
-    "key",
-    "secret",
-    "permission",
-    "nonce",
-    "lock",
-    "rate limit",
-    "lockout",
-    "kraken",
-]
+Cause: TypeAlias = kraken.Cause | Literal["configuration", "network", "clock", "redis", "lock"]
 
 STEPS: Final[tuple[Step, ...]] = (
     "connection",
@@ -61,16 +50,6 @@ ADVICE: Final[Mapping[Cause, str]] = {
     "lockout": "leave everything at this address stopped for 15 minutes, and correct the bad key that led to it",
     "kraken": "see status.kraken.com, and try again later",
 }
-
-_CAUSES: Final[tuple[tuple[str, Cause], ...]] = (
-    ("EGeneral:Temporary lockout", "lockout"),
-    ("EAPI:Invalid key", "key"),
-    ("EAPI:Invalid signature", "secret"),
-    ("EAPI:Invalid nonce", "nonce"),
-    ("EGeneral:Permission denied", "permission"),
-    ("EAPI:Rate limit exceeded", "rate limit"),
-    ("EService:Throttled", "rate limit"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +108,8 @@ def failed(step: Step, cause: Cause, text: str, advice: str = "") -> Finding:
 
 def cause_of(errors: Iterable[str]) -> Cause:
     """Return what is wrong, from the errors in Kraken's answer."""
-    # Kraken also writes "EService: Throttled: 1700000000".
-    said = [error.replace(": ", ":") for error in errors]
-    for start, cause in _CAUSES:
-        if any(error.startswith(start) for error in said):
+    causes = {kraken.meaning_of(error).cause for error in errors}
+    for cause in kraken.CAUSES:
+        if cause in causes:
             return cause
     return "kraken"

@@ -12,8 +12,8 @@ from kraken_nonce_redis._core.waiting import Step
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kraken_nonce_redis._calls.outcomes import Verdict
     from kraken_nonce_redis._core.lock import LeaseCore
+    from kraken_nonce_redis._kraken import Verdict
 
 T = TypeVar("T")
 

@@ -38,7 +38,6 @@ _COSTS: Final[Mapping[str, float]] = MappingProxyType(
         "EditOrder": 0,
         "CancelOrder": 0,
         "CancelOrderBatch": 0,
-        "CancelAll": 0,
         "Ledgers": 2,
         "QueryLedgers": 2,
         "TradesHistory": 2,

@@ -713,3 +713,7 @@ class TestUsage:
         assert cause_of(["EService: Throttled: 1700000000"]) == "rate limit"
         assert cause_of(["EAPI:Invalid key", "EGeneral:Temporary lockout"]) == "lockout"
         assert cause_of(["EAPI:Bad request"]) == "kraken"
+        assert cause_of(["EAPI:Rate limit exceeded", "EAPI:Invalid nonce"]) == "nonce"
+        for limit in ("EGeneral:Too many requests", "EAuth:Too many requests", "EOrder:Domain rate limit exceeded"):
+            assert cause_of([limit]) == "rate limit"
+        assert cause_of([]) == "kraken"

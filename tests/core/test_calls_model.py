@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
-from kraken_nonce_redis import KrakenNonceError, NotCarriedOut, OutcomeUnknown, Retries, StoreUnavailable
+from kraken_nonce_redis import CoolDowns, KrakenNonceError, NotCarriedOut, OutcomeUnknown, Retries, StoreUnavailable
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._calls import calls
 from kraken_nonce_redis._calls.calls import Call, Calls
-from kraken_nonce_redis._calls.outcomes import CoolDowns
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.lock import LeaseCore, LockCore
 from kraken_nonce_redis._core.steps import Heard, Send, Sleep

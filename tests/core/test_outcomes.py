@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from kraken_nonce_redis import InvalidArgument, Retries
 from kraken_nonce_redis._calls import outcomes
 from kraken_nonce_redis._calls.calls import Call
-from kraken_nonce_redis._calls.outcomes import Outcome, Remedy, of_answer, of_failure
+from kraken_nonce_redis._calls.outcomes import of_answer, of_failure
+from kraken_nonce_redis._kraken import Outcome, Remedy
 
 pytestmark = pytest.mark.once
 
@@ -36,6 +37,11 @@ NO, MAYBE, YES = Outcome.NOT_CARRIED_OUT, Outcome.UNKNOWN, Outcome.CARRIED_OUT
         ("EOrder:Rate limit exceeded", NO, Remedy.LATER),
         ("EService: Throttled: 1700000000", NO, Remedy.LATER),
         ("EService:Throttled", NO, Remedy.LATER),
+        ("EOrder:Domain rate limit exceeded", NO, Remedy.LATER),
+        ("EGeneral:Too many requests", NO, Remedy.LATER),
+        ("EAuth:Too many requests", NO, Remedy.LATER),
+        ("EAuth:Rate limit exceeded", NO, Remedy.LATER),
+        ("EBM:limit exceeded:CAL", NO, Remedy.NONE),
         ("EService:Deadline elapsed", NO, Remedy.NONE),
         ("EService:Market in cancel_only mode", NO, Remedy.NONE),
         ("EService:Unavailable", MAYBE, Remedy.LATER),
@@ -136,6 +142,10 @@ def test_failures_in_a_circle() -> None:
     ("AddOrder", {"validate": True}, False),
     ("AddOrder", {"validate": "true"}, False),
     ("AddOrder", {"validate": False}, True),
+    ("AddStrategy", {}, True),
+    ("AddStrategy", {"validate": True}, False),
+    ("QueryStrategies", {}, False),
+    ("CancelStrategy", {}, True),
     ("Withdraw", {"validate": True}, True),
     ("Withdraw", {}, True),
     ("SomethingNew", {}, True),
@@ -163,9 +173,10 @@ def test_orders_get_an_id() -> None:
     ("AddOrderBatch", {"orders": [{}, {"userref": 5}]}),
     ("AddOrderBatch", {"orders": "[...]"}),
     ("CancelOrder", {"txid": "O"}),
+    ("AddStrategy", {"symbol": "BTC/USD"}),
 ])  # fmt: skip
 def test_no_id(method: str, params: dict[str, Any]) -> None:
-    """A userref excludes an id, and what is no order has none."""
+    """A userref excludes an id, a strategy takes none, and what is no order has none."""
     call = Call.of("key", method, params, 1)
     assert call.cl_ord_ids == ()
     assert call.params == params

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 from kraken_nonce_redis import CoolDown, HoldTimeout, InvalidArgument, Pace
-from kraken_nonce_redis._calls.outcomes import CoolDowns
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.krakenex import API
-from kraken_nonce_redis.pace import Tier, priority_of
-from kraken_nonce_redis.testing import KrakenSimulator
+from kraken_nonce_redis.pace import CoolDowns, Tier, priority_of
+from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.faces import KEY
 from tests.support.helpers import KEYS, SECOND, Stopwatch, View, eventually, fails, run
 from tests.support.pace_workers import Worker, all_at_once
@@ -74,7 +73,13 @@ def sim(one_simulator: KrakenSimulator) -> Iterator[KrakenSimulator]:
     one_simulator.configure(latency=LATENCY)
     yield one_simulator
     one_simulator.configure(
-        latency=(0.0, 0.0), tier=None, counter=None, most_at_once=None, most_per_second=None, lockout_after=None
+        latency=(0.0, 0.0),
+        tier=None,
+        counter=None,
+        most_at_once=None,
+        most_per_second=None,
+        lockout_after=None,
+        faults=[],
     )
 
 
@@ -523,6 +528,14 @@ def test_a_cool_down_stops_orders_too(face: Face, server: AnyServer) -> None:
 
 # What Kraken says.
 
+LIMITS = [
+    "EAPI:Rate limit exceeded",
+    "EGeneral:Too many requests",
+    "EAuth:Too many requests",
+    "EAuth:Rate limit exceeded",
+    "EOrder:Domain rate limit exceeded",
+]
+
 
 @pytest.fixture
 def api(valkey: Server, sim: KrakenSimulator) -> Iterator[API]:
@@ -543,6 +556,28 @@ def test_a_full_counter_stops_everybody(api: API, sim: KrakenSimulator) -> None:
         with pytest.raises(CoolDown, match="EAPI:Rate limit exceeded") as caught:
             api.query_private(method)
         assert 14 < caught.value.seconds <= 15
+    assert len(sim.requests()) == 2
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("error", LIMITS)
+def test_every_limit_stops_everybody(api: API, sim: KrakenSimulator, error: str) -> None:
+    """Whichever of its limits Kraken names, the others hear of it and stay away."""
+    sim.configure(faults=[Fault(error, before="acting", calls=[1])])
+    assert api.query_private("Balance")["error"] == [error]
+    for method in ("Balance", "AddOrder"):
+        with pytest.raises(CoolDown, match=error):
+            api.query_private(method)
+    assert len(sim.requests()) == 1
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("error", ["EOrder:Rate limit exceeded", "EBM:limit exceeded:CAL"])
+def test_the_limits_of_one_order_stop_nobody(api: API, sim: KrakenSimulator, error: str) -> None:
+    """A limit on one pair, or on what an account may buy, is no reason to hold back other calls."""
+    sim.configure(faults=[Fault(error, before="acting", calls=[1])])
+    assert api.query_private("AddOrder", {"pair": "XBTUSD"})["error"] == [error]
+    assert api.query_private("Balance")["error"] == []
     assert len(sim.requests()) == 2
 
 
@@ -588,7 +623,8 @@ NOW = 1_790_000_000.0
     [
         ([], (0, "")),
         (["EAPI:Invalid nonce", "EOrder:Rate limit exceeded", "EService:Busy"], (0, "")),
-        (["EAPI:Rate limit exceeded"], (15, "EAPI:Rate limit exceeded")),
+        (["EBM:limit exceeded:CAL"], (0, "")),
+        *(([error], (15, error)) for error in LIMITS),
         (["EService:Throttled"], (5, "EService:Throttled")),
         (["EService: Throttled: 1790000007"], (7, "EService: Throttled: 1790000007")),
         (["EService:Throttled: 1790000007"], (7, "EService:Throttled: 1790000007")),
@@ -678,10 +714,11 @@ def test_calls_that_make_no_sense(face: Face, server: AnyServer) -> None:
 
 @pytest.mark.once
 def test_costs_and_priorities() -> None:
-    """Methods cost what Kraken's page says, unknown ones 1; orders cost nothing and go first."""
+    """Methods cost what Kraken's page says, unknown ones 1; orders and cancels go first, whatever they cost."""
     pace = Pace(costs={"Ledgers": 4, "AddOrder": 1})
     assert [pace.cost_of(method) for method in ("Balance", "TradesHistory", "CancelOrder", "NewMethod")] == [1, 2, 0, 1]
     assert [pace.cost_of(method) for method in ("Ledgers", "AddOrder")] == [4, 1]
+    assert [pace.cost_of(method) for method in ("CancelAll", "CancelAllOrdersAfter", "AddStrategy")] == [1, 1, 1]
     assert [priority_of(method) for method in ("AddOrder", "CancelAll", "Balance", "NewMethod")] == [
         "high",
         "high",
