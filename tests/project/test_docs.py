@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kraken_nonce_redis import _kraken as kraken
 from kraken_nonce_redis.testing import KrakenSimulator
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from tests.support.servers import Server
 
 ROOT = Path(__file__).parents[2]
+ERROR = re.compile(r"`(E[A-Za-z]+:\w[^`…]*?)(?: …[^`]*)?`")
+METHOD = re.compile(r"\b(?:[A-Z][a-z]+){2,}\b")
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 ACCOUNTS = ("KRAKEN", "KRAKEN_MASTER", *(f"KRAKEN_USER_{name}" for name in ("ALICE", "BOB", "CAROL", "DAVE", "ERIN")))
@@ -93,6 +96,65 @@ def test_block_runs(block: str, valkey: Server, simulator: KrakenSimulator, tmp_
     )
     assert ran.returncode == 0, ran.stderr
     assert "EAPI" not in ran.stdout + ran.stderr
+
+
+def tables(page: str) -> list[list[list[str]]]:
+    """Return the tables of a page, each as rows of cells, without their heads."""
+    found: list[list[list[str]]] = [[]]
+    for line in (ROOT / "docs" / page).read_text("utf-8").splitlines():
+        if line.startswith("|"):
+            found[-1].append([cell.strip() for cell in line.strip("|").split(" | ")])
+        elif found[-1]:
+            found.append([])
+    return [table[2:] for table in found if table]
+
+
+@pytest.mark.once
+def test_costs_in_the_docs() -> None:
+    """The table of costs says what the clients count, and who goes first."""
+    told = {name: (cost, goes) for names, cost, goes in tables("pace.md")[0] for name in names.split(", ")}
+    other = told.pop("every other method")
+    assert set(told) <= {method.name for method in kraken.METHODS}
+    for method in kraken.METHODS:
+        goes = "first" if method.priority == "high" else "in turn"
+        assert told.get(method.name, other) == (f"{method.cost:g}", goes), method.name
+
+
+@pytest.mark.once
+def test_cool_downs_in_the_docs() -> None:
+    """The table of cool-downs names every error that brings one, and its setting."""
+    told = {error: setting.strip("`") for errors, _, setting in tables("pace.md")[1] for error in ERROR.findall(errors)}
+    assert told == {error: meaning.cool_down for error, meaning in kraken.ERRORS if meaning.cool_down}
+
+
+@pytest.mark.once
+def test_errors_in_the_docs() -> None:
+    """The table of answers says what is done about each error, and names those that aren't just refused."""
+    outcomes = {"no": kraken.Outcome.NOT_CARRIED_OUT, "nobody knows": kraken.Outcome.UNKNOWN}
+    remedies = {"once more": kraken.Remedy.NONCE, "tried again": kraken.Remedy.LATER, "returned": kraken.Remedy.NONE}
+    told: set[str] = set()
+    for errors, carried_out, happens in tables("orders.md")[0]:
+        for error in ERROR.findall(errors):
+            meaning = kraken.meaning_of(error)
+            assert meaning.verdict.outcome is outcomes[carried_out], error
+            if carried_out == "no":
+                (remedy,) = [remedy for words, remedy in remedies.items() if happens.startswith(words)]
+                assert meaning.verdict.remedy is remedy, error
+                assert bool(meaning.cool_down) == (" stop " in happens), error
+            told.add(error)
+    for error, meaning in kraken.ERRORS:
+        if meaning.cool_down or meaning.verdict in {kraken.REFUSED_FOR_NOW, kraken.REFUSED_FOR_ITS_NONCE}:
+            assert error in told, error
+
+
+@pytest.mark.once
+def test_methods_in_the_docs() -> None:
+    """The table of calls without an answer names each method that trades or cancels, and all that validate."""
+    rows = tables("orders.md")[1]
+    told = {name for row in rows for name in METHOD.findall(row[0])}
+    assert {method.name for method in kraken.METHODS if method.effect in {"trades", "cancels"}} <= told
+    (validating,) = [row[0] for row in rows if row[2] == "made again"]
+    assert set(METHOD.findall(validating)) == {method.name for method in kraken.METHODS if method.validates}
 
 
 @pytest.mark.once
