@@ -2,8 +2,8 @@
 
 Everything here is as of `DATE`; nothing was tried against the live exchange. "Kraken" in a comment means Kraken's own
 pages, under https://docs.kraken.com/exchange/guides: rest/ratelimits, general/errors, general/subaccounts and
-algo-trading/overview. "ccxt" means the table of costs and errors in ccxt 4.5.90. Where sources disagree on a cost, the
-higher one counts.
+algo-trading/overview. "ccxt" means the table of costs and errors in ccxt 4.5.90. Where Kraken and ccxt disagree on a
+cost, the higher one counts.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ METHODS: Final[tuple[Method, ...]] = (
     Method("QueryStrategies", "reads"),
     Method("GetOpenStrategies", "reads"),
     Method("GetClosedStrategies", "reads"),
-    # History. Kraken says 2 for "ledger/trade history calls", another copy of its page 4; ccxt says 2 for the lists
-    # and 1 for the queries.
+    # History. Kraken's page says 2 for "ledger/trade history calls" (one copy of it 4, for which `Pace` has ``costs``);
+    # ccxt says 2 for the lists and 1 for the queries.
     Method("Ledgers", "reads", cost=2),
     Method("QueryLedgers", "reads", cost=2),
     Method("TradesHistory", "reads", cost=2),
