@@ -174,8 +174,11 @@ class LeaseCore:
         if nonces is None:
             self._end()
             self.check()
-        else:
-            self._renewed(nonces, started + term)
+            return
+        if intent:
+            # Redis has it under this name from now on, whether or not the call will be sent.
+            self._intent, self._known = nonces.start, True
+        self._renewed(nonces, started + term)
 
     # For the clients' calls.
 
@@ -188,10 +191,7 @@ class LeaseCore:
         if fresh and self.remaining() > seconds and (self._intent or not intent):
             return self.nonce
         yield from self._renewing(max(self.remaining(), seconds + _SLACK), intent)
-        nonce = self.next_nonce()
-        if intent:
-            self._intent, self._known = nonce, True
-        return nonce
+        return self.next_nonce()
 
     def _lasting(self, seconds: float) -> Flow[None]:
         """Make sure that the lease lasts so many seconds. Raises `LeaseLost` and `StoreError`."""
