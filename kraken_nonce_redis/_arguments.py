@@ -1,16 +1,22 @@
-"""Checks of what callers pass in; each raises `InvalidArgument` with the parameter's name."""
+"""What callers pass in: types, defaults, bounds, and checks, each of which raises `InvalidArgument`."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, Literal, TypeAlias, TypeVar
 
 from kraken_nonce_redis.errors import InvalidArgument
 
-if TYPE_CHECKING:
-    from kraken_nonce_redis._redis.commands import Priority
-
+Scope: TypeAlias = Literal["key", "global"]
+Priority: TypeAlias = Literal["normal", "high"]
+OnUnknown: TypeAlias = Literal["settle", "raise", "replay"]
 T = TypeVar("T")
+
+DEFAULT_NAMESPACE: Final = "kraken-nonce"
+DEFAULT_TTL: Final = 30.0
+DEFAULT_MAX_LEAD: Final = 3_600 * 10**9
+DEFAULT_WAIT_TIMEOUT: Final = 60.0
+DEFAULT_CALL_TIMEOUT: Final = 10.0
 
 HIGHEST_NONCE: Final = 2**63 - 1
 MOST_RESERVED: Final = 1_000_000

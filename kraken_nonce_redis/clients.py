@@ -9,10 +9,9 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar
 
 from kraken_nonce_redis import _arguments as arguments
+from kraken_nonce_redis._arguments import DEFAULT_CALL_TIMEOUT, DEFAULT_NAMESPACE, DEFAULT_TTL, DEFAULT_WAIT_TIMEOUT
 from kraken_nonce_redis._calls.calls import LONGEST_CALL, Call, Calls
-from kraken_nonce_redis._core.lock import DEFAULT_TTL
 from kraken_nonce_redis._core.steps import Sleep
-from kraken_nonce_redis._redis.commands import DEFAULT_NAMESPACE
 from kraken_nonce_redis._threads.lock import CallLock
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from kraken_nonce_redis.errors import IncompatibleClient, InvalidArgument
@@ -22,16 +21,13 @@ from kraken_nonce_redis.retries import Retries
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from kraken_nonce_redis._calls.calls import OnUnknown
+    from kraken_nonce_redis._arguments import OnUnknown, Scope
     from kraken_nonce_redis._core.steps import Heard, Send
-    from kraken_nonce_redis._redis.commands import Scope
     from kraken_nonce_redis.durability import Durability
     from kraken_nonce_redis.events import Hook
     from kraken_nonce_redis.pace import Pace
 
 URL_VARIABLES: Final = ("KRAKEN_NONCE_REDIS_URL", "REDIS_URL")
-DEFAULT_WAIT_TIMEOUT: Final = 60.0
-DEFAULT_CALL_TIMEOUT: Final = 10.0
 LONGEST_TIMEOUT: Final = LONGEST_CALL / 2
 """The longest timeout of a request, in seconds: it may count twice, for connecting and reading, within one lease."""
 

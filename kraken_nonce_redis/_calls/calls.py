@@ -17,7 +17,7 @@ import copy
 import time
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import _clock as clock
@@ -29,6 +29,7 @@ from kraken_nonce_redis._core.steps import Heard, Send, Sleep
 from kraken_nonce_redis._core.waiting import Run, running
 from kraken_nonce_redis._kraken import Outcome, Remedy
 from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis.keyspace import digest
 from kraken_nonce_redis.errors import (
     CallUnsettled,
     HoldTimeout,
@@ -46,12 +47,12 @@ from kraken_nonce_redis.retries import Retries
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from kraken_nonce_redis._arguments import OnUnknown
     from kraken_nonce_redis._core.lock import LeaseCore, LockCore
     from kraken_nonce_redis._core.steps import CallFlow
     from kraken_nonce_redis.events import Event, Hook
     from kraken_nonce_redis.pace import Pace
 
-OnUnknown: TypeAlias = Literal["settle", "raise", "replay"]
 LONGEST_CALL: Final = arguments.LONGEST_TTL - 1
 """Seconds that one request takes at most, so that a lease can cover it."""
 ON_UNKNOWN: Final = ("settle", "raise", "replay")
@@ -92,7 +93,7 @@ class Call:
         arguments.seconds("timeout", seconds, 0, LONGEST_CALL)
         copied = copy.deepcopy(dict(params))
         ids, own = _name_orders(method, copied) if outcomes.changes(method, copied) else ((), False)
-        return cls(commands.digest(api_key), method, copied, seconds, present, ids, own)
+        return cls(digest(api_key), method, copied, seconds, present, ids, own)
 
     @property
     def changes(self) -> bool:

@@ -10,7 +10,7 @@ from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._core.waiting import Acquired, Run, acquiring, running
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.durability import Durability, of_every_nonce
 from kraken_nonce_redis.errors import (
     CallLockError,
@@ -25,13 +25,11 @@ from kraken_nonce_redis.pace import Pace
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from kraken_nonce_redis._arguments import Priority, Scope
     from kraken_nonce_redis._core.waiting import Flow, ProcessState
-    from kraken_nonce_redis._redis.commands import Command, Priority, Release, Scope, State
+    from kraken_nonce_redis._redis.commands import Command, Release, State
 
 L = TypeVar("L", bound="LeaseCore")
-
-DEFAULT_TTL: Final = 30.0
-DEFAULT_MAX_LEAD: Final = 3_600 * 10**9
 
 # Seconds by which a lease is at least longer than the call that it is extended for: until that is sent, a distant Redis
 # has to answer and a busy machine to come back to it.

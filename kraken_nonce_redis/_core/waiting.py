@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import COOLING, Busy, Command, Granted, Heartbeat, Keyspace, Waiting
+from kraken_nonce_redis._redis import commands, keyspace
+from kraken_nonce_redis._redis.commands import COOLING, Busy, Command, Granted, Heartbeat, Waiting
 from kraken_nonce_redis.errors import (
     CoolDown,
     HoldTimeout,
@@ -29,8 +29,10 @@ from kraken_nonce_redis.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kraken_nonce_redis._arguments import Priority
     from kraken_nonce_redis._core.agenda import Agenda, Chore
-    from kraken_nonce_redis._redis.commands import Answer, Priority, Release
+    from kraken_nonce_redis._redis.commands import Answer, Release
+    from kraken_nonce_redis._redis.keyspace import Keyspace
     from kraken_nonce_redis.durability import Durability
 
 T = TypeVar("T")
@@ -277,7 +279,7 @@ class ProcessState:
     @property
     def channel(self) -> str:
         """The channel on which the server offers the lock to waiters of this process."""
-        return commands.channel(self.process_id)
+        return keyspace.channel(self.process_id)
 
     @property
     def anyone_waits(self) -> bool:

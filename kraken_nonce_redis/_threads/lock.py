@@ -7,9 +7,9 @@ import threading
 from typing import TYPE_CHECKING, Literal, Self
 
 from kraken_nonce_redis import _arguments as arguments
-from kraken_nonce_redis._core.lock import DEFAULT_TTL, LeaseCore, LockCore
+from kraken_nonce_redis._arguments import DEFAULT_NAMESPACE, DEFAULT_TTL
+from kraken_nonce_redis._core.lock import LeaseCore, LockCore
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import DEFAULT_NAMESPACE
 from kraken_nonce_redis._threads.connections import client_from_url
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.errors import HoldTimeout
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from types import TracebackType
 
+    from kraken_nonce_redis._arguments import Priority, Scope
     from kraken_nonce_redis._core.waiting import Acquired
-    from kraken_nonce_redis._redis.commands import Priority, Scope
     from kraken_nonce_redis._threads.connections import Source
     from kraken_nonce_redis._threads.store import Store
     from kraken_nonce_redis.durability import Durability

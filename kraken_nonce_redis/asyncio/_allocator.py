@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from kraken_nonce_redis._core.lock import DEFAULT_MAX_LEAD, AllocatorCore
-from kraken_nonce_redis._redis.commands import DEFAULT_NAMESPACE, Keyspace
+from kraken_nonce_redis._arguments import DEFAULT_MAX_LEAD, DEFAULT_NAMESPACE
+from kraken_nonce_redis._core.lock import AllocatorCore
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.asyncio._connections import checked, checked_url
 from kraken_nonce_redis.asyncio._store import store_for
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._redis.commands import Scope
+    from kraken_nonce_redis._arguments import Scope
     from kraken_nonce_redis.asyncio._connections import Client
     from kraken_nonce_redis.durability import Durability
 

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 import click
 
-from kraken_nonce_redis._arguments import LONGEST_LEAD
-from kraken_nonce_redis._core.lock import DEFAULT_MAX_LEAD
-from kraken_nonce_redis._redis.commands import DEFAULT_NAMESPACE, Keyspace
+from kraken_nonce_redis._arguments import DEFAULT_MAX_LEAD, DEFAULT_NAMESPACE, LONGEST_LEAD
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis._threads.allocator import NonceAllocator
 from kraken_nonce_redis._threads.connections import client_from_url
 from kraken_nonce_redis._threads.store import store_for
@@ -26,7 +25,8 @@ from kraken_nonce_redis.clients import URL_VARIABLES
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from kraken_nonce_redis._redis.commands import Command, Scope
+    from kraken_nonce_redis._arguments import Scope
+    from kraken_nonce_redis._redis.commands import Command
     from kraken_nonce_redis._threads.connections import Source
 
 P = ParamSpec("P")

@@ -22,7 +22,7 @@ from kraken_nonce_redis._calls.calls import Call
 from kraken_nonce_redis._core.steps import Send
 from kraken_nonce_redis._kraken import Outcome
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.helpers import eventually, run

@@ -44,7 +44,7 @@ from kraken_nonce_redis._redis.commands import Granted, Pending, State
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from kraken_nonce_redis._calls.calls import OnUnknown
+    from kraken_nonce_redis._arguments import OnUnknown
     from kraken_nonce_redis._core.steps import CallFlow
     from kraken_nonce_redis._redis.commands import Command
     from kraken_nonce_redis.events import Hook

@@ -15,7 +15,7 @@ from kraken_nonce_redis import HoldTimeout
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.waiting import Pause, ProcessState, Run, acquiring
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from tests.support.faces import KEY, Interrupted
 from tests.support.helpers import KEYS, ON_VALKEY, OneAtATime, Rival, Stopwatch, View, eventually, fails
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import redis
 
     from kraken_nonce_redis import CallLock
-    from kraken_nonce_redis._redis.commands import Priority
+    from kraken_nonce_redis._arguments import Priority
     from tests.conftest import MakeProxy
     from tests.support.faces import Caller, Face
     from tests.support.proxy import Proxy

@@ -10,7 +10,7 @@ from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._core import lock as core
 from kraken_nonce_redis._core.lock import LockCore
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from tests.simulation import faults
 from tests.simulation.callers import Caller, Lease
 from tests.simulation.history import History
