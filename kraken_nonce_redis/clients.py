@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis._arguments import DEFAULT_CALL_TIMEOUT, DEFAULT_NAMESPACE, DEFAULT_TTL, DEFAULT_WAIT_TIMEOUT
-from kraken_nonce_redis._calls.calls import LONGEST_CALL, Call, Calls
+from kraken_nonce_redis._calls.call import LONGEST_CALL, Call
+from kraken_nonce_redis._calls.calls import Calls
 from kraken_nonce_redis._core.steps import Sleep
 from kraken_nonce_redis._threads.lock import CallLock
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from kraken_nonce_redis._arguments import OnUnknown, Scope
-    from kraken_nonce_redis._core.steps import Heard, Send
+    from kraken_nonce_redis._calls.call import Heard
+    from kraken_nonce_redis._core.steps import Send
     from kraken_nonce_redis.durability import Durability
     from kraken_nonce_redis.events import Hook
     from kraken_nonce_redis.pace import Pace

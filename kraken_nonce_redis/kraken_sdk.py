@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from kraken_nonce_redis._calls.calls import Call
-from kraken_nonce_redis._core.steps import Heard
+from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis.clients import AsyncGuard, Guard, Options, refuse_repeats
 from kraken_nonce_redis.errors import CallLockError, IncompatibleClient
 

@@ -10,8 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, Unpack, cast
 
-from kraken_nonce_redis._calls.calls import Call
-from kraken_nonce_redis._core.steps import Heard
+from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis.clients import Guard, Options, refuse_repeats
 from kraken_nonce_redis.errors import CallLockError, IncompatibleClient
 

@@ -1,6 +1,6 @@
 """How a client's private call is made, made again, and looked into when nobody knows what became of it; no I/O.
 
-Beside the steps of `kraken_nonce_redis._core.waiting` the flows here yield `Send` and `Sleep`. In short::
+The flows here yield all the steps of `kraken_nonce_redis._core.steps`. In short::
 
     hold the lock, with the intent noted in the same script
         settle what earlier holders left behind
@@ -13,23 +13,18 @@ Beside the steps of `kraken_nonce_redis._core.waiting` the flows here yield `Sen
 
 from __future__ import annotations
 
-import copy
 import time
-import uuid
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _kraken as kraken
-from kraken_nonce_redis._calls import outcomes
+from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.settling import Settlement, settling
 from kraken_nonce_redis._core.lock import logger
-from kraken_nonce_redis._core.steps import Heard, Send, Sleep
-from kraken_nonce_redis._core.waiting import Run, running
+from kraken_nonce_redis._core.steps import Run, Send, Sleep, running
 from kraken_nonce_redis._kraken import Outcome, Remedy
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.keyspace import digest
 from kraken_nonce_redis.errors import (
     CallUnsettled,
     HoldTimeout,
@@ -45,7 +40,7 @@ from kraken_nonce_redis.pace import CoolDowns, priority_of
 from kraken_nonce_redis.retries import Retries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from kraken_nonce_redis._arguments import OnUnknown
     from kraken_nonce_redis._core.lock import LeaseCore, LockCore
@@ -53,75 +48,7 @@ if TYPE_CHECKING:
     from kraken_nonce_redis.events import Event, Hook
     from kraken_nonce_redis.pace import Pace
 
-LONGEST_CALL: Final = arguments.LONGEST_TTL - 1
-"""Seconds that one request takes at most, so that a lease can cover it."""
 ON_UNKNOWN: Final = ("settle", "raise", "replay")
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A private call of a client; `of` makes one.
-
-    Attributes:
-        key: digest of the API key.
-        method: Kraken's name.
-        params: without nonce; each order has a cl_ord_id, where it can.
-        seconds: that one request takes at most.
-        present: makes what the client returns from Kraken's answer.
-        cl_ord_ids: of the orders that it places; empty if one of them has none.
-        own_ids: whether all of these were made up here, so that nobody else uses them.
-    """
-
-    key: str
-    method: str
-    params: Mapping[str, Any]
-    seconds: float
-    present: Callable[[Mapping[str, Any]], Any]
-    cl_ord_ids: tuple[str, ...]
-    own_ids: bool
-
-    @classmethod
-    def of(
-        cls,
-        api_key: str,
-        method: str,
-        params: Mapping[str, Any],
-        seconds: float,
-        present: Callable[[Mapping[str, Any]], Any] = lambda answer: answer,
-    ) -> Call:
-        """Return a call with the caller's parameters, which stay as they are. Raises `InvalidArgument`."""
-        arguments.seconds("timeout", seconds, 0, LONGEST_CALL)
-        copied = copy.deepcopy(dict(params))
-        ids, own = _name_orders(method, copied) if outcomes.changes(method, copied) else ((), False)
-        return cls(digest(api_key), method, copied, seconds, present, ids, own)
-
-    @property
-    def changes(self) -> bool:
-        """Whether it changes anything at Kraken."""
-        return outcomes.changes(self.method, self.params)
-
-    @property
-    def intent(self) -> str:
-        """What is noted in Redis before it is sent."""
-        if not self.changes:
-            return ""
-        return commands.intent(self.key, self.method, self.cl_ord_ids, own_ids=self.own_ids)
-
-
-def _name_orders(method: str, params: dict[str, Any]) -> tuple[tuple[str, ...], bool]:
-    """Give each order that is to be placed a cl_ord_id, unless one has a userref, which excludes it.
-
-    Return the ids, and whether all of them are new.
-    """
-    orders = {"order": [params], "orders": params.get("orders")}.get(kraken.method_named(method).places or "")
-    if not isinstance(orders, list) or not all(isinstance(order, dict) for order in orders):
-        return (), False
-    if any(order.get("userref") not in (None, "") and not order.get("cl_ord_id") for order in orders):
-        return (), False
-    own = not any(order.get("cl_ord_id") for order in orders)
-    for order in orders:
-        order["cl_ord_id"] = str(order.get("cl_ord_id") or uuid.uuid4())
-    return tuple(order["cl_ord_id"] for order in orders), own
 
 
 class Calls:

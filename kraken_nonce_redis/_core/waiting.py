@@ -11,11 +11,11 @@ import itertools
 import math
 import secrets
 import threading
-from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis._core.steps import Flow, Listen, Pause, Run
 from kraken_nonce_redis._redis import commands, keyspace
 from kraken_nonce_redis._redis.commands import COOLING, Busy, Command, Granted, Heartbeat, Waiting
 from kraken_nonce_redis.errors import (
@@ -91,36 +91,6 @@ class Waiter:
         signal = self.signal
         if signal is not None:
             signal.set()
-
-
-@dataclass(slots=True)
-class Run:
-    """Run a command; its result is sent back."""
-
-    command: Command[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """Make sure that this process hears when the lock is offered to one of its waiters."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Sleep until the waiter is woken, or until a time of `clock.now`."""
-
-    waiter: Waiter
-    until: float | None
-
-
-Step: TypeAlias = Run | Listen | Pause
-Flow: TypeAlias = Generator[Step, Any, T]
-
-
-def running(command: Command[T]) -> Flow[T]:
-    """Run one command."""
-    result: T = yield Run(command)
-    return result
 
 
 def doing(agenda: Agenda, chore: Chore) -> Flow[None]:

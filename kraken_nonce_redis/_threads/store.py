@@ -14,7 +14,8 @@ from redis.retry import Retry
 
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._core.agenda import Agenda
-from kraken_nonce_redis._core.waiting import Listen, Pause, ProcessState, Run, doing
+from kraken_nonce_redis._core.steps import Listen, Pause, Run
+from kraken_nonce_redis._core.waiting import ProcessState, doing
 from kraken_nonce_redis._threads.connections import checked, connections
 from kraken_nonce_redis.errors import UNREACHABLE, StoreUnavailable, from_redis
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
     from redis.client import PubSub
 
-    from kraken_nonce_redis._core.waiting import Step, Waiter
+    from kraken_nonce_redis._core.steps import Step
+    from kraken_nonce_redis._core.waiting import Waiter
     from kraken_nonce_redis._redis.commands import Command
     from kraken_nonce_redis._threads.connections import Connections, Source
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from kraken_nonce_redis._arguments import DEFAULT_MAX_LEAD, DEFAULT_NAMESPACE
-from kraken_nonce_redis._core.lock import AllocatorCore
+from kraken_nonce_redis._core.allocator import AllocatorCore
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.asyncio._connections import checked, checked_url
 from kraken_nonce_redis.asyncio._store import store_for

@@ -16,7 +16,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._core.agenda import Agenda
-from kraken_nonce_redis._core.waiting import Listen, Pause, ProcessState, Run, doing
+from kraken_nonce_redis._core.steps import Listen, Pause, Run
+from kraken_nonce_redis._core.waiting import ProcessState, doing
 from kraken_nonce_redis.asyncio._connections import connections
 from kraken_nonce_redis.errors import UNREACHABLE, StoreError, StoreUnavailable, from_redis
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio.client import PubSub
 
-    from kraken_nonce_redis._core.waiting import Step
+    from kraken_nonce_redis._core.steps import Step
     from kraken_nonce_redis._redis.commands import Command
     from kraken_nonce_redis.asyncio._connections import Client
 

@@ -10,7 +10,8 @@ from kraken_nonce_redis.ccxt._adapter import Adapter, Unsigned, of_failure, of_v
 from kraken_nonce_redis.clients import AsyncGuard
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._core.steps import Heard, Send
+    from kraken_nonce_redis._calls.call import Heard
+    from kraken_nonce_redis._core.steps import Send
 
 __all__ = ["kraken"]
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from threading import Barrier
     from types import TracebackType
 
-    from kraken_nonce_redis._calls.calls import Call
+    from kraken_nonce_redis._calls.call import Call
     from tests.support.servers import Server
 
 MODULES = {"sync": "", "async": ".async_support", "pro": ".pro"}

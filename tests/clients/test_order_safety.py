@@ -18,7 +18,7 @@ from urllib3.util import Retry
 
 from kraken_nonce_redis import IncompatibleClient, NotCarriedOut, OutcomeUnknown, Retries
 from kraken_nonce_redis._calls import outcomes
-from kraken_nonce_redis._calls.calls import Call
+from kraken_nonce_redis._calls.call import Call
 from kraken_nonce_redis._core.steps import Send
 from kraken_nonce_redis._kraken import Outcome
 from kraken_nonce_redis._redis import commands

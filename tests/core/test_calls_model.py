@@ -33,11 +33,12 @@ from kraken_nonce_redis import (
 )
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._calls import calls
-from kraken_nonce_redis._calls.calls import Call, Calls
+from kraken_nonce_redis._calls.call import Call, Heard
+from kraken_nonce_redis._calls.calls import Calls
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.lock import LeaseCore, LockCore
-from kraken_nonce_redis._core.steps import Heard, Send, Sleep
-from kraken_nonce_redis._core.waiting import ProcessState, Run
+from kraken_nonce_redis._core.steps import Run, Send, Sleep
+from kraken_nonce_redis._core.waiting import ProcessState
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.commands import Granted, Pending, State
 

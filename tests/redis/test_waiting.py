@@ -13,7 +13,8 @@ import pytest
 
 from kraken_nonce_redis import HoldTimeout
 from kraken_nonce_redis._core.agenda import Agenda
-from kraken_nonce_redis._core.waiting import Pause, ProcessState, Run, acquiring
+from kraken_nonce_redis._core.steps import Pause, Run
+from kraken_nonce_redis._core.waiting import ProcessState, acquiring
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from tests.support.faces import KEY, Interrupted

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis._core.lock import AllocatorCore, LeaseCore, LockCore
+from kraken_nonce_redis._core.allocator import AllocatorCore
+from kraken_nonce_redis._core.lock import LeaseCore, LockCore
 from kraken_nonce_redis.errors import HoldTimeout, LeaseLost, NonceTooFarAhead, StoreError
 from tests.simulation.records import LONGEST_COOL_DOWN, Acquisition
 
