@@ -17,7 +17,8 @@ import ccxt
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis._calls.call import Call, Heard
-from kraken_nonce_redis.clients import LONGEST_TIMEOUT, Options
+from kraken_nonce_redis._calls.guards import LONGEST_TIMEOUT
+from kraken_nonce_redis.clients import Options
 from kraken_nonce_redis.errors import IncompatibleClient
 
 if TYPE_CHECKING:
