@@ -8,8 +8,11 @@ from typing import Final, Literal, TypeAlias, TypeVar
 from kraken_nonce_redis.errors import InvalidArgument
 
 Scope: TypeAlias = Literal["key", "global"]
+"""What shares one lock and one sequence of nonces: the calls of an API key, or those of all keys of a namespace."""
 Priority: TypeAlias = Literal["normal", "high"]
+"""Which of the waiting callers goes first."""
 OnUnknown: TypeAlias = Literal["settle", "raise", "replay"]
+"""What a client does about a call that changes something and got no answer."""
 T = TypeVar("T")
 
 DEFAULT_NAMESPACE: Final = "kraken-nonce"

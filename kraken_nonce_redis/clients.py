@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
+
+from kraken_nonce_redis._core.wishes import LockSettings
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._arguments import OnUnknown, Scope
-    from kraken_nonce_redis.durability import Durability
+    from kraken_nonce_redis._arguments import OnUnknown
     from kraken_nonce_redis.events import Hook
-    from kraken_nonce_redis.pace import CoolDowns, Pace
+    from kraken_nonce_redis.pace import CoolDowns
     from kraken_nonce_redis.retries import Retries
 
 
-class Options(TypedDict, total=False):
+class Options(LockSettings, total=False):
     """Settings that all adapters take as keyword arguments.
 
     Attributes:
@@ -38,14 +39,9 @@ class Options(TypedDict, total=False):
     """
 
     redis: Any
-    ttl: float
-    scope: Scope
-    namespace: str
     wait_timeout: float | None
     call_timeout: float
-    pace: Pace | None
     cool_downs: CoolDowns
     retries: Retries
     on_unknown: OnUnknown
-    durable: bool | Durability
     on_event: Hook | None

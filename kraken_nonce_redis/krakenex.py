@@ -132,7 +132,7 @@ def install(api: A, **options: Unpack[Options]) -> A:
     guard = Guard(**options)
     if not isinstance(api, _Guarded):
         api.__class__ = type(type(api).__name__, (_Guarded, type(api)), {})
-    cast("_Guarded", api)._guard = guard
+    cast("_Guarded", api)._guard = guard  # noqa: SLF001 - in place of its constructor
     return api
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._arguments import OnUnknown, Scope
     from kraken_nonce_redis._calls.call import Call, Heard
     from kraken_nonce_redis._core.steps import Send
+    from kraken_nonce_redis._core.wishes import LockSettings
     from kraken_nonce_redis.durability import Durability
     from kraken_nonce_redis.events import Hook
     from kraken_nonce_redis.pace import Pace
@@ -64,7 +65,7 @@ class _GuardCore(Generic[LockType]):
             raise InvalidArgument(
                 "redis", f"give a client or a URL, or set one of {', '.join(urls.VARIABLES)} in the environment"
             )
-        self._settings: dict[str, Any] = {
+        self._settings: LockSettings = {
             "ttl": ttl,
             "scope": scope,
             "pace": pace,
@@ -116,7 +117,7 @@ class Guard(_GuardCore[CallLock]):
             return send(step)
 
         owner = threading.current_thread()
-        return lock._store.drive(self._calls.calling(lock, owner, call), carry_out).unwrap()
+        return lock.store.drive(self._calls.calling(lock, owner, call), carry_out).unwrap()
 
 
 class AsyncGuard(_GuardCore[AsyncCallLock]):
@@ -135,4 +136,4 @@ class AsyncGuard(_GuardCore[AsyncCallLock]):
             return await send(step)
 
         owner = asyncio.current_task()
-        return (await lock._store.drive(self._calls.calling(lock, owner, call), carry_out)).unwrap()
+        return (await lock.store.drive(self._calls.calling(lock, owner, call), carry_out)).unwrap()

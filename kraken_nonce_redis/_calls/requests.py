@@ -18,7 +18,8 @@ def refuse_repeats(session: Any, url: str) -> None:
     """
     try:
         retry = session.get_adapter(url).max_retries
-        repeats = retry.is_retry("POST", 503) or (retry.total and retry._is_method_retryable("POST"))
+        # It has no public question for a failure without a status.
+        repeats = retry.is_retry("POST", 503) or (retry.total and retry._is_method_retryable("POST"))  # noqa: SLF001
     except AttributeError:
         return  # not of requests; it may have no such thing
     if repeats:

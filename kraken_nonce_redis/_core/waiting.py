@@ -27,10 +27,10 @@ from kraken_nonce_redis.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from kraken_nonce_redis._arguments import Priority
     from kraken_nonce_redis._core.agenda import Agenda, Chore
+    from kraken_nonce_redis._core.wishes import Wishes
     from kraken_nonce_redis._redis.commands import Answer, Release
     from kraken_nonce_redis._redis.keyspace import Keyspace
     from kraken_nonce_redis.durability import Durability
@@ -64,7 +64,6 @@ class Waiter:
 
     keys: Keyspace
     member: str
-    priority: Priority
     until: float | None
     ticket: int = 0
     woken: bool = False
@@ -340,41 +339,41 @@ class Acquired:
         nonces: of its lease.
         deadline: the end of its lease on `clock.now`.
         pending: how many intents of earlier holders wait to be settled.
-        noted: whether an intent was noted for the first nonce.
     """
 
     member: str
     nonces: range
     deadline: float
     pending: int
-    noted: bool
 
 
 def acquiring(
     process_state: ProcessState,
     keys: Keyspace,
     member: str,
+    wishes: Wishes,
     *,
     ttl: float,
-    timeout: float | None,
-    priority: Priority,
-    pace: str,
-    intent: str = "",
+    pace: str = "",
     durability: Durability | None = None,
 ) -> Flow[Acquired]:
-    """Get the lock, waiting for it up to ``timeout`` seconds (None: for ever, 0: not at all).
+    """Get the lock for a caller with these wishes, waiting for it as long as they say.
 
     Raises `HoldTimeout` and `StoreError`. Whatever is raised, also by a shell that was interrupted, nothing of the
     caller stays in Redis: its place, its offer or its lease is given up, at once or, when Redis is away, by the
     agenda.
     """
-    waiter = Waiter(keys, member, priority, None if timeout is None else clock.now() + timeout)
+
+    def ask(ticket: int | None) -> Command[Answer]:
+        return commands.acquire(
+            keys, member, ttl, ticket=ticket, priority=wishes.priority, pace=pace, intent=wishes.intent
+        ).durable(durability)
+
+    waiter = Waiter(keys, member, None if wishes.timeout is None else clock.now() + wishes.timeout)
     key_waiters = process_state.waiters_of(keys)
     key_waiters.enter(waiter)
     try:
-        return (
-            yield from _asking(process_state, key_waiters, waiter, ttl, pace=pace, intent=intent, durability=durability)
-        )
+        return (yield from _asking(process_state, key_waiters, waiter, ask))
     except (StoreUnavailable, GeneratorExit):
         process_state.give_back(commands.release(keys, member), max(ttl, QUEUE_LIFE))
         raise
@@ -391,11 +390,7 @@ def _asking(
     process_state: ProcessState,
     key_waiters: KeyWaiters,
     waiter: Waiter,
-    ttl: float,
-    *,
-    pace: str,
-    intent: str,
-    durability: Durability | None,
+    ask: Callable[[int | None], Command[Answer]],
 ) -> Flow[Acquired]:
     """Ask for the lock until it is granted; between two questions sleep until it is offered, or the time is ripe."""
     while True:
@@ -403,19 +398,9 @@ def _asking(
         started = clock.now()
         patient = waiter.until is None or started < waiter.until
         listening = process_state.listening
-        answer: Answer = yield Run(
-            commands.acquire(
-                waiter.keys,
-                waiter.member,
-                ttl,
-                ticket=waiter.ticket if patient else None,
-                priority=waiter.priority,
-                pace=pace,
-                intent=intent,
-            ).durable(durability)
-        )
+        answer: Answer = yield Run(ask(waiter.ticket if patient else None))
         if isinstance(answer, Granted):
-            return Acquired(waiter.member, answer.nonces, started + answer.left, answer.pending, bool(intent))
+            return Acquired(waiter.member, answer.nonces, started + answer.left, answer.pending)
         if isinstance(answer, Busy):
             raise waiter.too_late(answer.left, answer.cause)
         waiter.ticket = answer.ticket

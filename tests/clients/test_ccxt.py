@@ -237,7 +237,7 @@ class TestCalls:
         with ThreadPoolExecutor(1) as pool:
             with lock.hold():
                 call = pool.submit(bot, "privatePostCancelOrderBatch", params)
-                eventually(lambda: lock._store.run(commands.inspect(lock.keys)).waiting)
+                eventually(lambda: lock.store.run(commands.inspect(lock.keys)).waiting)
                 params["orders"].append(second)
             call.result(10)
         assert [order.status for order in sim.orders()] == ["canceled", "open"]

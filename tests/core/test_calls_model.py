@@ -38,7 +38,8 @@ from kraken_nonce_redis._calls.calls import Calls
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.lock import LeaseCore, LockCore
 from kraken_nonce_redis._core.steps import Run, Send, Sleep
-from kraken_nonce_redis._core.waiting import ProcessState
+from kraken_nonce_redis._core.waiting import ProcessState, doing
+from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.commands import Granted, Pending, State
 
@@ -334,7 +335,7 @@ class Lock(LockCore[LeaseCore]):
 
     def __init__(self) -> None:
         process_state = ProcessState(Agenda(lambda: None))
-        super().__init__(lambda: process_state, KEY, ttl=30, scope="key", pace=None, namespace="test", durable=False)
+        super().__init__(lambda: process_state, KEY, namespace="test")
 
     def _lease(self, acquired: Any) -> LeaseCore:
         return LeaseCore(self, acquired)
@@ -555,7 +556,7 @@ def carry_out(world: World, flow: Generator[Any, Any, Any], answer: Heard | None
 def test_an_intent_without_a_call(world: World, *, known: bool) -> None:
     """A lease ends while its extension notes an intent: the release takes the intent back, since nothing was sent."""
     lock, call = Lock(), Call.of(KEY, "AddOrder", {}, SECONDS)
-    lease = carry_out(world, lock._holding("owner", timeout=0))
+    lease = carry_out(world, lock._holding("owner", Wishes(timeout=0)))
     if not known:
         with pytest.raises(OutcomeUnknown):
             carry_out(world, calling(lock, Call.of(KEY, "AddOrder", {}, SECONDS), "raise"), Heard(failure=LOST))
@@ -574,10 +575,27 @@ def test_an_intent_without_a_call(world: World, *, known: bool) -> None:
     assert len(world.redis.journal) == (not known)
 
 
+@pytest.mark.parametrize("sent", [True, False])
+def test_an_interrupted_release(world: World, *, sent: bool) -> None:
+    """A caller that is interrupted while it releases doesn't hear what became of its call, if there was any."""
+    lock = Lock()
+    flow = calling(lock, Call.of(KEY, "AddOrder", {}, SECONDS), "raise")
+    step = flow.send(world.redis.run(next(flow).command))
+    assert isinstance(step, Send)
+    step = flow.send(_error("EOrder:Insufficient funds")) if sent else flow.throw(NotSent())
+    assert step.command.name == "release"
+    with pytest.raises(KeyboardInterrupt):
+        flow.throw(KeyboardInterrupt())
+    agenda = lock._process_state().agenda
+    carry_out(world, doing(agenda, agenda.pop(world.now)))
+    assert not world.redis.holder
+    assert len(world.redis.journal) == sent
+
+
 def test_an_intent_has_the_name_that_redis_has_for_it(world: World) -> None:
     """A renewal comes between an extension and its call, as in the background: the call has a later nonce then."""
     lock = Lock()
-    lease = carry_out(world, lock._holding("owner", timeout=0))
+    lease = carry_out(world, lock._holding("owner", Wishes(timeout=0)))
     flow = calling(lock, Call.of(KEY, "AddOrder", {}, SECONDS), "raise")
     nonces = world.redis.run(next(flow).command)
     carry_out(world, lease._extending(SECONDS))

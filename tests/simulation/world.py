@@ -80,10 +80,8 @@ class World:
                     lambda process=process: process.process_state,
                     choice.choice(self.api_keys),
                     ttl=self.longest_ttl,
-                    scope="key",
                     pace=pace,
                     namespace=NAMESPACE,
-                    durable=False,
                 )
                 caller = Caller(f"p{number}.t{thread}", process, lock, choice, self.history, raises=raises)
                 self.callers.append(caller)
