@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import urls
-from kraken_nonce_redis._arguments import DEFAULT_CALL_TIMEOUT, DEFAULT_NAMESPACE, DEFAULT_TTL, DEFAULT_WAIT_TIMEOUT
+from kraken_nonce_redis._arguments import DEFAULT_CALL_TIMEOUT, DEFAULT_WAIT_TIMEOUT
 from kraken_nonce_redis._calls.call import LONGEST_CALL
 from kraken_nonce_redis._calls.calls import Calls
 from kraken_nonce_redis._core.steps import Sleep
@@ -22,13 +22,11 @@ from kraken_nonce_redis.retries import Retries
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from kraken_nonce_redis._arguments import OnUnknown, Scope
+    from kraken_nonce_redis._arguments import OnUnknown
     from kraken_nonce_redis._calls.call import Call, Heard
     from kraken_nonce_redis._core.steps import Send
     from kraken_nonce_redis._core.wishes import LockSettings
-    from kraken_nonce_redis.durability import Durability
     from kraken_nonce_redis.events import Hook
-    from kraken_nonce_redis.pace import Pace
 
 LONGEST_TIMEOUT: Final = LONGEST_CALL / 2
 """The longest timeout of a request, in seconds: it may count twice, for connecting and reading, within one lease."""
@@ -48,30 +46,20 @@ class _GuardCore(Generic[LockType]):
         self,
         *,
         redis: Any = None,
-        ttl: float = DEFAULT_TTL,
-        scope: Scope = "key",
-        namespace: str = DEFAULT_NAMESPACE,
         wait_timeout: float | None = DEFAULT_WAIT_TIMEOUT,
         call_timeout: float = DEFAULT_CALL_TIMEOUT,
-        pace: Pace | None = None,
         cool_downs: CoolDowns = _COOL_DOWNS,
         retries: Retries = _RETRIES,
         on_unknown: OnUnknown = "settle",
-        durable: bool | Durability = False,
         on_event: Hook | None = None,
+        **settings: Unpack[LockSettings],
     ) -> None:
         self._redis = urls.from_environment() if redis is None else redis
         if self._redis is None:
             raise InvalidArgument(
                 "redis", f"give a client or a URL, or set one of {', '.join(urls.VARIABLES)} in the environment"
             )
-        self._settings: LockSettings = {
-            "ttl": ttl,
-            "scope": scope,
-            "pace": pace,
-            "namespace": namespace,
-            "durable": durable,
-        }
+        self._settings = settings
         self.call_timeout: Final = arguments.seconds("call_timeout", call_timeout, 0.001, LONGEST_TIMEOUT)
         self._locks: dict[str, LockType] = {}
         self._make_lock("any")  # so that a wrong setting shows now and not at the first call
@@ -79,7 +67,7 @@ class _GuardCore(Generic[LockType]):
             retries=retries,
             on_unknown=on_unknown,
             wait_timeout=wait_timeout,
-            pace=pace,
+            pace=settings.get("pace"),
             cool_downs=cool_downs,
             on_event=on_event,
         )
