@@ -21,7 +21,7 @@ import redis.asyncio
 from kraken_nonce_redis import CallLock, NonceAllocator, Pace
 from kraken_nonce_redis import asyncio as nonce_asyncio
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis._threads.store import store_for
 
 if TYPE_CHECKING:

@@ -4,11 +4,13 @@
 twins are in `kraken_nonce_redis.asyncio`, clients in `kraken_nonce_redis.krakenex` and its siblings.
 """
 
+from kraken_nonce_redis._arguments import OnUnknown, Priority, Scope
 from kraken_nonce_redis._threads.allocator import NonceAllocator
 from kraken_nonce_redis._threads.lock import CallLock, Lease
 from kraken_nonce_redis.durability import Durability
 from kraken_nonce_redis.errors import (
     CallLockError,
+    CallUnsettled,
     CoolDown,
     ForeignValue,
     HoldTimeout,
@@ -35,6 +37,7 @@ from kraken_nonce_redis.retries import Retries
 __all__ = [
     "CallLock",
     "CallLockError",
+    "CallUnsettled",
     "CoolDown",
     "CoolDowns",
     "Durability",
@@ -51,9 +54,12 @@ __all__ = [
     "NoncesUsedUp",
     "NotCarriedOut",
     "NotDurable",
+    "OnUnknown",
     "OutcomeUnknown",
     "Pace",
+    "Priority",
     "Retries",
+    "Scope",
     "StoreError",
     "StoreOutOfMemory",
     "StorePermissionDenied",

@@ -1,16 +1,25 @@
-"""Checks of what callers pass in; each raises `InvalidArgument` with the parameter's name."""
+"""What callers pass in: types, defaults, bounds, and checks, each of which raises `InvalidArgument`."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, Literal, TypeAlias, TypeVar
 
 from kraken_nonce_redis.errors import InvalidArgument
 
-if TYPE_CHECKING:
-    from kraken_nonce_redis._redis.commands import Priority
-
+Scope: TypeAlias = Literal["key", "global"]
+"""What shares one lock and one sequence of nonces: the calls of an API key, or those of all keys of a namespace."""
+Priority: TypeAlias = Literal["normal", "high"]
+"""Which of the waiting callers goes first."""
+OnUnknown: TypeAlias = Literal["settle", "raise", "replay"]
+"""What a client does about a call that changes something and got no answer."""
 T = TypeVar("T")
+
+DEFAULT_NAMESPACE: Final = "kraken-nonce"
+DEFAULT_TTL: Final = 30.0
+DEFAULT_MAX_LEAD: Final = 3_600 * 10**9
+DEFAULT_WAIT_TIMEOUT: Final = 60.0
+DEFAULT_CALL_TIMEOUT: Final = 10.0
 
 HIGHEST_NONCE: Final = 2**63 - 1
 MOST_RESERVED: Final = 1_000_000

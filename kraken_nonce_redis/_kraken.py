@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, get_arg
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kraken_nonce_redis._redis.commands import Priority
+    from kraken_nonce_redis._arguments import Priority
 
 DATE: Final = "2026-11"
 SOURCE: Final = "https://docs.kraken.com/exchange/guides/rest/ratelimits"

@@ -24,9 +24,9 @@ import threading
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis import urls
 from kraken_nonce_redis._threads.allocator import NonceAllocator
 from kraken_nonce_redis._threads.lock import CallLock
-from kraken_nonce_redis.clients import URL_VARIABLES, url_from_environment
 from kraken_nonce_redis.errors import CallLockError, HoldTimeout, InvalidArgument, LeaseLost, NoncesUsedUp
 from kraken_nonce_redis.pace import Pace
 
@@ -253,14 +253,14 @@ def get_global_nonce_manager() -> NonceManager:
     global _manager  # noqa: PLW0603 - one for the process is what it is about
     with _making:
         if _manager is None:
-            try:
-                url = url_from_environment()
-            except InvalidArgument:
+            url = urls.from_environment()
+            if url is None:
+                variable, other = urls.VARIABLES
                 raise InvalidArgument(
-                    URL_VARIABLES[0],
-                    f"it is not set, nor is {URL_VARIABLES[1]}; set it to the URL of the Redis that all processes "
-                    "share, such as redis://localhost:6379/0",
-                ) from None
+                    variable,
+                    f"it is not set, nor is {other}; set it to the URL of the Redis that all processes share, such as "
+                    "redis://localhost:6379/0",
+                )
             _manager = NonceManager(url)
         return _manager
 

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from kraken_nonce_redis._calls.calls import Call
-from kraken_nonce_redis._core.steps import Heard
-from kraken_nonce_redis.clients import AsyncGuard, Guard, Options, refuse_repeats
+from kraken_nonce_redis._calls.call import Call, Heard
+from kraken_nonce_redis._calls.guards import AsyncGuard, Guard
+from kraken_nonce_redis._calls.requests import longest, refuse_repeats
+from kraken_nonce_redis.clients import Options
 from kraken_nonce_redis.errors import CallLockError, IncompatibleClient
 
 try:
@@ -216,7 +217,7 @@ class KrakenNonceMixin(_Signing):
         stock = cast("Callable[..., Any]", super().request)
         if not self._is_private(uri, auth):
             return stock(method, uri, params, timeout, auth=auth, **rest)
-        timeout, longest = self._timeouts(timeout)
+        timeout, at_most = self._timeouts(timeout)
         params = _all_params(params, rest)
         refuse_repeats(getattr(self, "_SpotClient__session", None), self.URL)
 
@@ -234,8 +235,7 @@ class KrakenNonceMixin(_Signing):
                     return Heard(failure=failure, answer=request.answer)
                 return Heard(value, answer=request.answer)
 
-        # requests counts connecting and reading apart
-        return self._guard.make(self._key, self._call(uri, params, 2 * longest), send)
+        return self._guard.make(self._key, self._call(uri, params, longest(at_most)), send)
 
 
 class AsyncKrakenNonceMixin(_Signing, spot.SpotAsyncClient):
@@ -265,7 +265,7 @@ class AsyncKrakenNonceMixin(_Signing, spot.SpotAsyncClient):
         stock = cast("Callable[..., Awaitable[Any]]", super().request)
         if not self._is_private(uri, auth):
             return await stock(method, uri, params, timeout, auth=auth, **rest)
-        timeout, longest = self._timeouts(timeout)
+        timeout, at_most = self._timeouts(timeout)
         params = _all_params(params, rest)
 
         async def send(step: Send) -> Heard:
@@ -282,7 +282,7 @@ class AsyncKrakenNonceMixin(_Signing, spot.SpotAsyncClient):
                     return Heard(failure=failure, answer=request.answer)
                 return Heard(value, answer=request.answer)
 
-        return await self._guard.make(self._key, self._call(uri, params, longest + _ROUNDED_UP), send)
+        return await self._guard.make(self._key, self._call(uri, params, at_most + _ROUNDED_UP), send)
 
 
 class SpotClient(KrakenNonceMixin, spot.SpotClient):

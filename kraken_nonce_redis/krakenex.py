@@ -8,11 +8,11 @@ from __future__ import annotations
 import functools
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, cast
 
-from kraken_nonce_redis._calls.calls import Call
-from kraken_nonce_redis._core.steps import Heard
-from kraken_nonce_redis.clients import Guard, Options, refuse_repeats
+from kraken_nonce_redis._calls.call import Call, Heard
+from kraken_nonce_redis._calls.guards import Guard
+from kraken_nonce_redis._calls.requests import longest, refuse_repeats
 from kraken_nonce_redis.errors import CallLockError, IncompatibleClient
 
 try:
@@ -23,10 +23,9 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kraken_nonce_redis._calls.requests import Timeout
     from kraken_nonce_redis._core.steps import Send
-
-Timeout: TypeAlias = float | tuple[float, float]
-
+    from kraken_nonce_redis.clients import Options
 
 # The request that is being made; of its own in each thread, as leases are.
 _under_way: Final[ContextVar[_Request | None]] = ContextVar("kraken_nonce_request", default=None)
@@ -76,7 +75,7 @@ class _Guarded(krakenex.API):  # type: ignore[misc] # it has no types
                 _under_way.reset(token)
             return Heard(answer, answer=answer if isinstance(answer, dict) else None)
 
-        return self._guard.make(self.key, Call.of(self.key, method, data or {}, _longest(timeout)), send)
+        return self._guard.make(self.key, Call.of(self.key, method, data or {}, longest(timeout)), send)
 
     def _nonce(self) -> int:
         request = _under_way.get()
@@ -100,12 +99,6 @@ def _answer_in(failure: Exception) -> Mapping[str, Any] | None:
     except ValueError:
         return None
     return answer if isinstance(answer, dict) and isinstance(answer.get("error"), list) else None
-
-
-def _longest(timeout: Timeout) -> float:
-    """Return the longest that a request may take; requests counts connecting and reading apart."""
-    connect, read = timeout if isinstance(timeout, tuple) else (timeout, timeout)
-    return connect + read
 
 
 class API(_Guarded):
@@ -139,7 +132,7 @@ def install(api: A, **options: Unpack[Options]) -> A:
     guard = Guard(**options)
     if not isinstance(api, _Guarded):
         api.__class__ = type(type(api).__name__, (_Guarded, type(api)), {})
-    cast("_Guarded", api)._guard = guard
+    cast("_Guarded", api)._guard = guard  # noqa: SLF001 - in place of its constructor
     return api
 
 

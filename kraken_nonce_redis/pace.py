@@ -17,7 +17,7 @@ from kraken_nonce_redis.errors import InvalidArgument
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from kraken_nonce_redis._redis.commands import Priority
+    from kraken_nonce_redis._arguments import Priority
 
 FIGURES_DATE: Final = kraken.DATE
 FIGURES_SOURCE: Final = kraken.SOURCE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from kraken_nonce_redis._redis.commands import DEFAULT_NAMESPACE
+from kraken_nonce_redis._arguments import DEFAULT_NAMESPACE
 
 COMMANDS: Final = (
     # What is sent.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from kraken_nonce_redis import _arguments as arguments
-from kraken_nonce_redis._core.lock import DEFAULT_MAX_LEAD
+from kraken_nonce_redis._arguments import DEFAULT_MAX_LEAD
 from kraken_nonce_redis.errors import InvalidArgument
 
 _LONGEST_WAIT: Final = 3_600.0

@@ -13,6 +13,7 @@ any, are the options ``sentinel_username`` and ``sentinel_password``.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
@@ -33,6 +34,8 @@ SCHEMES: Final[dict[str, Kind]] = {
     "redis+cluster": "cluster",
     "rediss+cluster": "cluster",
 }
+VARIABLES: Final = ("KRAKEN_NONCE_REDIS_URL", "REDIS_URL")
+"""Of the environment, the first that is set counts."""
 SOCKET_TIMEOUT: Final = 3.0
 """Seconds, unless a URL has an option of the same name."""
 
@@ -63,6 +66,11 @@ class Place:
     service: str
     options: dict[str, Any]
     sentinel_options: dict[str, Any]
+
+
+def from_environment() -> str | None:
+    """Return the URL of the Redis to use from the environment, None if there is none. An empty variable is not set."""
+    return next((url for variable in VARIABLES if (url := os.environ.get(variable))), None)
 
 
 def unusable() -> InvalidArgument:

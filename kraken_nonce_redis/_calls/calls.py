@@ -1,6 +1,6 @@
 """How a client's private call is made, made again, and looked into when nobody knows what became of it; no I/O.
 
-Beside the steps of `kraken_nonce_redis._core.waiting` the flows here yield `Send` and `Sleep`. In short::
+The flows here yield all the steps of `kraken_nonce_redis._core.steps`. In short::
 
     hold the lock, with the intent noted in the same script
         settle what earlier holders left behind
@@ -13,20 +13,18 @@ Beside the steps of `kraken_nonce_redis._core.waiting` the flows here yield `Sen
 
 from __future__ import annotations
 
-import copy
 import time
-import uuid
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _kraken as kraken
-from kraken_nonce_redis._calls import outcomes
+from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.settling import Settlement, settling
 from kraken_nonce_redis._core.lock import logger
-from kraken_nonce_redis._core.steps import Heard, Send, Sleep
-from kraken_nonce_redis._core.waiting import Run, running
+from kraken_nonce_redis._core.record import Stage
+from kraken_nonce_redis._core.steps import Run, Send, Sleep, running
+from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis._kraken import Outcome, Remedy
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.errors import (
@@ -44,83 +42,15 @@ from kraken_nonce_redis.pace import CoolDowns, priority_of
 from kraken_nonce_redis.retries import Retries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
+    from kraken_nonce_redis._arguments import OnUnknown
     from kraken_nonce_redis._core.lock import LeaseCore, LockCore
     from kraken_nonce_redis._core.steps import CallFlow
     from kraken_nonce_redis.events import Event, Hook
     from kraken_nonce_redis.pace import Pace
 
-OnUnknown: TypeAlias = Literal["settle", "raise", "replay"]
-LONGEST_CALL: Final = arguments.LONGEST_TTL - 1
-"""Seconds that one request takes at most, so that a lease can cover it."""
 ON_UNKNOWN: Final = ("settle", "raise", "replay")
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A private call of a client; `of` makes one.
-
-    Attributes:
-        key: digest of the API key.
-        method: Kraken's name.
-        params: without nonce; each order has a cl_ord_id, where it can.
-        seconds: that one request takes at most.
-        present: makes what the client returns from Kraken's answer.
-        cl_ord_ids: of the orders that it places; empty if one of them has none.
-        own_ids: whether all of these were made up here, so that nobody else uses them.
-    """
-
-    key: str
-    method: str
-    params: Mapping[str, Any]
-    seconds: float
-    present: Callable[[Mapping[str, Any]], Any]
-    cl_ord_ids: tuple[str, ...]
-    own_ids: bool
-
-    @classmethod
-    def of(
-        cls,
-        api_key: str,
-        method: str,
-        params: Mapping[str, Any],
-        seconds: float,
-        present: Callable[[Mapping[str, Any]], Any] = lambda answer: answer,
-    ) -> Call:
-        """Return a call with the caller's parameters, which stay as they are. Raises `InvalidArgument`."""
-        arguments.seconds("timeout", seconds, 0, LONGEST_CALL)
-        copied = copy.deepcopy(dict(params))
-        ids, own = _name_orders(method, copied) if outcomes.changes(method, copied) else ((), False)
-        return cls(commands.digest(api_key), method, copied, seconds, present, ids, own)
-
-    @property
-    def changes(self) -> bool:
-        """Whether it changes anything at Kraken."""
-        return outcomes.changes(self.method, self.params)
-
-    @property
-    def intent(self) -> str:
-        """What is noted in Redis before it is sent."""
-        if not self.changes:
-            return ""
-        return commands.intent(self.key, self.method, self.cl_ord_ids, own_ids=self.own_ids)
-
-
-def _name_orders(method: str, params: dict[str, Any]) -> tuple[tuple[str, ...], bool]:
-    """Give each order that is to be placed a cl_ord_id, unless one has a userref, which excludes it.
-
-    Return the ids, and whether all of them are new.
-    """
-    orders = {"order": [params], "orders": params.get("orders")}.get(kraken.method_named(method).places or "")
-    if not isinstance(orders, list) or not all(isinstance(order, dict) for order in orders):
-        return (), False
-    if any(order.get("userref") not in (None, "") and not order.get("cl_ord_id") for order in orders):
-        return (), False
-    own = not any(order.get("cl_ord_id") for order in orders)
-    for order in orders:
-        order["cl_ord_id"] = str(order.get("cl_ord_id") or uuid.uuid4())
-    return tuple(order["cl_ord_id"] for order in orders), own
 
 
 class Calls:
@@ -175,32 +105,22 @@ class Calls:
         heard: Heard | None = None
         attempts = 0
         while True:
+            attempt = _Attempt(self, lock, call, events, first=heard is None)
+            wishes = Wishes(
+                timeout=None if until is None else max(0.0, until - clock.now()),
+                cost=self._pace.cost_of(call.method) if self._pace else 0,
+                priority=priority_of(call.method),
+                intent=call.intent,
+            )
             try:
-                lease = yield from lock._holding(
-                    owner,
-                    timeout=None if until is None else max(0.0, until - clock.now()),
-                    cost=self._pace.cost_of(call.method) if self._pace else 0,
-                    priority=priority_of(call.method),
-                    intent=call.intent,
-                )
+                heard = yield from lock.under_lease(owner, attempt.making, wishes)
             except HoldTimeout:
-                if heard is None:
+                if heard is None or attempt.begun:
                     raise
                 return heard
-            attempt = _Attempt(self, lock, lease, call, events)
-            try:
-                heard = yield from attempt.making(first=attempts == 0)
-                # A call that was answered must not look as if it were not, so a lease that did not last is logged only.
-                yield from lock._leaving(owner, lease, failed=True)
-            except GeneratorExit:
-                attempt.interrupted(heard)
-                lock._abandon(owner, lease)
-                raise
             except BaseException as error:
                 if not isinstance(error, Exception):
-                    attempt.interrupted(heard)
-                if lock._held(owner) is lease:
-                    yield from lock._leaving(owner, lease, failed=True)
+                    attempt.tell_of_interruption()
                 raise
             attempts += 1
             verdict = heard.verdict
@@ -222,85 +142,94 @@ class Calls:
 class _Attempt:
     """One attempt at a call, under one lease."""
 
-    def __init__(self, calls: Calls, lock: LockCore[Any], lease: LeaseCore, call: Call, events: list[Event]) -> None:
+    _lease: LeaseCore
+    _started: float
+
+    def __init__(self, calls: Calls, lock: LockCore[Any], call: Call, events: list[Event], *, first: bool) -> None:
+        self.begun = False
+        """Whether the lock was had for it."""
         self._calls = calls
-        self._events = events
-        self._sent = 0
-        """The nonce of the last request that may have changed something."""
         self._retries = calls.retries
         self._lock = lock
-        self._lease = lease
         self._call = call
-        self._started = clock.now()
-        self._unheard: int | None = None
-        """The nonce of a request that may have changed something and whose outcome is not known."""
+        self._events = events
+        self._first = first
+        self._nonce = 0
+        """The nonce of the last request that may have changed something; what became of it is in the lease's record."""
+        self._heard: Heard | None = None
 
-    def making(self, *, first: bool) -> CallFlow[Heard]:
+    def making(self, lease: LeaseCore) -> CallFlow[Heard]:
         """Make the attempt. What it returns is final, or asks for a later attempt."""
+        self.begun, self._lease, self._started = True, lease, clock.now()
         try:
-            return (yield from self._making(first=first))
+            self._heard = yield from self._making()
         except CallUnsettled:
             raise
         except Exception as error:
-            if self._unheard is None:
+            if not self._nonce or lease.record.known:
                 raise
             # Whatever kept us from finding out: a client's exceptions may hold a key, so only ours are quoted.
             known = str(error) if isinstance(error, KrakenNonceError) else type(error).__name__
-            raise self._unknown(self._unheard, known) from error
+            raise self._unknown(self._nonce, known) from error
+        return self._heard
 
-    def interrupted(self, heard: Heard | None) -> None:
-        """Take note that the caller will not get what was heard, so that it counts as unknown."""
-        if not self._sent:
+    def tell_of_interruption(self) -> None:
+        """Tell of a call whose caller will not get what was heard."""
+        if not self._nonce or self._lease.record.known:
             return
-        call, self._lease._known = self._call, False
-        logger.warning("%s (nonce %d) was interrupted after it was sent", call.method, self._sent)
+        call, heard = self._call, self._heard
+        logger.warning("%s (nonce %d) was interrupted after it was sent", call.method, self._nonce)
         if heard is not None and heard.verdict.outcome is Outcome.CARRIED_OUT:
-            txids = _txids(heard)
-            orders = dict(zip(call.cl_ord_ids, txids, strict=False))
+            orders = dict(zip(call.cl_ord_ids, _txids(heard), strict=False))
             self._events.append(
-                OrderSettled(call.key, call.method, self._sent, call.cl_ord_ids, "found", orders, inherited=False)
+                OrderSettled(call.key, call.method, self._nonce, call.cl_ord_ids, "found", orders, inherited=False)
             )
 
-    def _making(self, *, first: bool) -> CallFlow[Heard]:
+    def _making(self) -> CallFlow[Heard]:
         call, lease = self._call, self._lease
-        if lease._pending and not lease._used:
+        if lease.inherited:
             yield from self._settling_inherited()
-        nonce = yield from lease._beginning(call.intent, call.seconds)
+        nonce = yield from lease.beginning(call.intent, call.seconds)
         heard = yield from self._sending(nonce)
         if heard.verdict.remedy is Remedy.NONCE:
-            if first:
-                nonce = yield from lease._beginning(call.intent, call.seconds)
+            if self._first:
+                nonce = yield from lease.beginning(call.intent, call.seconds)
                 heard = yield from self._sending(nonce)
             if heard.verdict.remedy is Remedy.NONCE and self._retries.leads:
                 yield from self._raising_the_nonce(nonce)
-        elif self._harmless(first=first) and heard.answer is None and heard.verdict.outcome is Outcome.UNKNOWN:
+        elif self._harmless and heard.answer is None and heard.verdict.outcome is Outcome.UNKNOWN:
             again = yield from self._sending(lease.next_nonce())
             if not call.changes or _tells_of_both(again):
                 return again
-            lease._known, self._unheard = False, nonce
+            self._note(Stage.SENT, nonce)
         if call.changes and heard.verdict.outcome is Outcome.UNKNOWN:
             heard = yield from self._finding_out(nonce, heard)
         return heard
 
-    def _harmless(self, *, first: bool) -> bool:
-        """Return whether the call may be made a second time at once."""
-        return kraken.method_named(self._call.method).effect == "cancels" or (first and not self._call.changes)
+    @property
+    def _harmless(self) -> bool:
+        """Whether the call may be made a second time at once."""
+        return kraken.method_named(self._call.method).effect == "cancels" or (self._first and not self._call.changes)
+
+    def _note(self, stage: Stage, nonce: int) -> None:
+        """Take note of what is known of a request that may have changed something."""
+        self._nonce = nonce
+        self._lease.record = self._lease.record.at(stage)
 
     def _sending(self, nonce: int) -> CallFlow[Heard]:
         """Send the call, once."""
         call, lease = self._call, self._lease
-        yield from lease._lasting(call.seconds)
-        before = lease._known, self._unheard
+        yield from lease.lasting(call.seconds)
+        before = lease.record.stage, self._nonce
         if call.changes:
-            lease._known, self._unheard, self._sent = False, nonce, nonce  # from now on, whatever may happen
+            self._note(Stage.SENT, nonce)  # from now on, whatever may happen
         try:
             heard: Heard = yield Send(call.method, call.params, nonce, lease, call.seconds)
         except Exception:
-            lease._known, self._unheard = before  # nothing was sent, this time
+            self._note(*before)  # nothing was sent, this time
             raise
         if call.changes and heard.verdict.outcome is not Outcome.UNKNOWN:
-            lease._known = True
-            self._unheard = None
+            self._note(Stage.KNOWN, nonce)
         yield from self._learning(heard.errors)
         return heard
 
@@ -309,14 +238,14 @@ class _Attempt:
         lease, seconds = self._lease, self._call.seconds
         if "otp" in self._call.params:
             params = {**params, "otp": self._call.params["otp"]}
-        yield from lease._lasting(seconds)
+        yield from lease.lasting(seconds)
         heard: Heard = yield Send(method, params, lease.next_nonce(), lease, seconds)
         yield from self._learning(heard.errors)
         return heard
 
     def _pausing(self, seconds: float) -> CallFlow[None]:
         """Sleep with the lock held."""
-        yield from self._lease._lasting(seconds + self._call.seconds)
+        yield from self._lease.lasting(seconds + self._call.seconds)
         yield Sleep(seconds)
 
     def _learning(self, errors: tuple[str, ...]) -> CallFlow[None]:
@@ -324,7 +253,7 @@ class _Attempt:
         seconds, reason = self._calls.cool_downs.after(errors, time.time())
         if seconds > 0:
             try:
-                yield Run(self._lock._cool_down(seconds, reason))
+                yield Run(commands.cool_down(self._lock.keys, seconds, reason))
             except StoreError as error:  # must not hide Kraken's answer
                 logger.warning("The other processes could not be told of %r: %s", reason, error)
 
@@ -355,8 +284,7 @@ class _Attempt:
             if again.verdict.outcome is Outcome.CARRIED_OUT:
                 return again
             # No other refusal says what became of the first request: Kraken may refuse before it looks at the nonce.
-            self._lease._known = False
-            self._unheard = nonce
+            self._note(Stage.SENT, nonce)
             if again.verdict.remedy is Remedy.NONCE:
                 known += "; the same request again was refused for its nonce, so the first one has arrived"
         if how == "raise" or not call.cl_ord_ids:
@@ -364,7 +292,7 @@ class _Attempt:
         opened = None if call.own_ids else (yield from self._sent_at())
         settlement = yield from self._settling(call.method, nonce, call.cl_ord_ids, opened)
         known += f"; {settlement.known}"
-        self._lease._known = settlement.outcome != "unknown"
+        self._note(Stage.SENT if settlement.outcome == "unknown" else Stage.KNOWN, nonce)
         if settlement.outcome == "found":
             answer = settlement.answer(call.method)
             return Heard(call.present(answer), answer=answer)
@@ -405,7 +333,7 @@ class _Attempt:
         for entry in entries:
             if entry.reported or entry.key != call.key:
                 continue
-            self._lease._used = True
+            self._lease.record, self._lease.inherited = self._lease.record.begun(), 0
             if entry.cl_ord_ids and self._calls.on_unknown != "raise":
                 opened = None if entry.own_ids else min(entry.nonce, entry.since) / 1e9
                 settlement = yield from self._settling(

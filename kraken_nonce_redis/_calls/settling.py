@@ -17,7 +17,8 @@ from kraken_nonce_redis._kraken import REFUSED, Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from kraken_nonce_redis._core.steps import CallFlow, Heard
+    from kraken_nonce_redis._calls.call import Heard
+    from kraken_nonce_redis._core.steps import CallFlow
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-from kraken_nonce_redis._arguments import LONGEST_LEAD
+from kraken_nonce_redis._arguments import DEFAULT_MAX_LEAD, LONGEST_LEAD
 from kraken_nonce_redis._check.findings import ADVICE, Finding, Report, failed
 from kraken_nonce_redis._check.troubles import EXPECTED, Trouble, not_kraken, result_of, trouble_of
-from kraken_nonce_redis._core.lock import DEFAULT_MAX_LEAD
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.cli.options import lead, printable, span
 from kraken_nonce_redis.errors import StoreError
@@ -24,8 +23,9 @@ from kraken_nonce_redis.retries import Retries
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kraken_nonce_redis._arguments import Scope
     from kraken_nonce_redis._check.findings import Step
-    from kraken_nonce_redis._redis.commands import Scope, State
+    from kraken_nonce_redis._redis.commands import State
     from kraken_nonce_redis._threads.connections import Source
     from kraken_nonce_redis.accounts import Account
 

@@ -1,4 +1,4 @@
-"""The allocator, the lock and the lease without I/O; the shells for threads and asyncio add only that."""
+"""The lock and the lease without I/O; the shells for threads and asyncio add only that."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis._core.waiting import Acquired, Run, acquiring, running
+from kraken_nonce_redis._arguments import DEFAULT_NAMESPACE, DEFAULT_TTL
+from kraken_nonce_redis._core.record import CallRecord, Stage
+from kraken_nonce_redis._core.steps import Run, running
+from kraken_nonce_redis._core.waiting import Acquired, acquiring
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.durability import Durability, of_every_nonce
 from kraken_nonce_redis.errors import (
     CallLockError,
@@ -25,13 +28,14 @@ from kraken_nonce_redis.pace import Pace
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kraken_nonce_redis._core.waiting import Flow, ProcessState
-    from kraken_nonce_redis._redis.commands import Command, Priority, Release, Scope, State
+    from kraken_nonce_redis._arguments import Scope
+    from kraken_nonce_redis._core.steps import CallFlow, Flow
+    from kraken_nonce_redis._core.waiting import ProcessState
+    from kraken_nonce_redis._core.wishes import Wishes
+    from kraken_nonce_redis._redis.commands import Command, Release
 
 L = TypeVar("L", bound="LeaseCore")
-
-DEFAULT_TTL: Final = 30.0
-DEFAULT_MAX_LEAD: Final = 3_600 * 10**9
+T = TypeVar("T")
 
 # Seconds by which a lease is at least longer than the call that it is extended for: until that is sent, a distant Redis
 # has to answer and a busy machine to come back to it.
@@ -40,37 +44,9 @@ _SLACK: Final = 1.0
 # The part of a lease that its holder does not use: so much faster may the server's clock run than ours.
 _CLOCK_DRIFT: Final = 0.001
 
+_NO_CALL: Final = CallRecord()
+
 logger = logging.getLogger("kraken_nonce_redis")
-
-
-class AllocatorCore:
-    """What a `NonceAllocator` says to Redis."""
-
-    def __init__(self, keys: Keyspace, max_lead: int, durable: object) -> None:
-        self._keys = keys
-        self._durability = Durability.of(durable)
-        self._max_lead = arguments.whole("max_lead", max_lead, 0, arguments.LONGEST_LEAD)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._keys.state}>"
-
-    def _reserve(self, count: int) -> Command[range]:
-        arguments.whole("count", count, 1, arguments.MOST_RESERVED)
-        return commands.reserve(self._keys, count).durable(of_every_nonce(self._durability))
-
-    def _inspect(self) -> Command[State]:
-        return commands.inspect(self._keys)
-
-    def _advance(self, nonce: int) -> Command[int]:
-        arguments.whole("nonce", nonce, 1, arguments.HIGHEST_NONCE)
-        return commands.advance(self._keys, nonce, self._max_lead).durable(self._durability)
-
-    def _jumping(self, nanoseconds: int) -> Flow[int]:
-        arguments.whole("nanoseconds", nanoseconds, 1, arguments.HIGHEST_NONCE)
-        state: State = yield Run(self._inspect())
-        # A target instead of a distance: run twice after a lost reply, it jumps once.
-        target = max(state.last or 0, state.now) + nanoseconds
-        return (yield from running(commands.advance(self._keys, target, self._max_lead).durable(self._durability)))
 
 
 class LeaseCore:
@@ -80,24 +56,19 @@ class LeaseCore:
         nonce: the first nonce of the lease, for its first call; ns since 1970.
     """
 
-    # What the clients note of their calls: whether any was made, for which nonce an intent was noted, whether the
-    # outcome of the last one is known, and how many of earlier holders wait to be settled.
-    _used = False
-    _intent = 0
-    _block = 0
-    _known = True
-    _pending = 0
-
     def __init__(self, lock: LockCore[Any], acquired: Acquired) -> None:
         self.nonce: Final[int] = acquired.nonces[0]
-        self._pending = acquired.pending
-        if acquired.noted:
-            self._intent = self.nonce
+        self.record = _NO_CALL
+        """For clients' calls: what became of the latest one under this lease."""
+        self.inherited = acquired.pending
+        """For clients' calls: how many of earlier holders the first one under this lease has to settle."""
         self._lock = lock
         self._member = acquired.member
         self._pid = os.getpid()
         self._depth = 1
         self._over = False
+        self._newest = 0
+        """The first nonce of the newest renewal."""
         self._nonces: Iterator[int]
         self._deadline: float
         self._renewed(acquired.nonces[1:], acquired.deadline)
@@ -142,9 +113,9 @@ class LeaseCore:
             )
 
     def _renewed(self, nonces: range, deadline: float) -> None:
-        if nonces.start < self._block:
+        if nonces.start < self._newest:
             return  # the reply to an earlier renewal, after that to a later one
-        self._block = nonces.start
+        self._newest = nonces.start
         self._nonces = iter(nonces)
         self._deadline = deadline - _CLOCK_DRIFT * max(0.0, deadline - clock.now())
 
@@ -169,31 +140,32 @@ class LeaseCore:
 
     def _renewing(self, term: float, intent: str = "") -> Flow[None]:
         started = clock.now()
-        command = commands.extend(self._lock.keys, self._member, term, intent, known=self._known)
+        command = commands.extend(self._lock.keys, self._member, term, intent, known=self.record.known)
         nonces = yield from running(command.durable(of_every_nonce(self._lock.durability)))
         if nonces is None:
             self._end()
             self.check()
-        else:
-            self._renewed(nonces, started + term)
+            return
+        if intent:
+            # Redis has it under this name from now on, whether or not the call will be sent.
+            self.record = CallRecord(nonces.start, Stage.BEGUN)
+        self._renewed(nonces, started + term)
 
-    # For the clients' calls.
+    # For clients' calls
 
-    def _beginning(self, intent: str, seconds: float) -> Flow[int]:
+    def beginning(self, intent: str, seconds: float) -> Flow[int]:
         """Return the nonce for a call that takes so many seconds at most, its intent noted if it has one.
 
         The lease is long enough for the call then. Raises `LeaseLost` and `StoreError`.
         """
-        fresh, self._used = not self._used and self._depth == 1, True
-        if fresh and self.remaining() > seconds and (self._intent or not intent):
+        first = self.record.stage is Stage.UNUSED and self._depth == 1
+        self.record, self.inherited = self.record.begun(), 0
+        if first and self.remaining() > seconds and (self.record.intent or not intent):
             return self.nonce
         yield from self._renewing(max(self.remaining(), seconds + _SLACK), intent)
-        nonce = self.next_nonce()
-        if intent:
-            self._intent, self._known = nonce, True
-        return nonce
+        return self.next_nonce()
 
-    def _lasting(self, seconds: float) -> Flow[None]:
+    def lasting(self, seconds: float) -> Flow[None]:
         """Make sure that the lease lasts so many seconds. Raises `LeaseLost` and `StoreError`."""
         if self.remaining() <= seconds:
             yield from self._renewing(max(self._lock.ttl, seconds + _SLACK))
@@ -246,11 +218,11 @@ class LockCore(Generic[L]):
         process_state: Callable[[], ProcessState],
         api_key: str,
         *,
-        ttl: float,
-        scope: Scope,
-        pace: Pace | None,
-        namespace: str,
-        durable: bool | Durability,
+        ttl: float = DEFAULT_TTL,
+        scope: Scope = "key",
+        pace: Pace | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+        durable: bool | Durability = False,
     ) -> None:
         self.keys: Final = Keyspace.of(namespace, api_key, scope)
         self.ttl: Final = arguments.ttl(ttl)
@@ -278,63 +250,59 @@ class LockCore(Generic[L]):
             )
         return lease
 
-    def _holding(
-        self,
-        owner: object,
-        *,
-        timeout: float | None,
-        cost: float = 0,
-        priority: Priority = "normal",
-        auto_renew: bool = False,
-        startup_protection: bool = True,
-        token: str | None = None,
-        intent: str = "",
-    ) -> Flow[L]:
+    def under_lease(self, owner: object, body: Callable[[L], CallFlow[T]], wishes: Wishes) -> CallFlow[T]:
+        """Hold the lock for a flow and return what that comes to, also when the lease has ended before the flow did.
+
+        Raises, besides what the flow raises, what `CallLock.hold` does at its beginning.
+        """
+        lease = yield from self._holding(owner, wishes)
+        before = lease.record
+        try:
+            result = yield from body(lease)
+            yield from self._leaving(owner, lease, failed=True)
+        except BaseException as error:
+            if not isinstance(error, Exception) and lease.record != before:
+                lease.record = lease.record.unheard()
+            if self._held(owner) is lease:
+                if isinstance(error, GeneratorExit):
+                    self._abandon(owner, lease)
+                else:
+                    yield from self._leaving(owner, lease, failed=True)
+            raise
+        return result
+
+    def _holding(self, owner: object, wishes: Wishes) -> Flow[L]:
         """Get a lease, or one more hold on the one that the owner has."""
-        timeout = arguments.timeout(timeout)
-        cost = arguments.cost(cost)
-        priority = arguments.priority(priority)
-        pace = self.pace.settings(cost, startup_protection=startup_protection) if self.pace else ""
+        pace = self.pace.settings(wishes.cost, startup_protection=wishes.startup_protection) if self.pace else ""
         held = self._held(owner)
         if held is not None:
             held._depth += 1
             return held
         process_state = self._process_state()
-        member = process_state.new_member(token)
+        member, durability = process_state.new_member(wishes.token), of_every_nonce(self.durability)
         acquired = yield from acquiring(
-            process_state,
-            self.keys,
-            member,
-            ttl=self.ttl,
-            timeout=timeout,
-            priority=priority,
-            pace=pace,
-            intent=intent,
-            durability=of_every_nonce(self.durability),
+            process_state, self.keys, member, wishes, ttl=self.ttl, pace=pace, durability=durability
         )
         lease = self._lease(acquired)
+        if wishes.intent:
+            lease.record = CallRecord(lease.nonce)
         process_state.held[owner, self.keys.state] = lease
-        if auto_renew:
+        if wishes.auto_renew:
             process_state.agenda.add(clock.now() + self.ttl / 3, _Renewal(lease))
         return lease
 
     def _releasing(self, owner: object, lease: L) -> Flow[None]:
         """End one hold, and with the last one the lease. Raises `LeaseLost` and `StoreError`."""
-        lease._depth -= 1
-        if lease._depth:
-            return
-        process_state = self._process_state()
-        process_state.held.pop((owner, self.keys.state), None)
-        left = lease.remaining()
-        if not lease._end():
+        left = self._end(owner, lease)
+        if left is None:
             return
         command = self._release(lease)
         try:
             release: Release = yield Run(command)
         except BaseException as error:
             if not isinstance(error, Exception):
-                lease._known = False  # the caller is interrupted and will not hear what its call came to
-            process_state.give_back(self._release(lease), left)
+                lease.record = lease.record.unheard()
+            self._process_state().give_back(self._release(lease), left)
             raise
         # Sent twice, the first one may have worked; sent once, nobody but another can have taken the lease away.
         if release == "lost" or (release == "gone" and not (command.repeated and left)):
@@ -346,17 +314,22 @@ class LockCore(Generic[L]):
 
     def _abandon(self, owner: object, lease: L) -> None:
         """End one hold where nothing can be waited for any more: the agenda gives the lock back."""
+        left = self._end(owner, lease)
+        if left is not None:
+            self._process_state().give_back(self._release(lease), left)
+
+    def _end(self, owner: object, lease: L) -> float | None:
+        """End one hold. With the last one, return the seconds left of the lease that is to be released now."""
         lease._depth -= 1
         if lease._depth:
-            return
-        process_state = self._process_state()
-        process_state.held.pop((owner, self.keys.state), None)
+            return None
+        self._process_state().held.pop((owner, self.keys.state), None)
         left = lease.remaining()
-        if lease._end():
-            process_state.give_back(self._release(lease), left)
+        return left if lease._end() else None
 
     def _release(self, lease: L) -> Command[Release]:
-        return commands.release(self.keys, lease._member, lease.nonce, lease._intent, known=lease._known)
+        call = lease.record
+        return commands.release(self.keys, lease._member, lease.nonce, call.intent, known=call.known)
 
     def _leaving(self, owner: object, lease: L, *, failed: bool) -> Flow[None]:
         """Release at the end of a ``with`` block.
@@ -372,3 +345,16 @@ class LockCore(Generic[L]):
             if not failed:
                 raise
             logger.warning("%s", error)
+
+    def _extending(self, owner: object, seconds: float, *, replace: bool) -> Flow[None]:
+        """Extend the owner's lease."""
+        lease = self._own(owner, "extend")
+        yield from lease._extending(seconds, replace=replace, name="additional_time")
+
+    def _owning(self, owner: object) -> Flow[bool]:
+        """Return whether an owner holds the lock, as Redis sees it."""
+        lease = self._held(owner)
+        if lease is None:
+            return False
+        state = yield from running(commands.inspect(self.keys))
+        return state.leased and state.holder == lease._member

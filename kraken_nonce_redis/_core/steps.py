@@ -1,4 +1,4 @@
-"""What the flows of `kraken_nonce_redis._calls.calls` ask a client's shell to do, beside those of `waiting`."""
+"""The steps of all flows: what a flow yields, for a shell to carry out and to send back what came of it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,34 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from kraken_nonce_redis._calls import outcomes
-from kraken_nonce_redis._core.waiting import Step
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kraken_nonce_redis._core.lock import LeaseCore
-    from kraken_nonce_redis._kraken import Verdict
+    from kraken_nonce_redis._core.waiting import Waiter
+    from kraken_nonce_redis._redis.commands import Command
 
 T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Run:
+    """Run a command; its result is sent back."""
+
+    command: Command[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Make sure that this process hears when the lock is offered to one of its waiters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Sleep until the waiter is woken, or until a time of `clock.now`."""
+
+    waiter: Waiter
+    until: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,44 +62,12 @@ class Sleep:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """What came of a request.
-
-    Attributes:
-        value: what the client returns.
-        failure: what the client raises instead.
-        answer: Kraken's answer, decoded from JSON; None if there was none.
-    """
-
-    value: Any = None
-    failure: Exception | None = None
-    answer: Mapping[str, Any] | None = None
-
-    @property
-    def errors(self) -> tuple[str, ...]:
-        """Kraken's errors."""
-        return () if self.answer is None else outcomes.errors_in(self.answer)
-
-    @property
-    def verdict(self) -> Verdict:
-        """What this says about the call."""
-        if self.answer is not None:
-            return outcomes.of_answer(self.answer)
-        return outcomes.of_failure(self.failure)
-
-    @property
-    def reason(self) -> str:
-        """Why the call did not do, in words: Kraken's errors, or the kind of failure, whose text may hold a key."""
-        if self.answer is not None:
-            return ", ".join(self.errors)
-        return "no answer of Kraken" if self.failure is None else f"no answer ({type(self.failure).__name__})"
-
-    def unwrap(self) -> Any:
-        """Return or raise what the client does."""
-        if self.failure is not None:
-            raise self.failure
-        return self.value
-
-
+Step: TypeAlias = Run | Listen | Pause
+Flow: TypeAlias = Generator[Step, Any, T]
 CallFlow: TypeAlias = Generator[Step | Send | Sleep, Any, T]
+
+
+def running(command: Command[T]) -> Flow[T]:
+    """Run one command."""
+    result: T = yield Run(command)
+    return result

@@ -11,13 +11,13 @@ import itertools
 import math
 import secrets
 import threading
-from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import COOLING, Busy, Command, Granted, Heartbeat, Keyspace, Waiting
+from kraken_nonce_redis._core.steps import Flow, Listen, Pause, Run
+from kraken_nonce_redis._redis import commands, keyspace
+from kraken_nonce_redis._redis.commands import COOLING, Busy, Command, Granted, Heartbeat, Waiting
 from kraken_nonce_redis.errors import (
     CoolDown,
     HoldTimeout,
@@ -27,10 +27,12 @@ from kraken_nonce_redis.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from kraken_nonce_redis._core.agenda import Agenda, Chore
-    from kraken_nonce_redis._redis.commands import Answer, Priority, Release
+    from kraken_nonce_redis._core.wishes import Wishes
+    from kraken_nonce_redis._redis.commands import Answer, Release
+    from kraken_nonce_redis._redis.keyspace import Keyspace
     from kraken_nonce_redis.durability import Durability
 
 T = TypeVar("T")
@@ -62,7 +64,6 @@ class Waiter:
 
     keys: Keyspace
     member: str
-    priority: Priority
     until: float | None
     ticket: int = 0
     woken: bool = False
@@ -89,36 +90,6 @@ class Waiter:
         signal = self.signal
         if signal is not None:
             signal.set()
-
-
-@dataclass(slots=True)
-class Run:
-    """Run a command; its result is sent back."""
-
-    command: Command[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """Make sure that this process hears when the lock is offered to one of its waiters."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Sleep until the waiter is woken, or until a time of `clock.now`."""
-
-    waiter: Waiter
-    until: float | None
-
-
-Step: TypeAlias = Run | Listen | Pause
-Flow: TypeAlias = Generator[Step, Any, T]
-
-
-def running(command: Command[T]) -> Flow[T]:
-    """Run one command."""
-    result: T = yield Run(command)
-    return result
 
 
 def doing(agenda: Agenda, chore: Chore) -> Flow[None]:
@@ -277,7 +248,7 @@ class ProcessState:
     @property
     def channel(self) -> str:
         """The channel on which the server offers the lock to waiters of this process."""
-        return commands.channel(self.process_id)
+        return keyspace.channel(self.process_id)
 
     @property
     def anyone_waits(self) -> bool:
@@ -368,41 +339,41 @@ class Acquired:
         nonces: of its lease.
         deadline: the end of its lease on `clock.now`.
         pending: how many intents of earlier holders wait to be settled.
-        noted: whether an intent was noted for the first nonce.
     """
 
     member: str
     nonces: range
     deadline: float
     pending: int
-    noted: bool
 
 
 def acquiring(
     process_state: ProcessState,
     keys: Keyspace,
     member: str,
+    wishes: Wishes,
     *,
     ttl: float,
-    timeout: float | None,
-    priority: Priority,
-    pace: str,
-    intent: str = "",
+    pace: str = "",
     durability: Durability | None = None,
 ) -> Flow[Acquired]:
-    """Get the lock, waiting for it up to ``timeout`` seconds (None: for ever, 0: not at all).
+    """Get the lock for a caller with these wishes, waiting for it as long as they say.
 
     Raises `HoldTimeout` and `StoreError`. Whatever is raised, also by a shell that was interrupted, nothing of the
     caller stays in Redis: its place, its offer or its lease is given up, at once or, when Redis is away, by the
     agenda.
     """
-    waiter = Waiter(keys, member, priority, None if timeout is None else clock.now() + timeout)
+
+    def ask(ticket: int | None) -> Command[Answer]:
+        return commands.acquire(
+            keys, member, ttl, ticket=ticket, priority=wishes.priority, pace=pace, intent=wishes.intent
+        ).durable(durability)
+
+    waiter = Waiter(keys, member, None if wishes.timeout is None else clock.now() + wishes.timeout)
     key_waiters = process_state.waiters_of(keys)
     key_waiters.enter(waiter)
     try:
-        return (
-            yield from _asking(process_state, key_waiters, waiter, ttl, pace=pace, intent=intent, durability=durability)
-        )
+        return (yield from _asking(process_state, key_waiters, waiter, ask))
     except (StoreUnavailable, GeneratorExit):
         process_state.give_back(commands.release(keys, member), max(ttl, QUEUE_LIFE))
         raise
@@ -419,11 +390,7 @@ def _asking(
     process_state: ProcessState,
     key_waiters: KeyWaiters,
     waiter: Waiter,
-    ttl: float,
-    *,
-    pace: str,
-    intent: str,
-    durability: Durability | None,
+    ask: Callable[[int | None], Command[Answer]],
 ) -> Flow[Acquired]:
     """Ask for the lock until it is granted; between two questions sleep until it is offered, or the time is ripe."""
     while True:
@@ -431,19 +398,9 @@ def _asking(
         started = clock.now()
         patient = waiter.until is None or started < waiter.until
         listening = process_state.listening
-        answer: Answer = yield Run(
-            commands.acquire(
-                waiter.keys,
-                waiter.member,
-                ttl,
-                ticket=waiter.ticket if patient else None,
-                priority=waiter.priority,
-                pace=pace,
-                intent=intent,
-            ).durable(durability)
-        )
+        answer: Answer = yield Run(ask(waiter.ticket if patient else None))
         if isinstance(answer, Granted):
-            return Acquired(waiter.member, answer.nonces, started + answer.left, answer.pending, bool(intent))
+            return Acquired(waiter.member, answer.nonces, started + answer.left, answer.pending)
         if isinstance(answer, Busy):
             raise waiter.too_late(answer.left, answer.cause)
         waiter.ticket = answer.ticket

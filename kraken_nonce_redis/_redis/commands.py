@@ -7,83 +7,29 @@ number can't hold them.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, Literal, Self, TypeAlias, TypeVar
 from urllib.parse import quote, unquote
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis._redis import scripts
-from kraken_nonce_redis.errors import ForeignValue, InvalidArgument, NonceTooFarAhead
+from kraken_nonce_redis.errors import ForeignValue, NonceTooFarAhead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from kraken_nonce_redis._arguments import Priority
+    from kraken_nonce_redis._redis.keyspace import Keyspace
     from kraken_nonce_redis.durability import Durability
 
-Scope: TypeAlias = Literal["key", "global"]
-Priority: TypeAlias = Literal["normal", "high"]
 Release: TypeAlias = Literal["released", "gone", "lost"]
 Reply: TypeAlias = "Sequence[str]"
 T = TypeVar("T")
 
-DEFAULT_NAMESPACE = "kraken-nonce"
 BLOCK = 100_000
 """Nonces that come with a lease: 0.1 ms worth of them, so that they never run ahead of the clock."""
 
-_NAMESPACE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-_DIGEST_LENGTH = 16
 _OWN = "+"  # is percent-encoded in ids themselves
-
-
-@dataclass(frozen=True, slots=True)
-class Keyspace:
-    """The Redis names of one API key, or of all API keys of a namespace.
-
-    They share a hash tag, so they live on one node of a Redis Cluster.
-
-    Attributes:
-        namespace: what all names begin with.
-        tag: SHA-256 of the API key, its first 16 hex digits; ``global`` for all API keys.
-    """
-
-    namespace: str
-    tag: str
-
-    @classmethod
-    def of(cls, namespace: str, api_key: str, scope: Scope = "key") -> Keyspace:
-        """Return the names for an API key. Raises `InvalidArgument`."""
-        if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):
-            raise InvalidArgument("namespace", "must be 1 to 64 of the characters A-Z a-z 0-9 _ . : -")
-        if scope not in ("key", "global"):
-            raise InvalidArgument("scope", f"must be 'key' or 'global', not {scope!r}")
-        if not isinstance(api_key, str) or not api_key.strip():
-            # Never the value: it may be a key with a slip in it.
-            raise InvalidArgument("api_key", f"must be a non-empty str, got {_kind(api_key)}")
-        if scope == "global":
-            return cls(namespace, "global")
-        return cls(namespace, digest(api_key))
-
-    @property
-    def state(self) -> str:
-        """The hash with the last nonce and the lock."""
-        return f"{self.namespace}:{{{self.tag}}}"
-
-    @property
-    def queue(self) -> str:
-        """The sorted set of those who wait for the lock."""
-        return f"{self.state}:queue"
-
-
-def digest(api_key: str) -> str:
-    """Return what stands for an API key in Redis and in logs: its SHA-256, the first 16 hex digits."""
-    # A secret from a file often ends in a line break; it is the same key for all that.
-    return hashlib.sha256(api_key.strip().encode()).hexdigest()[:_DIGEST_LENGTH]
-
-
-def _kind(value: object) -> str:
-    return "an empty str" if isinstance(value, str) else type(value).__name__
 
 
 @dataclass(slots=True, eq=False)  # a frozen one takes four times as long to make
@@ -283,11 +229,6 @@ def intent(key: str, method: str, cl_ord_ids: Iterable[str], *, own_ids: bool = 
     """Return what the scripts note of a call that changes something."""
     ids = ",".join(quote(cl_ord_id, safe="").replace("-", "%2D", cl_ord_id == "-") for cl_ord_id in cl_ord_ids)
     return f"{key} {quote(method, safe='/')} {_OWN if own_ids else ''}{ids or '-'}"
-
-
-def channel(process_id: str) -> str:
-    """Return the channel on which a process hears whose turn it is, for all namespaces."""
-    return f"kraken-nonce:wake:{process_id}"
 
 
 def reserve(keys: Keyspace, count: int) -> Command[range]:

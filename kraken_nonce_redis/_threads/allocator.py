@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from kraken_nonce_redis._core.lock import DEFAULT_MAX_LEAD, AllocatorCore
-from kraken_nonce_redis._redis.commands import DEFAULT_NAMESPACE, Keyspace
+from kraken_nonce_redis._arguments import DEFAULT_MAX_LEAD, DEFAULT_NAMESPACE
+from kraken_nonce_redis._core.allocator import AllocatorCore
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis._threads.connections import client_from_url
 from kraken_nonce_redis._threads.store import store_for
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._redis.commands import Scope
+    from kraken_nonce_redis._arguments import Scope
     from kraken_nonce_redis._threads.connections import Source
     from kraken_nonce_redis.durability import Durability
 

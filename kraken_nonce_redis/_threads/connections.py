@@ -15,8 +15,9 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from kraken_nonce_redis import urls
-from kraken_nonce_redis._redis.cluster import Exchange, Nodes, told
+from kraken_nonce_redis._redis.cluster import Exchange, Nodes, Sleep, told
 from kraken_nonce_redis._redis.commands import pack
+from kraken_nonce_redis._threads.drive import drive
 from kraken_nonce_redis.errors import InvalidArgument, keeps_connection
 
 if TYPE_CHECKING:
@@ -161,23 +162,17 @@ class ClusterConnections:
 
     def send(self, command: Command[Any], words: Words) -> tuple[Any, Any]:
         """Send a command's words to the node that has its keys; return the reply, and that of what follows it."""
-        flow = self._nodes.sending(command, words)
+        replies: tuple[Any, Any] = drive(self._nodes.sending(command, words), self._carry_out)
+        return replies
+
+    def _carry_out(self, step: Exchange | Sleep) -> tuple[Any, Any] | None:
+        if isinstance(step, Sleep):
+            time.sleep(step.seconds)
+            return None
         try:
-            step = next(flow)
-            while True:
-                result = None
-                try:
-                    if isinstance(step, Exchange):
-                        result = self._at(step.address).exchange(step.words, step.then)
-                    else:
-                        time.sleep(step.seconds)
-                except redis.RedisError as error:
-                    step = flow.throw(told(error))
-                else:
-                    step = flow.send(result)
-        except StopIteration as stop:
-            replies: tuple[Any, Any] = stop.value
-            return replies
+            return self._at(step.address).exchange(step.words, step.then)
+        except redis.RedisError as error:
+            raise told(error) from error.__cause__
 
     def _at(self, address: Address) -> _Connection:
         connection = self._connections.get(address)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, Unpack
 
 from kraken_nonce_redis import _arguments as arguments
-from kraken_nonce_redis._core.lock import DEFAULT_TTL, LeaseCore, LockCore
+from kraken_nonce_redis._core.lock import LeaseCore, LockCore
+from kraken_nonce_redis._core.wishes import LockSettings, Wishes
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import DEFAULT_NAMESPACE
 from kraken_nonce_redis._threads.connections import client_from_url
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.errors import HoldTimeout
@@ -18,12 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from types import TracebackType
 
+    from kraken_nonce_redis._arguments import Priority
     from kraken_nonce_redis._core.waiting import Acquired
-    from kraken_nonce_redis._redis.commands import Priority, Scope
     from kraken_nonce_redis._threads.connections import Source
     from kraken_nonce_redis._threads.store import Store
-    from kraken_nonce_redis.durability import Durability
-    from kraken_nonce_redis.pace import Pace
 
 
 class Lease(LeaseCore):
@@ -61,54 +59,30 @@ class CallLock(LockCore[Lease]):
     Args:
         redis: a redis-py client: `redis.Redis`, also one from Sentinel, or `redis.RedisCluster`.
         api_key: the Kraken API key. Only a digest of it leaves the process.
-        ttl: length of a lease in seconds, 1 to 3600. A holder that dies costs the others that much at most.
-        scope: ``"key"``: one call at a time for each API key. ``"global"``: one at a time, and one rising sequence of
-            nonces, for all API keys of the namespace. All who share an API key need the same scope.
-        pace: how often calls may start; all who share the API key need the same.
-        namespace: what the Redis keys begin with; all who share the API key need the same.
-        durable: a `Durability` with ``every_nonce`` lets a lease begin only when so many replicas have it.
+        ttl: length of a lease in seconds, 1 to 3600, by default 30. A holder that dies costs the others that much at
+            most.
+        scope: ``"key"`` (default): one call at a time for each API key. ``"global"``: one at a time, and one rising
+            sequence of nonces, for all API keys of the namespace. All who share an API key need the same scope.
+        pace: how often calls may start, by default as often as the lock is free; all who share the API key need the
+            same.
+        namespace: what the Redis keys begin with, by default ``kraken-nonce``; all who share the API key need the
+            same.
+        durable: a `Durability` with ``every_nonce`` lets a lease begin only when so many replicas have it; by default
+            none has to.
     """
 
-    def __init__(
-        self,
-        redis: Source,
-        api_key: str,
-        *,
-        ttl: float = DEFAULT_TTL,
-        scope: Scope = "key",
-        pace: Pace | None = None,
-        namespace: str = DEFAULT_NAMESPACE,
-        durable: bool | Durability = False,
-    ) -> None:
-        self._store = store_for(redis)
-        super().__init__(
-            lambda: self._store.process_state,
-            api_key,
-            ttl=ttl,
-            scope=scope,
-            pace=pace,
-            namespace=namespace,
-            durable=durable,
-        )
+    def __init__(self, redis: Source, api_key: str, **settings: Unpack[LockSettings]) -> None:
+        self.store = store_for(redis)
+        super().__init__(lambda: self.store.process_state, api_key, **settings)
 
     @classmethod
-    def from_url(
-        cls,
-        url: str,
-        api_key: str,
-        *,
-        ttl: float = DEFAULT_TTL,
-        scope: Scope = "key",
-        pace: Pace | None = None,
-        namespace: str = DEFAULT_NAMESPACE,
-        durable: bool | Durability = False,
-    ) -> Self:
+    def from_url(cls, url: str, api_key: str, **settings: Unpack[LockSettings]) -> Self:
         """Return a lock for a URL, as `kraken_nonce_redis.urls` describes them.
 
         All objects of a process with the same URL share its connections, whose timeout is 3 s unless the URL says
         otherwise (``?socket_timeout=1``).
         """
-        return cls(client_from_url(url), api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace, durable=durable)
+        return cls(client_from_url(url), api_key, **settings)
 
     @contextlib.contextmanager
     def hold(
@@ -137,22 +111,14 @@ class CallLock(LockCore[Lease]):
         back in the background or ends with its lease.
         """
         owner = threading.current_thread()
-        lease = self._store.drive(
-            self._holding(
-                owner,
-                timeout=timeout,
-                cost=cost,
-                priority=priority,
-                auto_renew=auto_renew,
-                startup_protection=startup_protection,
-            )
-        )
+        wishes = Wishes(timeout, cost, priority, auto_renew, startup_protection)
+        lease = self.store.drive(self._holding(owner, wishes))
+        failed = True
         try:
             yield lease
-        except BaseException:
-            self._store.drive(self._leaving(owner, lease, failed=True))
-            raise
-        self._store.drive(self._leaving(owner, lease, failed=False))
+            failed = False
+        finally:
+            self.store.drive(self._leaving(owner, lease, failed=failed))
 
     @property
     def lease(self) -> Lease | None:
@@ -168,14 +134,14 @@ class CallLock(LockCore[Lease]):
             seconds: from now, at most a day; 0 ends a cool-down.
             reason: what Kraken said; others see it.
         """
-        return self._store.run(self._cool_down(seconds, reason))
+        return self.store.run(self._cool_down(seconds, reason))
 
     def reset_startup(self) -> None:
         """Let the next call open a new startup window, as after a silence."""
-        self._store.run(commands.reset_startup(self.keys))
+        self.store.run(commands.reset_startup(self.keys))
 
     def _lease(self, acquired: Acquired) -> Lease:
-        return Lease(self._store, self, acquired)
+        return Lease(self.store, self, acquired)
 
     # The interface of redis.lock.Lock
 
@@ -192,14 +158,10 @@ class CallLock(LockCore[Lease]):
             blocking_timeout: seconds to wait at most; None waits for ever.
             token: identifies the lease in Redis, instead of a generated id; 1 to 200 characters.
         """
+        timeout = arguments.timeout(blocking_timeout, "blocking_timeout") if blocking else 0
+        wishes = Wishes(timeout, token=arguments.token(token))
         try:
-            self._store.drive(
-                self._holding(
-                    threading.current_thread(),
-                    timeout=arguments.timeout(blocking_timeout, "blocking_timeout") if blocking else 0,
-                    token=arguments.token(token),
-                )
-            )
+            self.store.drive(self._holding(threading.current_thread(), wishes))
         except HoldTimeout:
             return False
         return True
@@ -207,15 +169,14 @@ class CallLock(LockCore[Lease]):
     def release(self) -> None:
         """Give the lock back. Raises `CallLockError`, `LeaseLost` and `StoreError`."""
         owner = threading.current_thread()
-        self._store.drive(self._releasing(owner, self._own(owner, "release")))
+        self.store.drive(self._releasing(owner, self._own(owner, "release")))
 
     def extend(self, additional_time: float, replace_ttl: bool = False) -> Literal[True]:  # noqa: FBT001, FBT002
         """Let this thread's lease end so many seconds later, or that many seconds from now.
 
         Raises `CallLockError`, `LeaseLost` and `StoreError`.
         """
-        lease = self._own(threading.current_thread(), "extend")
-        self._store.drive(lease._extending(additional_time, replace=replace_ttl, name="additional_time"))
+        self.store.drive(self._extending(threading.current_thread(), additional_time, replace=replace_ttl))
         return True
 
     def reacquire(self) -> Literal[True]:
@@ -224,15 +185,11 @@ class CallLock(LockCore[Lease]):
 
     def locked(self) -> bool:
         """Return whether anybody holds the lock."""
-        return self._store.run(commands.inspect(self.keys)).leased
+        return self.store.run(commands.inspect(self.keys)).leased
 
     def owned(self) -> bool:
         """Return whether this thread holds the lock, as Redis sees it."""
-        lease = self._held(threading.current_thread())
-        if lease is None:
-            return False
-        state = self._store.run(commands.inspect(self.keys))
-        return state.leased and state.holder == lease._member
+        return self.store.drive(self._owning(threading.current_thread()))
 
     def __enter__(self) -> Self:
         self.acquire()
@@ -246,4 +203,4 @@ class CallLock(LockCore[Lease]):
     ) -> None:
         owner = threading.current_thread()
         lease = self._own(owner, "release")
-        self._store.drive(self._leaving(owner, lease, failed=kind is not None))
+        self.store.drive(self._leaving(owner, lease, failed=kind is not None))

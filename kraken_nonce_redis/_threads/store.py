@@ -14,8 +14,10 @@ from redis.retry import Retry
 
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._core.agenda import Agenda
-from kraken_nonce_redis._core.waiting import Listen, Pause, ProcessState, Run, doing
+from kraken_nonce_redis._core.steps import Listen, Pause, Run
+from kraken_nonce_redis._core.waiting import ProcessState, doing
 from kraken_nonce_redis._threads.connections import checked, connections
+from kraken_nonce_redis._threads.drive import drive
 from kraken_nonce_redis.errors import UNREACHABLE, StoreUnavailable, from_redis
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 
     from redis.client import PubSub
 
-    from kraken_nonce_redis._core.waiting import Step, Waiter
+    from kraken_nonce_redis._core.steps import Step
+    from kraken_nonce_redis._core.waiting import Waiter
     from kraken_nonce_redis._redis.commands import Command
     from kraken_nonce_redis._threads.connections import Connections, Source
 
@@ -161,18 +164,7 @@ class Store:
 
     def drive(self, flow: Generator[Any, Any, T], carry_out: Callable[[Any], Any] | None = None) -> T:
         """Carry out a flow's steps and return what it comes to. ``carry_out`` does those that are not Redis' matter."""
-        try:
-            step = next(flow)
-            while True:
-                try:
-                    result = self._carry_out(step, carry_out)
-                except BaseException as error:  # noqa: BLE001 - the flow cleans up and raises it again
-                    step = flow.throw(error)
-                else:
-                    step = flow.send(result)
-        except StopIteration as stop:
-            value: T = stop.value
-            return value
+        return drive(flow, lambda step: self._carry_out(step, carry_out))
 
     def _carry_out(self, step: Step, other: Callable[[Any], Any] | None) -> Any:
         if isinstance(step, Run):
@@ -243,7 +235,7 @@ def _reset_in_child() -> None:
     _by_client_lock = threading.Lock()
     for store in _stores:
         for lease in store.process_state.held.values():
-            lease._end()
+            lease._end()  # noqa: SLF001 - no other event ends a lease from outside
         store.reset(store.process_state.floors)
 
 

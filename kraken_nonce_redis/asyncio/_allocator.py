@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from kraken_nonce_redis._core.lock import DEFAULT_MAX_LEAD, AllocatorCore
-from kraken_nonce_redis._redis.commands import DEFAULT_NAMESPACE, Keyspace
+from kraken_nonce_redis._arguments import DEFAULT_MAX_LEAD, DEFAULT_NAMESPACE
+from kraken_nonce_redis._core.allocator import AllocatorCore
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.asyncio._connections import checked, checked_url
 from kraken_nonce_redis.asyncio._store import store_for
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._redis.commands import Scope
+    from kraken_nonce_redis._arguments import Scope
     from kraken_nonce_redis.asyncio._connections import Client
     from kraken_nonce_redis.durability import Durability
 
@@ -49,7 +50,7 @@ class NonceAllocator(AllocatorCore):
         """Return an allocator for a URL, as `kraken_nonce_redis.urls` describes them."""
         allocator = cls.__new__(cls)
         AllocatorCore.__init__(allocator, Keyspace.of(namespace, api_key, scope), max_lead, durable)
-        allocator._source = checked_url(url)
+        allocator._source = checked_url(url)  # noqa: SLF001 - this is a constructor
         return allocator
 
     async def next(self) -> int:

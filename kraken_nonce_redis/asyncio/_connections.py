@@ -17,8 +17,9 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from kraken_nonce_redis import urls
-from kraken_nonce_redis._redis.cluster import Exchange, Nodes, told
+from kraken_nonce_redis._redis.cluster import Exchange, Nodes, Sleep, told
 from kraken_nonce_redis._redis.commands import pack
+from kraken_nonce_redis.asyncio._drive import drive
 from kraken_nonce_redis.errors import InvalidArgument, keeps_connection
 
 if TYPE_CHECKING:
@@ -131,23 +132,17 @@ class ClusterConnections:
 
     async def send(self, command: Command[Any], words: Words) -> tuple[Any, Any]:
         """Send a command's words to the node that has its keys; return the reply, and that of what follows it."""
-        flow = self._nodes.sending(command, words)
+        replies: tuple[Any, Any] = await drive(self._nodes.sending(command, words), self._carry_out)
+        return replies
+
+    async def _carry_out(self, step: Exchange | Sleep) -> tuple[Any, Any] | None:
+        if isinstance(step, Sleep):
+            await asyncio.sleep(step.seconds)
+            return None
         try:
-            step = next(flow)
-            while True:
-                result = None
-                try:
-                    if isinstance(step, Exchange):
-                        result = await self._at(step.address).exchange(step.words, step.then)
-                    else:
-                        await asyncio.sleep(step.seconds)
-                except RedisError as error:
-                    step = flow.throw(told(error))
-                else:
-                    step = flow.send(result)
-        except StopIteration as stop:
-            replies: tuple[Any, Any] = stop.value
-            return replies
+            return await self._at(step.address).exchange(step.words, step.then)
+        except RedisError as error:
+            raise told(error) from error.__cause__
 
     def _at(self, address: Address) -> _Connection:
         connection = self._connections.get(address)

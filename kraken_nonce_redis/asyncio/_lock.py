@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, Unpack
 
 from kraken_nonce_redis import _arguments as arguments
-from kraken_nonce_redis._core.lock import DEFAULT_TTL, LeaseCore, LockCore
+from kraken_nonce_redis._core.lock import LeaseCore, LockCore
+from kraken_nonce_redis._core.wishes import LockSettings, Wishes
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import DEFAULT_NAMESPACE
 from kraken_nonce_redis.asyncio._connections import checked, checked_url
 from kraken_nonce_redis.asyncio._store import store_for
 from kraken_nonce_redis.errors import HoldTimeout
@@ -18,12 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from types import TracebackType
 
+    from kraken_nonce_redis._arguments import Priority
     from kraken_nonce_redis._core.waiting import Acquired
-    from kraken_nonce_redis._redis.commands import Priority, Scope
     from kraken_nonce_redis.asyncio._connections import Client
     from kraken_nonce_redis.asyncio._store import Store
-    from kraken_nonce_redis.durability import Durability
-    from kraken_nonce_redis.pace import Pace
 
 
 class Lease(LeaseCore):
@@ -52,42 +50,23 @@ class CallLock(LockCore[Lease]):
     A task that is cancelled while it waits leaves nothing behind.
     """
 
-    def __init__(
-        self,
-        redis: Client,
-        api_key: str,
-        *,
-        ttl: float = DEFAULT_TTL,
-        scope: Scope = "key",
-        pace: Pace | None = None,
-        namespace: str = DEFAULT_NAMESPACE,
-        durable: bool | Durability = False,
-    ) -> None:
-        self._begin(checked(redis), api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace, durable=durable)
+    def __init__(self, redis: Client, api_key: str, **settings: Unpack[LockSettings]) -> None:
+        self._begin(checked(redis), api_key, **settings)
 
-    def _begin(self, source: Client | str, api_key: str, **settings: Any) -> None:
+    def _begin(self, source: Client | str, api_key: str, **settings: Unpack[LockSettings]) -> None:
         self._source: Client | str = source
-        super().__init__(lambda: self._store.process_state, api_key, **settings)
+        super().__init__(lambda: self.store.process_state, api_key, **settings)
 
     @classmethod
-    def from_url(
-        cls,
-        url: str,
-        api_key: str,
-        *,
-        ttl: float = DEFAULT_TTL,
-        scope: Scope = "key",
-        pace: Pace | None = None,
-        namespace: str = DEFAULT_NAMESPACE,
-        durable: bool | Durability = False,
-    ) -> Self:
+    def from_url(cls, url: str, api_key: str, **settings: Unpack[LockSettings]) -> Self:
         """Return a lock for a URL, as `kraken_nonce_redis.urls` describes them."""
         lock = cls.__new__(cls)
-        lock._begin(checked_url(url), api_key, ttl=ttl, scope=scope, pace=pace, namespace=namespace, durable=durable)
+        lock._begin(checked_url(url), api_key, **settings)  # noqa: SLF001 - this is a constructor
         return lock
 
     @property
-    def _store(self) -> Store:
+    def store(self) -> Store:
+        """The running loop's connections to Redis, as clients' calls use them."""
         return store_for(self._source)
 
     @contextlib.asynccontextmanager
@@ -101,23 +80,15 @@ class CallLock(LockCore[Lease]):
         startup_protection: bool = True,
     ) -> AsyncGenerator[Lease]:
         """Hold the lock for the ``async with`` block; arguments and errors as in `kraken_nonce_redis.CallLock.hold`."""
-        owner, store = asyncio.current_task(), self._store
-        lease = await store.drive(
-            self._holding(
-                owner,
-                timeout=timeout,
-                cost=cost,
-                priority=priority,
-                auto_renew=auto_renew,
-                startup_protection=startup_protection,
-            )
-        )
+        owner, store = asyncio.current_task(), self.store
+        wishes = Wishes(timeout, cost, priority, auto_renew, startup_protection)
+        lease = await store.drive(self._holding(owner, wishes))
+        failed = True
         try:
             yield lease
-        except BaseException:
-            await store.drive(self._leaving(owner, lease, failed=True))
-            raise
-        await store.drive(self._leaving(owner, lease, failed=False))
+            failed = False
+        finally:
+            await store.drive(self._leaving(owner, lease, failed=failed))
 
     @property
     def lease(self) -> Lease | None:
@@ -133,14 +104,14 @@ class CallLock(LockCore[Lease]):
             seconds: from now, at most a day; 0 ends a cool-down.
             reason: what Kraken said; others see it.
         """
-        return await self._store.run(self._cool_down(seconds, reason))
+        return await self.store.run(self._cool_down(seconds, reason))
 
     async def reset_startup(self) -> None:
         """Let the next call open a new startup window, as after a silence."""
-        await self._store.run(commands.reset_startup(self.keys))
+        await self.store.run(commands.reset_startup(self.keys))
 
     def _lease(self, acquired: Acquired) -> Lease:
-        return Lease(self._store, self, acquired)
+        return Lease(self.store, self, acquired)
 
     async def acquire(
         self,
@@ -149,14 +120,10 @@ class CallLock(LockCore[Lease]):
         token: str | bytes | None = None,
     ) -> bool:
         """Take the lock for this task; return whether it was had."""
+        timeout = arguments.timeout(blocking_timeout, "blocking_timeout") if blocking else 0
+        wishes = Wishes(timeout, token=arguments.token(token))
         try:
-            await self._store.drive(
-                self._holding(
-                    asyncio.current_task(),
-                    timeout=arguments.timeout(blocking_timeout, "blocking_timeout") if blocking else 0,
-                    token=arguments.token(token),
-                )
-            )
+            await self.store.drive(self._holding(asyncio.current_task(), wishes))
         except HoldTimeout:
             return False
         return True
@@ -164,12 +131,11 @@ class CallLock(LockCore[Lease]):
     async def release(self) -> None:
         """Give the lock back. Raises `CallLockError`, `LeaseLost` and `StoreError`."""
         owner = asyncio.current_task()
-        await self._store.drive(self._releasing(owner, self._own(owner, "release")))
+        await self.store.drive(self._releasing(owner, self._own(owner, "release")))
 
     async def extend(self, additional_time: float, replace_ttl: bool = False) -> Literal[True]:  # noqa: FBT001, FBT002
         """Let this task's lease end so many seconds later, or that many seconds from now."""
-        lease = self._own(asyncio.current_task(), "extend")
-        await self._store.drive(lease._extending(additional_time, replace=replace_ttl, name="additional_time"))
+        await self.store.drive(self._extending(asyncio.current_task(), additional_time, replace=replace_ttl))
         return True
 
     async def reacquire(self) -> Literal[True]:
@@ -178,15 +144,11 @@ class CallLock(LockCore[Lease]):
 
     async def locked(self) -> bool:
         """Return whether anybody holds the lock."""
-        return (await self._store.run(commands.inspect(self.keys))).leased
+        return (await self.store.run(commands.inspect(self.keys))).leased
 
     async def owned(self) -> bool:
         """Return whether this task holds the lock, as Redis sees it."""
-        lease = self._held(asyncio.current_task())
-        if lease is None:
-            return False
-        state = await self._store.run(commands.inspect(self.keys))
-        return state.leased and state.holder == lease._member
+        return await self.store.drive(self._owning(asyncio.current_task()))
 
     async def __aenter__(self) -> Self:
         await self.acquire()
@@ -200,4 +162,4 @@ class CallLock(LockCore[Lease]):
     ) -> None:
         owner = asyncio.current_task()
         lease = self._own(owner, "release")
-        await self._store.drive(self._leaving(owner, lease, failed=kind is not None))
+        await self.store.drive(self._leaving(owner, lease, failed=kind is not None))

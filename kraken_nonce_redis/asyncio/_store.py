@@ -16,8 +16,10 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._core.agenda import Agenda
-from kraken_nonce_redis._core.waiting import Listen, Pause, ProcessState, Run, doing
+from kraken_nonce_redis._core.steps import Listen, Pause, Run
+from kraken_nonce_redis._core.waiting import ProcessState, doing
 from kraken_nonce_redis.asyncio._connections import connections
+from kraken_nonce_redis.asyncio._drive import drive
 from kraken_nonce_redis.errors import UNREACHABLE, StoreError, StoreUnavailable, from_redis
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio.client import PubSub
 
-    from kraken_nonce_redis._core.waiting import Step
+    from kraken_nonce_redis._core.steps import Step
     from kraken_nonce_redis._redis.commands import Command
     from kraken_nonce_redis.asyncio._connections import Client
 
@@ -85,18 +87,7 @@ class Store:
 
     async def drive(self, flow: Generator[Any, Any, T], carry_out: Callable[[Any], Awaitable[Any]] | None = None) -> T:
         """Carry out a flow's steps and return what it comes to. ``carry_out`` does those that are not Redis' matter."""
-        try:
-            step = next(flow)
-            while True:
-                try:
-                    result = await self._carry_out(step, carry_out)
-                except BaseException as error:  # noqa: BLE001 - the flow cleans up and raises it again
-                    step = flow.throw(error)
-                else:
-                    step = flow.send(result)
-        except StopIteration as stop:
-            value: T = stop.value
-            return value
+        return await drive(flow, lambda step: self._carry_out(step, carry_out))
 
     async def _carry_out(self, step: Step, other: Callable[[Any], Awaitable[Any]] | None) -> Any:
         match step:

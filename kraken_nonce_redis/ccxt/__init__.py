@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kraken_nonce_redis.clients import Guard, refuse_repeats
+from kraken_nonce_redis._calls.guards import Guard
+from kraken_nonce_redis._calls.requests import longest, refuse_repeats
 
 try:
     import ccxt
@@ -18,7 +19,8 @@ except ImportError as error:
 from kraken_nonce_redis.ccxt._adapter import Adapter, Unsigned, of_failure, of_value
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._core.steps import Heard, Send
+    from kraken_nonce_redis._calls.call import Heard
+    from kraken_nonce_redis._core.steps import Send
 
 __all__ = ["kraken"]
 
@@ -49,7 +51,7 @@ class kraken(Adapter, ccxt.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt
     _guard_type = Guard
 
     def _longest(self) -> float:
-        return 2 * self._timeout()  # requests counts connecting and reading apart
+        return longest(self._timeout())
 
     def fetch(self, url: Any, method: Any = "GET", headers: Any = None, body: Any = None) -> Any:
         """Send a request and return the decoded answer; a private one under the lock."""

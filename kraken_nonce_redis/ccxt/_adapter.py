@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 import ccxt
 
 from kraken_nonce_redis import _arguments as arguments
-from kraken_nonce_redis._calls.calls import Call
-from kraken_nonce_redis._core.steps import Heard, Send
-from kraken_nonce_redis.clients import LONGEST_TIMEOUT, Options
+from kraken_nonce_redis._calls.call import Call, Heard
+from kraken_nonce_redis._calls.guards import LONGEST_TIMEOUT
+from kraken_nonce_redis.clients import Options
 from kraken_nonce_redis.errors import IncompatibleClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from kraken_nonce_redis._core.steps import Send
 
 _OPTIONS: Final = tuple(Options.__annotations__)
 _PROBE_NONCE: Final = 1_700_000_000_000_000_001

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import ccxt.async_support
 
+from kraken_nonce_redis._calls.guards import AsyncGuard
 from kraken_nonce_redis.ccxt._adapter import Adapter, Unsigned, of_failure, of_value
-from kraken_nonce_redis.clients import AsyncGuard
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._core.steps import Heard, Send
+    from kraken_nonce_redis._calls.call import Heard
+    from kraken_nonce_redis._core.steps import Send
 
 __all__ = ["kraken"]
 

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import click
 
+from kraken_nonce_redis._arguments import DEFAULT_NAMESPACE
 from kraken_nonce_redis._check.findings import STEPS, Report, failed
-from kraken_nonce_redis._redis.commands import DEFAULT_NAMESPACE
 from kraken_nonce_redis.accounts import SINGLE
 from kraken_nonce_redis.cli.exit_codes import Failure
 from kraken_nonce_redis.cli.options import (
@@ -28,9 +28,9 @@ from kraken_nonce_redis.cli.requirements import require
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from kraken_nonce_redis._arguments import Scope
     from kraken_nonce_redis._check.examine import Examiner
     from kraken_nonce_redis._check.findings import Finding
-    from kraken_nonce_redis._redis.commands import Scope
     from kraken_nonce_redis.accounts import Reading
 
 URL_VARIABLE: Final = "KRAKEN_API_URL"

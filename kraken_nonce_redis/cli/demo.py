@@ -19,7 +19,7 @@ from rich.table import Table
 
 from kraken_nonce_redis import _children as children
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis._threads.connections import ClusterAddress
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.cli import embedded

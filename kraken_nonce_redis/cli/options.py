@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 import click
 
-from kraken_nonce_redis._arguments import LONGEST_LEAD
-from kraken_nonce_redis._core.lock import DEFAULT_MAX_LEAD
-from kraken_nonce_redis._redis.commands import DEFAULT_NAMESPACE, Keyspace
+from kraken_nonce_redis import urls
+from kraken_nonce_redis._arguments import DEFAULT_MAX_LEAD, DEFAULT_NAMESPACE, LONGEST_LEAD
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis._threads.allocator import NonceAllocator
 from kraken_nonce_redis._threads.connections import client_from_url
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.accounts import Reading, read_environment, read_file
 from kraken_nonce_redis.cli.exit_codes import Misuse
-from kraken_nonce_redis.clients import URL_VARIABLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from kraken_nonce_redis._redis.commands import Command, Scope
+    from kraken_nonce_redis._arguments import Scope
+    from kraken_nonce_redis._redis.commands import Command
     from kraken_nonce_redis._threads.connections import Source
 
 P = ParamSpec("P")
@@ -81,7 +81,7 @@ redis_option = click.option(
     metavar="URL",
     help="Redis to use: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://. Other users of this "
     "machine can see what a command line holds: a URL with a password belongs in the environment. "
-    f"[env var: {', '.join(URL_VARIABLES)}]",
+    f"[env var: {', '.join(urls.VARIABLES)}]",
 )
 namespace_option = click.option(
     "--namespace", default=DEFAULT_NAMESPACE, show_default=True, help="What the Redis keys begin with."
@@ -184,10 +184,9 @@ def _api_key(variable: str | None, account: str | None, file: str | None) -> str
 
 def connect(url: str | None) -> Source:
     """Return the client for a URL, by default the one in the environment; nothing is sent yet."""
-    for variable in URL_VARIABLES:
-        url = url or os.environ.get(variable)
-    if not url:
-        raise Misuse(f"no Redis: give --redis URL or set {URL_VARIABLES[0]}")
+    url = url or urls.from_environment()
+    if url is None:
+        raise Misuse(f"no Redis: give --redis URL or set {urls.VARIABLES[0]}")
     return client_from_url(url)
 
 

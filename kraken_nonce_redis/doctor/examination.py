@@ -14,8 +14,10 @@ from redis.exceptions import RedisError, ResponseError
 from redis.sentinel import SentinelConnectionPool
 
 from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis._arguments import DEFAULT_NAMESPACE
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import Keyspace, text
+from kraken_nonce_redis._redis.commands import text
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.doctor.answers import Keys, Refused, Seen, Tick, User
 from kraken_nonce_redis.doctor.trial import TAG, Trial, trouble
@@ -47,7 +49,7 @@ _LOOKING: Final = 2.0  # seconds
 _TAG: Final = re.compile(r"[0-9a-f]{16}|global")
 
 
-def examine(client: redis.Redis, namespace: str = commands.DEFAULT_NAMESPACE) -> Seen:
+def examine(client: redis.Redis, namespace: str = DEFAULT_NAMESPACE) -> Seen:
     """Return what one server says and does; takes a few seconds at most where the network is fast.
 
     Args:

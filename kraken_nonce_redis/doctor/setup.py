@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from kraken_nonce_redis._core.lock import DEFAULT_TTL
+from kraken_nonce_redis._arguments import DEFAULT_TTL
 from kraken_nonce_redis.doctor.answers import Finding, Refused
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ import redis
 from redis.exceptions import MovedError, NoPermissionError, NoScriptError, RedisError, ResponseError
 
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import Granted, Keyspace, Waiting, text
+from kraken_nonce_redis._redis import commands, keyspace
+from kraken_nonce_redis._redis.commands import Granted, Waiting, text
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.doctor.answers import (
     NO_PERMISSION,
     NO_SUCH_COMMAND,
@@ -100,7 +101,7 @@ class Trial:
             "exists": ("EXISTS", queue),
             "del": ("DEL", queue),
             "time": ("TIME",),
-            "publish": ("PUBLISH", commands.channel(self.process_id), "doctor"),
+            "publish": ("PUBLISH", keyspace.channel(self.process_id), "doctor"),
             "eval": ("EVAL", "return 1", 0),
             "evalsha": ("EVALSHA", "0" * 40, 0),
         }
@@ -120,7 +121,7 @@ class Trial:
 
     def hears(self) -> bool | Refused:
         """Return whether a message to a channel of ours comes back."""
-        channel = commands.channel(self.process_id)
+        channel = keyspace.channel(self.process_id)
         listening: PubSub
         with contextlib.closing(self._client.pubsub()) as listening:
             try:

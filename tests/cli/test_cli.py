@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from kraken_nonce_redis import CallLock, LeaseLost, NonceAllocator
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._redis.keyspace import Keyspace, digest
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.cli.app import app
 from kraken_nonce_redis.cli.demo import Crew
@@ -353,7 +353,7 @@ def test_unlock_ends_a_cool_down(cli: Cli, valkey: Server, api_key: str) -> None
 def leave_pending(valkey: Server, api_key: str, number: int = 1, *, ids: tuple[str, ...] = ("an-id",)) -> int:
     """Do what a bot does that is gone before it hears of its order; return the nonce of that."""
     keys, member = Keyspace.of("kraken-nonce", api_key), f"process:{number}"
-    intent = commands.intent(commands.digest(api_key), "AddOrder", ids)
+    intent = commands.intent(digest(api_key), "AddOrder", ids)
     store = store_for(valkey.client())
     granted = store.run(commands.acquire(keys, member, 30, ticket=None, priority="normal", pace="", intent=intent))
     assert isinstance(granted, commands.Granted)
@@ -373,7 +373,7 @@ def test_pending_lists_what_nobody_knows_the_outcome_of(cli: Cli, valkey: Server
     assert "AddOrder  cl_ord_id an-id" in result.stdout
     (entry,) = json.loads(cli("pending", "--json").stdout)["pending"]
     assert (entry["nonce"], entry["state"], entry["cl_ord_ids"]) == (str(nonce), "new", ["an-id"])
-    assert entry["key"] == commands.digest(api_key)
+    assert entry["key"] == digest(api_key)
     assert "1 calls; see kraken-nonce pending" in cli("status").stdout
 
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from kraken_nonce_redis import InvalidArgument, NonceAllocator
 from kraken_nonce_redis._redis import scripts
-from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.cli.app import app
 from kraken_nonce_redis.doctor import LEVELS, Finding, Keys, Refused, Seen, Tick, User, diagnose, examine
 from kraken_nonce_redis.doctor.trial import Trial

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from threading import Barrier
     from types import TracebackType
 
-    from kraken_nonce_redis._calls.calls import Call
+    from kraken_nonce_redis._calls.call import Call
     from tests.support.servers import Server
 
 MODULES = {"sync": "", "async": ".async_support", "pro": ".pro"}
@@ -237,7 +237,7 @@ class TestCalls:
         with ThreadPoolExecutor(1) as pool:
             with lock.hold():
                 call = pool.submit(bot, "privatePostCancelOrderBatch", params)
-                eventually(lambda: lock._store.run(commands.inspect(lock.keys)).waiting)
+                eventually(lambda: lock.store.run(commands.inspect(lock.keys)).waiting)
                 params["orders"].append(second)
             call.result(10)
         assert [order.status for order in sim.orders()] == ["canceled", "open"]

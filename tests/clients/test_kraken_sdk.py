@@ -28,7 +28,7 @@ from kraken_nonce_redis import (
     kraken_sdk,
     krakenex,
 )
-from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from kraken_nonce_redis.pace import Pace, Tier
 from kraken_nonce_redis.retries import Retries

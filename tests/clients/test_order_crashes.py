@@ -11,7 +11,7 @@ import pytest
 
 from kraken_nonce_redis import Retries
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.helpers import Stopwatch, eventually, run
 from tests.support.order_bots import BotProcess, Krakenex, read_notes

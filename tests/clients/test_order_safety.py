@@ -18,11 +18,11 @@ from urllib3.util import Retry
 
 from kraken_nonce_redis import IncompatibleClient, NotCarriedOut, OutcomeUnknown, Retries
 from kraken_nonce_redis._calls import outcomes
-from kraken_nonce_redis._calls.calls import Call
+from kraken_nonce_redis._calls.call import Call
 from kraken_nonce_redis._core.steps import Send
 from kraken_nonce_redis._kraken import Outcome
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.helpers import eventually, run
@@ -163,7 +163,7 @@ def test_deadline(sim: KrakenSimulator, valkey: Server, *, deadline: bool) -> No
 def test_distant_redis(sim: KrakenSimulator, valkey: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lease that has to be extended for each question is long enough for a Redis that takes its time."""
     with BOTS["krakenex"](*access(sim), redis=valkey.url, ttl=1, call_timeout=1, retries=QUICK) as bot:
-        store = bot.client._guard.lock(sim.key)._store
+        store = bot.client._guard.lock(sim.key).store
         run_command = store.run
 
         def run_slowly(command: Any) -> Any:
@@ -262,7 +262,7 @@ def test_a_call_that_is_dropped(sim: KrakenSimulator, valkey: Server, api: API) 
     flow = api._guard._calls.calling(lock, threading.current_thread(), Call.of(sim.key, "AddOrder", {}, 5))
     step = next(flow)
     while not isinstance(step, Send):
-        step = flow.send(lock._store.run(step.command))  # type: ignore[union-attr]
+        step = flow.send(lock.store.run(step.command))  # type: ignore[union-attr]
     flow.close()
     eventually(lambda: len(pending(valkey, sim)) == 1)
     assert lock.lease is None

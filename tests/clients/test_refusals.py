@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from kraken_nonce_redis import CoolDown, NoncePoisoned, OutcomeUnknown, Retries
-from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.events import NonceRaised
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.helpers import SECOND, View

@@ -5,7 +5,8 @@ before or after it was accepted, arrives late, is refused; the process dies; Red
 ends and another bot comes in between. In the end all that is still on its way arrives, the last bot finds out what is
 pending, and what everybody was told is held against what is at the exchange.
 
-With KRAKEN_NONCE_FULL=1 in the environment there are twenty times as many.
+KRAKEN_NONCE_SCHEDULES in the environment says how many there are in each mode; by default 2,000, and 60,000 with
+KRAKEN_NONCE_FULL=1.
 """
 
 from __future__ import annotations
@@ -21,24 +22,38 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
-from kraken_nonce_redis import CoolDowns, KrakenNonceError, NotCarriedOut, OutcomeUnknown, Retries, StoreUnavailable
+from kraken_nonce_redis import (
+    CoolDowns,
+    KrakenNonceError,
+    LeaseLost,
+    NotCarriedOut,
+    OutcomeUnknown,
+    Retries,
+    StoreUnavailable,
+)
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._calls import calls
-from kraken_nonce_redis._calls.calls import Call, Calls
+from kraken_nonce_redis._calls.call import Call, Heard
+from kraken_nonce_redis._calls.calls import Calls
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.lock import LeaseCore, LockCore
-from kraken_nonce_redis._core.steps import Heard, Send, Sleep
-from kraken_nonce_redis._core.waiting import ProcessState, Run
+from kraken_nonce_redis._core.steps import Run, Send, Sleep
+from kraken_nonce_redis._core.waiting import ProcessState, doing
+from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.commands import Granted, Pending, State
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._calls.calls import OnUnknown
+    from collections.abc import Generator
+
+    from kraken_nonce_redis._arguments import OnUnknown
+    from kraken_nonce_redis._core.steps import CallFlow
     from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis.events import Hook
 
 pytestmark = pytest.mark.once
 
-SCHEDULES = 60_000 if os.environ.get("KRAKEN_NONCE_FULL") else 2_000
+SCHEDULES = int(os.environ.get("KRAKEN_NONCE_SCHEDULES") or (60_000 if os.environ.get("KRAKEN_NONCE_FULL") else 2_000))
 KEY = "key"
 WAITS = (1.0, 2.0, 5.0)
 LATEST = 4.5
@@ -83,6 +98,8 @@ class Order:
 
     cl_ord_id: str
     txid: str
+    nonce: int
+    """Of the request that placed it."""
     opened: float
     listed: float
     closed: float
@@ -96,7 +113,7 @@ class Exchange:
         self.highest = 0
         self.orders: list[Order] = []
         self.on_their_way: list[tuple[int, str]] = []
-        self.accepted: list[tuple[float, str]] = []
+        self.accepted: list[tuple[float, int, str]] = []
         self.bad_line = world.luck.choice([0.0, 0.1, 0.5])
         """How likely a question is not answered."""
         self.dead = 0
@@ -109,7 +126,7 @@ class Exchange:
         for one in list(self.accepted):
             if one[0] <= self.world.now:
                 self.accepted.remove(one)
-                self.place(one[1])
+                self.place(*one)
         for one in list(self.on_their_way):
             if self.world.chance(self.patience):
                 self.arrive(one)
@@ -119,7 +136,7 @@ class Exchange:
         self.on_their_way.remove(late)
         nonce, cl_ord_id = late
         if self.use(nonce):
-            self.accept(cl_ord_id)
+            self.accept(nonce, cl_ord_id)
 
     def use(self, nonce: int) -> bool:
         """Accept a nonce if it is above all others."""
@@ -127,19 +144,19 @@ class Exchange:
         self.highest = max(self.highest, nonce)
         return accepted
 
-    def accept(self, cl_ord_id: str) -> None:
+    def accept(self, nonce: int, cl_ord_id: str) -> None:
         """Place an order now or soon."""
         if self.world.chance(0.5):
-            self.place(cl_ord_id)
+            self.place(self.world.now, nonce, cl_ord_id)
         else:
-            self.accepted.append((self.world.now + self.world.luck.uniform(0, LATEST / 2), cl_ord_id))
+            self.accepted.append((self.world.now + self.world.luck.uniform(0, LATEST / 2), nonce, cl_ord_id))
 
-    def place(self, cl_ord_id: str) -> Order:
+    def place(self, now: float, nonce: int, cl_ord_id: str) -> Order:
         """Place an order; it is listed now or soon, and open for a while or not at all."""
-        luck, now = self.world.luck, self.world.now
+        luck = self.world.luck
         listed = now + (0 if luck.random() < 0.5 else luck.uniform(0, LATEST / 2))
         closed = now + luck.choice([0.0, luck.uniform(0, 5), 1e9])
-        order = Order(cl_ord_id, f"O{len(self.orders) + 1}", now, listed, closed)
+        order = Order(cl_ord_id, f"O{len(self.orders) + 1}", nonce, now, listed, closed)
         self.orders.append(order)
         return order
 
@@ -155,19 +172,19 @@ class Exchange:
         if luck.random() < 0.03:
             self.use(nonce + luck.choice([1, 30, 1000]) * 10**9)  # another program
         if self.use(nonce):
-            answer = self.act(cl_ord_id, luck.choice(("fine", "fine", "used", "accepted", "busy", "no")))
+            answer = self.act(nonce, cl_ord_id, luck.choice(("fine", "fine", "used", "accepted", "busy", "no")))
         else:
             answer = _error("EAPI:Invalid nonce")
         fate = luck.choice(("heard", "heard", "heard", "lost", "busy"))
         return answer if fate == "heard" else Heard(failure=LOST) if fate == "lost" else _error(luck.choice(BUSY))
 
-    def act(self, cl_ord_id: str, fate: str) -> Heard:
+    def act(self, nonce: int, cl_ord_id: str, fate: str) -> Heard:
         """Do with an order what fate wants, its nonce being used."""
         if fate == "fine":
-            order = self.place(cl_ord_id)
+            order = self.place(self.world.now, nonce, cl_ord_id)
             return _answer({"txid": [order.txid], "descr": {"order": "buy"}})
         if fate == "accepted":
-            self.accept(cl_ord_id)
+            self.accept(nonce, cl_ord_id)
         if fate == "no":
             return _error(self.world.luck.choice(REFUSED))
         return _error(self.world.luck.choice(BUSY))
@@ -318,10 +335,22 @@ class Lock(LockCore[LeaseCore]):
 
     def __init__(self) -> None:
         process_state = ProcessState(Agenda(lambda: None))
-        super().__init__(lambda: process_state, KEY, ttl=30, scope="key", pace=None, namespace="test", durable=False)
+        super().__init__(lambda: process_state, KEY, namespace="test")
 
     def _lease(self, acquired: Any) -> LeaseCore:
         return LeaseCore(self, acquired)
+
+
+def calling(lock: Lock, call: Call, on_unknown: OnUnknown, on_event: Hook | None = None) -> CallFlow[Heard]:
+    """Return the flow of a call."""
+    return Calls(
+        retries=Retries(waits=(5.0, 10.0), jitter=0, settle_waits=WAITS),
+        on_unknown=on_unknown,
+        wait_timeout=None,
+        pace=None,
+        cool_downs=CoolDowns(),
+        on_event=on_event,
+    ).calling(lock, "owner", call)
 
 
 @dataclass
@@ -340,17 +369,9 @@ class Bot:
     def call(self, method: str, depth: int = 0) -> None:
         """Make a call in a new process, whatever comes of it."""
         call = Call.of(KEY, method, {}, SECONDS)
-        made = Calls(
-            retries=Retries(waits=(5.0, 10.0), jitter=0, settle_waits=WAITS),
-            on_unknown=self.on_unknown,
-            wait_timeout=None,
-            pace=None,
-            cool_downs=CoolDowns(),
-            on_event=self.hear,
-        )
         told = "nothing"
         try:
-            heard = self.drive(made.calling(Lock(), "owner", call), depth)
+            heard = self.drive(calling(Lock(), call, self.on_unknown, self.hear), depth)
         except NotCarriedOut:
             told = "absent"
         except OutcomeUnknown as error:
@@ -375,10 +396,10 @@ class Bot:
         if getattr(event, "outcome", "") == "absent":
             assert self.world.exchange.highest > event.nonce
 
-    def conclusions(self, cl_ord_id: str) -> dict[str, str]:
-        """Return what events said of an order, and its txid."""
+    def conclusions(self, cl_ord_id: str) -> set[tuple[int, str, str]]:
+        """Return what events said of an order: for which attempt (by its nonce), whether found or absent, its txid."""
         return {
-            event.outcome: event.orders.get(cl_ord_id, "")
+            (event.nonce, event.outcome, event.orders.get(cl_ord_id, ""))
             for event in self.events
             if cl_ord_id in getattr(event, "cl_ord_ids", ()) and event.outcome in {"found", "absent"}
         }
@@ -488,24 +509,106 @@ def run_schedule(seed: int, on_unknown: OnUnknown, monkeypatch: pytest.MonkeyPat
 def check(bot: Bot, world: World) -> None:
     """Hold what the callers and the hook were told against what is at the exchange."""
     placed = Counter(order.cl_ord_id for order in world.exchange.orders)
-    txids = {order.cl_ord_id: order.txid for order in world.exchange.orders}
+    orders = {order.cl_ord_id: order for order in world.exchange.orders}
     assert not placed or max(placed.values()) == 1, "an order was placed twice"
     assert set(placed) <= set(bot.told)
     reported = {cl_ord_id for entry in world.redis.journal.values() for cl_ord_id in entry.cl_ord_ids}
     for cl_ord_id, told in bot.told.items():
         said = bot.conclusions(cl_ord_id)
-        there = cl_ord_id in placed
-        # A refused attempt whose release was lost is found absent, and the next attempt may go through.
-        assert len(said) <= 1 or bot.failed, "found and absent"
-        assert "found" not in said or txids[cl_ord_id] == said["found"]
-        assert "absent" not in said or not there or bot.failed, "it is there"
+        order = orders.get(cl_ord_id)
+        for nonce, outcome, txid in said:
+            if outcome == "found":
+                assert order is not None, "found, and not there"
+                assert order.txid == txid
+            else:  # of this attempt; the next one may go through
+                assert order is None or order.nonce > nonce, "it is there"
+        # Where a settlement's reply was lost, the order of the next attempt is found in its place.
+        assert len({nonce for nonce, _, _ in said}) == len(said) or bot.failed, "found and absent"
         if told in {"unknown", "killed"}:
             # Somebody has learned of it, unless nothing was sent.
-            assert said or cl_ord_id in reported or (told == "killed" and not there)
+            assert said or cl_ord_id in reported or (told == "killed" and order is None)
         elif told in {"absent", "refused"}:
-            assert not there, "it was placed, though nobody said so"
+            assert order is None, "it was placed, though nobody said so"
         else:
-            assert txids[cl_ord_id] == told
+            assert order is not None
+            assert order.txid == told
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    """Make a world with its clock."""
+    world = World(1)
+    monkeypatch.setattr(clock, "now", lambda: world.now)
+    return world
+
+
+def carry_out(world: World, flow: Generator[Any, Any, Any], answer: Heard | None = None, step: Any = None) -> Any:
+    """Carry out a flow without mishaps, from a step on; each request gets this answer."""
+    try:
+        step = step or next(flow)
+        while True:
+            step = flow.send(world.redis.run(step.command) if isinstance(step, Run) else answer)
+    except StopIteration as stop:
+        return stop.value
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_intent_without_a_call(world: World, *, known: bool) -> None:
+    """A lease ends while its extension notes an intent: the release takes the intent back, since nothing was sent."""
+    lock, call = Lock(), Call.of(KEY, "AddOrder", {}, SECONDS)
+    lease = carry_out(world, lock._holding("owner", Wishes(timeout=0)))
+    if not known:
+        with pytest.raises(OutcomeUnknown):
+            carry_out(world, calling(lock, Call.of(KEY, "AddOrder", {}, SECONDS), "raise"), Heard(failure=LOST))
+    flow = calling(lock, call, "raise")
+    step = next(flow)
+    assert step.command.name == "extend"
+    nonces = world.redis.run(step.command)
+    world.pass_time(60)
+    world.redis.acquire("another", 30_000_000, "")
+    assert world.redis.journal[nonces.start].cl_ord_ids == call.cl_ord_ids
+    with pytest.raises(LeaseLost):
+        flow.send(nonces)
+    with pytest.raises(LeaseLost):
+        carry_out(world, lock._releasing("owner", lease))
+    assert nonces.start not in world.redis.journal
+    assert len(world.redis.journal) == (not known)
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_an_interrupted_release(world: World, *, sent: bool) -> None:
+    """A caller that is interrupted while it releases doesn't hear what became of its call, if there was any."""
+    lock = Lock()
+    flow = calling(lock, Call.of(KEY, "AddOrder", {}, SECONDS), "raise")
+    step = flow.send(world.redis.run(next(flow).command))
+    assert isinstance(step, Send)
+    step = flow.send(_error("EOrder:Insufficient funds")) if sent else flow.throw(NotSent())
+    assert step.command.name == "release"
+    with pytest.raises(KeyboardInterrupt):
+        flow.throw(KeyboardInterrupt())
+    agenda = lock._process_state().agenda
+    carry_out(world, doing(agenda, agenda.pop(world.now)))
+    assert not world.redis.holder
+    assert len(world.redis.journal) == sent
+
+
+def test_an_intent_has_the_name_that_redis_has_for_it(world: World) -> None:
+    """A renewal comes between an extension and its call, as in the background: the call has a later nonce then."""
+    lock = Lock()
+    lease = carry_out(world, lock._holding("owner", Wishes(timeout=0)))
+    flow = calling(lock, Call.of(KEY, "AddOrder", {}, SECONDS), "raise")
+    nonces = world.redis.run(next(flow).command)
+    carry_out(world, lease._extending(SECONDS))
+    step = flow.send(nonces)
+    assert isinstance(step, Send)
+    assert step.nonce > nonces[-1]
+    world.pass_time(60)
+    world.redis.acquire("another", 30_000_000, "")
+    assert set(world.redis.journal) == {nonces.start}
+    carry_out(world, flow, _error("EOrder:Insufficient funds"), step)
+    with pytest.raises(LeaseLost):
+        carry_out(world, lock._releasing("owner", lease))
+    assert not world.redis.journal
 
 
 @pytest.mark.parametrize("on_unknown", ["settle", "raise", "replay"])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kraken_nonce_redis import InvalidArgument, Retries
 from kraken_nonce_redis._calls import outcomes
-from kraken_nonce_redis._calls.calls import Call
+from kraken_nonce_redis._calls.call import Call
 from kraken_nonce_redis._calls.outcomes import of_answer, of_failure
 from kraken_nonce_redis._kraken import Outcome, Remedy
 

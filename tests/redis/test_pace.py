@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import redis
 
     from kraken_nonce_redis import CallLock
-    from kraken_nonce_redis._redis.commands import Priority
+    from kraken_nonce_redis._arguments import Priority
     from tests.conftest import MakeProxy
     from tests.support.faces import Caller, Face
     from tests.support.servers import AnyServer, Server

@@ -29,7 +29,8 @@ from tests.support.helpers import KEYS, run
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kraken_nonce_redis._redis.commands import Answer, Priority
+    from kraken_nonce_redis._arguments import Priority
+    from kraken_nonce_redis._redis.commands import Answer
 
 BEGIN = 1_790_000_000_000_000
 """The time at which every test begins, in microseconds since 1970."""

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from kraken_nonce_redis import LeaseLost, StoreError, StoreUnavailable
 from kraken_nonce_redis._core import waiting
-from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.cli.app import app
 from tests.support.faces import KEY
 from tests.support.helpers import KEYS, OneAtATime, View, eventually, fails

@@ -13,9 +13,11 @@ import pytest
 
 from kraken_nonce_redis import HoldTimeout
 from kraken_nonce_redis._core.agenda import Agenda
-from kraken_nonce_redis._core.waiting import Pause, ProcessState, Run, acquiring
+from kraken_nonce_redis._core.steps import Pause, Run
+from kraken_nonce_redis._core.waiting import ProcessState, acquiring
+from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from tests.support.faces import KEY, Interrupted
 from tests.support.helpers import KEYS, ON_VALKEY, OneAtATime, Rival, Stopwatch, View, eventually, fails
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     import redis
 
     from kraken_nonce_redis import CallLock
-    from kraken_nonce_redis._redis.commands import Priority
+    from kraken_nonce_redis._arguments import Priority
     from tests.conftest import MakeProxy
     from tests.support.faces import Caller, Face
     from tests.support.proxy import Proxy
@@ -470,9 +472,7 @@ def test_the_median_hand_over(face: Face, valkey: Server) -> None:
 def test_a_call_before_another_caller_began_to_listen() -> None:
     """Whoever had asked before its process listened asks again, though another caller has begun to listen meanwhile."""
     process_state = ProcessState(Agenda(lambda: None))
-    flow = acquiring(
-        process_state, KEYS, process_state.new_member(None), ttl=30.0, timeout=None, priority="normal", pace=""
-    )
+    flow = acquiring(process_state, KEYS, process_state.new_member(None), Wishes(), ttl=30.0)
     assert isinstance(next(flow), Run)
     process_state.listening = True
     assert isinstance(flow.send(commands.Waiting(1, "1", 30.0, 0.0, "")), Run)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis._core.lock import AllocatorCore, LeaseCore, LockCore
+from kraken_nonce_redis._core.allocator import AllocatorCore
+from kraken_nonce_redis._core.lock import LeaseCore, LockCore
+from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis.errors import HoldTimeout, LeaseLost, NonceTooFarAhead, StoreError
 from tests.simulation.records import LONGEST_COOL_DOWN, Acquisition
 
@@ -96,12 +98,14 @@ class Caller:
             lease = await self._process.drive(
                 lock._holding(
                     self,
-                    timeout=timeout,
-                    cost=random.choice([0, 0, 1, 2]) if lock.pace else 0,
-                    priority="high" if high else "normal",
-                    auto_renew=renews,
-                    startup_protection=random.random() < 0.9,
-                    token=name,
+                    Wishes(
+                        timeout=timeout,
+                        cost=random.choice([0, 0, 1, 2]) if lock.pace else 0,
+                        priority="high" if high else "normal",
+                        auto_renew=renews,
+                        startup_protection=random.random() < 0.9,
+                        token=name,
+                    ),
                 )
             )
         except (HoldTimeout, StoreError) as error:
@@ -160,6 +164,6 @@ class Caller:
                 return
 
     async def _nest(self, lease: Lease) -> None:
-        inner = await self._process.drive(self._lock._holding(self, timeout=0))
+        inner = await self._process.drive(self._lock._holding(self, Wishes(timeout=0)))
         assert inner is lease
         await self._process.drive(self._lock._leaving(self, inner, failed=False))

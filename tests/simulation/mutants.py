@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from kraken_nonce_redis._redis.keyspace import Keyspace
+
 
 @dataclass(frozen=True)
 class LuaMutant:
@@ -59,7 +61,7 @@ _acquire = commands.acquire
 _numbers = itertools.count()
 
 
-def _another_member(keys: commands.Keyspace, member: str, ttl: float, **options: Any) -> commands.Command[Any]:
+def _another_member(keys: Keyspace, member: str, ttl: float, **options: Any) -> commands.Command[Any]:
     return _acquire(keys, f"{member}:{next(_numbers)}", ttl, **options)
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import redis.exceptions
 
 from kraken_nonce_redis._core.agenda import Agenda
-from kraken_nonce_redis._core.waiting import Pause, ProcessState, Run, doing
+from kraken_nonce_redis._core.steps import Pause, Run
+from kraken_nonce_redis._core.waiting import ProcessState, doing
 from kraken_nonce_redis.errors import StoreUnavailable, from_redis, keeps_connection
 from tests.simulation.scheduler import Moment, Task, Turn
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from random import Random
 
-    from kraken_nonce_redis._core.waiting import Flow, Step, Waiter
+    from kraken_nonce_redis._core.steps import Flow, Step
+    from kraken_nonce_redis._core.waiting import Waiter
     from kraken_nonce_redis._redis.commands import Command
     from tests.simulation.history import History
     from tests.simulation.network import Network, Subscription

@@ -10,7 +10,7 @@ from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._core import lock as core
 from kraken_nonce_redis._core.lock import LockCore
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from tests.simulation import faults
 from tests.simulation.callers import Caller, Lease
 from tests.simulation.history import History
@@ -80,10 +80,8 @@ class World:
                     lambda process=process: process.process_state,
                     choice.choice(self.api_keys),
                     ttl=self.longest_ttl,
-                    scope="key",
                     pace=pace,
                     namespace=NAMESPACE,
-                    durable=False,
                 )
                 caller = Caller(f"p{number}.t{thread}", process, lock, choice, self.history, raises=raises)
                 self.callers.append(caller)

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.history import judge
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from tests.support.faces import KEY
 from tests.support.servers import VALKEY
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     import redis
 
-    from kraken_nonce_redis._redis.commands import Answer, Command, Granted, Heartbeat, Priority
+    from kraken_nonce_redis._arguments import Priority
+    from kraken_nonce_redis._redis.commands import Answer, Command, Granted, Heartbeat
     from kraken_nonce_redis.errors import KrakenNonceError
 
 T = TypeVar("T")

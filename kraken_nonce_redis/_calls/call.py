@@ -1,0 +1,128 @@
+"""A client's private call, and what was heard of it; no I/O."""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from kraken_nonce_redis import _arguments as arguments
+from kraken_nonce_redis import _kraken as kraken
+from kraken_nonce_redis._calls import outcomes
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis.keyspace import digest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from kraken_nonce_redis._kraken import Verdict
+
+LONGEST_CALL: Final = arguments.LONGEST_TTL - 1
+"""Seconds that one request takes at most, so that a lease can cover it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A private call of a client; `of` makes one.
+
+    Attributes:
+        key: digest of the API key.
+        method: Kraken's name.
+        params: without nonce; each order has a cl_ord_id, where it can.
+        seconds: that one request takes at most.
+        present: makes what the client returns from Kraken's answer.
+        cl_ord_ids: of the orders that it places; empty if one of them has none.
+        own_ids: whether all of these were made up here, so that nobody else uses them.
+    """
+
+    key: str
+    method: str
+    params: Mapping[str, Any]
+    seconds: float
+    present: Callable[[Mapping[str, Any]], Any]
+    cl_ord_ids: tuple[str, ...]
+    own_ids: bool
+
+    @classmethod
+    def of(
+        cls,
+        api_key: str,
+        method: str,
+        params: Mapping[str, Any],
+        seconds: float,
+        present: Callable[[Mapping[str, Any]], Any] = lambda answer: answer,
+    ) -> Call:
+        """Return a call with the caller's parameters, which stay as they are. Raises `InvalidArgument`."""
+        arguments.seconds("timeout", seconds, 0, LONGEST_CALL)
+        copied = copy.deepcopy(dict(params))
+        ids, own = _name_orders(method, copied) if outcomes.changes(method, copied) else ((), False)
+        return cls(digest(api_key), method, copied, seconds, present, ids, own)
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes anything at Kraken."""
+        return outcomes.changes(self.method, self.params)
+
+    @property
+    def intent(self) -> str:
+        """What is noted in Redis before it is sent."""
+        if not self.changes:
+            return ""
+        return commands.intent(self.key, self.method, self.cl_ord_ids, own_ids=self.own_ids)
+
+
+def _name_orders(method: str, params: dict[str, Any]) -> tuple[tuple[str, ...], bool]:
+    """Give each order that is to be placed a cl_ord_id, unless one has a userref, which excludes it.
+
+    Return the ids, and whether all of them are new.
+    """
+    orders = {"order": [params], "orders": params.get("orders")}.get(kraken.method_named(method).places or "")
+    if not isinstance(orders, list) or not all(isinstance(order, dict) for order in orders):
+        return (), False
+    if any(order.get("userref") not in (None, "") and not order.get("cl_ord_id") for order in orders):
+        return (), False
+    own = not any(order.get("cl_ord_id") for order in orders)
+    for order in orders:
+        order["cl_ord_id"] = str(order.get("cl_ord_id") or uuid.uuid4())
+    return tuple(order["cl_ord_id"] for order in orders), own
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What came of a request.
+
+    Attributes:
+        value: what the client returns.
+        failure: what the client raises instead.
+        answer: Kraken's answer, decoded from JSON; None if there was none.
+    """
+
+    value: Any = None
+    failure: Exception | None = None
+    answer: Mapping[str, Any] | None = None
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """Kraken's errors."""
+        return () if self.answer is None else outcomes.errors_in(self.answer)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What this says about the call."""
+        if self.answer is not None:
+            return outcomes.of_answer(self.answer)
+        return outcomes.of_failure(self.failure)
+
+    @property
+    def reason(self) -> str:
+        """Why the call did not do, in words: Kraken's errors, or the kind of failure, whose text may hold a key."""
+        if self.answer is not None:
+            return ", ".join(self.errors)
+        return "no answer of Kraken" if self.failure is None else f"no answer ({type(self.failure).__name__})"
+
+    def unwrap(self) -> Any:
+        """Return or raise what the client does."""
+        if self.failure is not None:
+            raise self.failure
+        return self.value

@@ -1,0 +1,36 @@
+"""What the adapters for clients that send by requests have in common."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from kraken_nonce_redis.errors import IncompatibleClient
+
+Timeout: TypeAlias = float | tuple[float, float]
+"""Seconds; a pair is for connecting and for reading."""
+
+
+def refuse_repeats(session: Any, url: str) -> None:
+    """Make sure that a session of requests sends a request once. Raises `IncompatibleClient`.
+
+    A transport that repeats a POST by itself makes an order's second copy look like one that was refused for its nonce,
+    so that it would be made once more.
+    """
+    try:
+        retry = session.get_adapter(url).max_retries
+        # It has no public question for a failure without a status.
+        repeats = retry.is_retry("POST", 503) or (retry.total and retry._is_method_retryable("POST"))  # noqa: SLF001
+    except AttributeError:
+        return  # not of requests; it may have no such thing
+    if repeats:
+        raise IncompatibleClient(
+            type(session).__qualname__,
+            "it repeats POST requests by itself (urllib3's Retry with allowed_methods), so an order could be placed "
+            "twice; mount an adapter that does not, and leave repeating to retries",
+        )
+
+
+def longest(timeout: Timeout) -> float:
+    """Return the seconds that a request may take at most: connecting and reading count apart."""
+    connect, read = timeout if isinstance(timeout, tuple) else (timeout, timeout)
+    return connect + read

@@ -1,0 +1,45 @@
+"""The allocator without I/O; the shells for threads and asyncio add only that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kraken_nonce_redis import _arguments as arguments
+from kraken_nonce_redis._core.steps import Run, running
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis.durability import Durability, of_every_nonce
+
+if TYPE_CHECKING:
+    from kraken_nonce_redis._core.steps import Flow
+    from kraken_nonce_redis._redis.commands import Command, State
+    from kraken_nonce_redis._redis.keyspace import Keyspace
+
+
+class AllocatorCore:
+    """What a `NonceAllocator` says to Redis."""
+
+    def __init__(self, keys: Keyspace, max_lead: int, durable: object) -> None:
+        self._keys = keys
+        self._durability = Durability.of(durable)
+        self._max_lead = arguments.whole("max_lead", max_lead, 0, arguments.LONGEST_LEAD)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._keys.state}>"
+
+    def _reserve(self, count: int) -> Command[range]:
+        arguments.whole("count", count, 1, arguments.MOST_RESERVED)
+        return commands.reserve(self._keys, count).durable(of_every_nonce(self._durability))
+
+    def _inspect(self) -> Command[State]:
+        return commands.inspect(self._keys)
+
+    def _advance(self, nonce: int) -> Command[int]:
+        arguments.whole("nonce", nonce, 1, arguments.HIGHEST_NONCE)
+        return commands.advance(self._keys, nonce, self._max_lead).durable(self._durability)
+
+    def _jumping(self, nanoseconds: int) -> Flow[int]:
+        arguments.whole("nanoseconds", nanoseconds, 1, arguments.HIGHEST_NONCE)
+        state: State = yield Run(self._inspect())
+        # A target instead of a distance: run twice after a lost reply, it jumps once.
+        target = max(state.last or 0, state.now) + nanoseconds
+        return (yield from running(commands.advance(self._keys, target, self._max_lead).durable(self._durability)))

@@ -1,0 +1,53 @@
+"""What a caller wants of the lock, and what is set once for all callers of a lock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+from kraken_nonce_redis import _arguments as arguments
+
+if TYPE_CHECKING:
+    from kraken_nonce_redis._arguments import Priority, Scope
+    from kraken_nonce_redis.durability import Durability
+    from kraken_nonce_redis.pace import Pace
+
+
+class LockSettings(TypedDict, total=False):
+    """Settings of a `CallLock`, which describes them."""
+
+    ttl: float
+    scope: Scope
+    pace: Pace | None
+    namespace: str
+    durable: bool | Durability
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How one caller wants to hold the lock.
+
+    Attributes:
+        timeout: seconds to wait at most; None waits for ever, 0 not at all.
+        cost: what the call costs of Kraken's REST counter.
+        priority: ``"high"`` goes before ``"normal"``.
+        auto_renew: whether the lease is renewed in the background.
+        startup_protection: whether the startup window of the pace counts for this call.
+        token: the caller's own id for the lease.
+        intent: of the call that the lock is for, from `commands.intent`; empty if it changes nothing.
+
+    Raises `InvalidArgument`.
+    """
+
+    timeout: float | None = None
+    cost: float = 0
+    priority: Priority = "normal"
+    auto_renew: bool = False
+    startup_protection: bool = True
+    token: str | None = None
+    intent: str = ""
+
+    def __post_init__(self) -> None:
+        arguments.timeout(self.timeout)
+        arguments.cost(self.cost)
+        arguments.priority(self.priority)

@@ -1,0 +1,70 @@
+"""What things are called in Redis: keys, API keys, channels; no I/O."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from kraken_nonce_redis.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from kraken_nonce_redis._arguments import Scope
+
+_NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_DIGEST_LENGTH: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Keyspace:
+    """The Redis names of one API key, or of all API keys of a namespace.
+
+    They share a hash tag, so they live on one node of a Redis Cluster.
+
+    Attributes:
+        namespace: what all names begin with.
+        tag: SHA-256 of the API key, its first 16 hex digits; ``global`` for all API keys.
+    """
+
+    namespace: str
+    tag: str
+
+    @classmethod
+    def of(cls, namespace: str, api_key: str, scope: Scope = "key") -> Keyspace:
+        """Return the names for an API key. Raises `InvalidArgument`."""
+        if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):
+            raise InvalidArgument("namespace", "must be 1 to 64 of the characters A-Z a-z 0-9 _ . : -")
+        if scope not in ("key", "global"):
+            raise InvalidArgument("scope", f"must be 'key' or 'global', not {scope!r}")
+        if not isinstance(api_key, str) or not api_key.strip():
+            # Never the value: it may be a key with a slip in it.
+            raise InvalidArgument("api_key", f"must be a non-empty str, got {_kind(api_key)}")
+        if scope == "global":
+            return cls(namespace, "global")
+        return cls(namespace, digest(api_key))
+
+    @property
+    def state(self) -> str:
+        """The hash with the last nonce and the lock."""
+        return f"{self.namespace}:{{{self.tag}}}"
+
+    @property
+    def queue(self) -> str:
+        """The sorted set of those who wait for the lock."""
+        return f"{self.state}:queue"
+
+
+def digest(api_key: str) -> str:
+    """Return what stands for an API key in Redis and in logs: its SHA-256, the first 16 hex digits."""
+    # A secret from a file often ends in a line break; it is the same key for all that.
+    return hashlib.sha256(api_key.strip().encode()).hexdigest()[:_DIGEST_LENGTH]
+
+
+def _kind(value: object) -> str:
+    return "an empty str" if isinstance(value, str) else type(value).__name__
+
+
+def channel(process_id: str) -> str:
+    """Return the channel on which a process hears whose turn it is, for all namespaces."""
+    return f"kraken-nonce:wake:{process_id}"
