@@ -1,14 +1,17 @@
 """Processes that want one lock without a break, each holding it for 5 ms: how fair it is, and how long they wait.
 
-Beside `CallLock`: redis-py's Lock as it comes and polling every 5 ms, python-redis-lock, pottery's Redlock. The same
-processes use each lock in turn. They all contend before the time that counts begins, and go on until it is over; a
-wait that is not over by then counts as long as it lasted.
+Beside `CallLock`, by threads and by asyncio: redis-py's Lock as it comes and polling every 5 ms, python-redis-lock,
+pottery's Redlock. The same processes use each lock in turn. They all contend before the time that counts begins, and go
+on until it is over; a wait that is not over by then counts as long as it lasted. Rivals take part with the first number
+of processes only.
 
-The ideal is that each process waits for each of the others once: (N - 1) x hold.
+The ideal is that each process waits for each of the others once: (N - 1) x hold. The worst wait is the median of the
+rounds' worst waits.
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import multiprocessing
 import statistics
@@ -19,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import common
 import redis
+import redis.asyncio
 
 from kraken_nonce_redis import CallLock
+from kraken_nonce_redis import asyncio as nonce_asyncio
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +35,8 @@ if TYPE_CHECKING:
     Hold = Callable[[], AbstractContextManager[object]]
 
 TTL = 30
-OURS = "kraken-nonce-redis"
+OURS = "CallLock, threads"
+OURS_IN_TASKS = "CallLock, asyncio"
 SETTLE = 0.3  # seconds of contention before the time that counts
 
 
@@ -67,6 +73,8 @@ LOCKS: dict[str, Callable[[redis.Redis, str], Hold]] = {
     "python-redis-lock": _python_redis_lock,
     "pottery": _pottery,
 }
+OUR_KINDS = (OURS, OURS_IN_TASKS)
+KINDS = [*OUR_KINDS, *(kind for kind in LOCKS if kind not in OUR_KINDS)]
 PACKAGES = {"python-redis-lock": "python-redis-lock", "pottery": "pottery"}
 
 
@@ -83,16 +91,41 @@ def work(url: str, orders: Connection) -> None:
     """Take part in rounds until there are no more."""
     client = redis.Redis.from_url(url)
     for kind, name, hold in iter(orders.recv, None):
-        lock = LOCKS[kind](client, name)
+        if kind == OURS_IN_TASKS:
+            asyncio.run(contend_in_a_task(url, name, hold, orders))
+        else:
+            contend(LOCKS[kind](client, name), hold, orders)
+
+
+def contend(lock: Hold, hold: float, orders: Connection) -> None:
+    """Want the lock again and again until the time that is told; say when it was asked for and held."""
+    with lock():
+        pass
+    orders.send("ready")
+    end = orders.recv()
+    sections = []
+    while (asked := time.monotonic()) < end:
         with lock():
+            began = time.monotonic()
+            time.sleep(hold)
+            ended = time.monotonic()
+        sections.append(Section(asked, began, ended))
+    orders.send(sections)
+
+
+async def contend_in_a_task(url: str, name: str, hold: float, orders: Connection) -> None:
+    """Do the same by asyncio."""
+    async with redis.asyncio.Redis.from_url(url) as client:
+        lock = nonce_asyncio.CallLock(client, name, ttl=TTL, namespace=name)
+        async with lock.hold():
             pass
         orders.send("ready")
         end = orders.recv()
         sections = []
         while (asked := time.monotonic()) < end:
-            with lock():
+            async with lock.hold():
                 began = time.monotonic()
-                time.sleep(hold)
+                time.sleep(hold)  # noqa: ASYNC251 - a loop's sleep is up to a millisecond longer
                 ended = time.monotonic()
             sections.append(Section(asked, began, ended))
         orders.send(sections)
@@ -146,37 +179,40 @@ def start_workers(stack: ExitStack, url: str, count: int) -> list[Connection]:
 
 def main() -> None:
     """Measure and report."""
-    options = common.parser(__doc__, rounds=3)
-    options.add_argument("--processes", type=int, default=8, help="how many contend (%(default)s)")
+    options = common.parser(__doc__, rounds=5)
+    options.add_argument("--processes", type=int, nargs="+", default=[8, 32], help="how many contend (%(default)s)")
     options.add_argument("--turns", type=int, default=30, help="sections of each process a round (%(default)s)")
     options.add_argument("--hold", type=float, default=0.005, metavar="SECONDS", help="(%(default)s)")
-    options.add_argument("--only", choices=list(LOCKS), help="leave the others out")
+    options.add_argument("--only", choices=KINDS, nargs="+", default=KINDS, help="leave the others out")
     args = options.parse_args()
-    ideal = (args.processes - 1) * args.hold
     with common.running(args.redis) as bench, ExitStack() as stack:
         bench.caveats.append(
             "the worst wait includes every pause that the machine imposes on any holder: busy machines, long waits"
         )
-        kinds = [args.only] if args.only else list(LOCKS)
-        for kind in [kind for kind in kinds if not common.version_of(PACKAGES.get(kind, "redis"))]:
-            bench.caveats.append(f"{kind} is not installed")
-            kinds.remove(kind)
-        workers = start_workers(stack, bench.url, args.processes)
-        rounds: dict[str, list[Round]] = {kind: [] for kind in kinds}
-        for number, kind in itertools.product(range(args.rounds), kinds):
-            order = (kind, f"{bench.namespace}-{number}", args.hold)
-            rounds[kind].append(play(workers, order, args.turns * args.processes * args.hold))
-        for kind, played in rounds.items():
-            bench.note(f"{kind}: typical wait", "ms", [r.typical * 1000 for r in played])
-            bench.note(f"{kind}: worst wait", "ms", [r.worst * 1000 for r in played])
-        for kind, played in rounds.items():
-            goals = (">= 0.95", "<= 1.25", "= 0") if kind == OURS else ("", "", "")
-            fairness = statistics.median(r.fairness for r in played)
-            worst = statistics.median(r.worst for r in played) / ideal
-            bench.ratios.append(common.Ratio(f"{kind}: least / most sections", fairness, goals[0]))
-            bench.ratios.append(common.Ratio(f"{kind}: worst wait / ideal", worst, goals[1]))
-            bench.ratios.append(common.Ratio(f"{kind}: overlaps", sum(r.overlaps for r in played), goals[2]))
+        installed = [kind for kind in args.only if common.version_of(PACKAGES.get(kind, "redis"))]
+        bench.caveats += [f"{kind} is not installed" for kind in args.only if kind not in installed]
+        workers = start_workers(stack, bench.url, max(args.processes))
+        for processes in args.processes:
+            kinds = installed if processes == args.processes[0] else [k for k in installed if k in OUR_KINDS]
+            rounds: dict[str, list[Round]] = {kind: [] for kind in kinds}
+            for number, kind in itertools.product(range(args.rounds), kinds):
+                order = (kind, f"{bench.namespace}-{processes}-{number}-{KINDS.index(kind)}", args.hold)
+                rounds[kind].append(play(workers[:processes], order, args.turns * processes * args.hold))
+            for kind, played in rounds.items():
+                note(bench, f"{processes} x {kind}", played, (processes - 1) * args.hold, ours=kind in OUR_KINDS)
         bench.report(as_json=args.json)
+
+
+def note(bench: common.Bench, what: str, played: list[Round], ideal: float, *, ours: bool) -> None:
+    """Note what came of a lock's rounds."""
+    bench.note(f"{what}: typical wait", "ms", [r.typical * 1000 for r in played])
+    bench.note(f"{what}: worst wait", "ms", [r.worst * 1000 for r in played])
+    goals = (">= 0.95", "<= 1.25", "= 0") if ours else ("", "", "")
+    fairness = statistics.median(r.fairness for r in played)
+    worst = statistics.median(r.worst for r in played) / ideal
+    bench.ratios.append(common.Ratio(f"{what}: least / most sections", fairness, goals[0]))
+    bench.ratios.append(common.Ratio(f"{what}: worst wait / ideal", worst, goals[1]))
+    bench.ratios.append(common.Ratio(f"{what}: overlaps", sum(r.overlaps for r in played), goals[2]))
 
 
 if __name__ == "__main__":

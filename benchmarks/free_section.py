@@ -3,21 +3,25 @@
 Beside it what one would put together otherwise: redis-py's Lock, a GCRA limiter of throttled-py and a nonce script,
 all on the same kind of client. Both count the call against a limit that it never reaches.
 
-The second part is the time to acquire alone against a bare INCR of the same redis-py client.
+The second part is the time to acquire alone against a bare INCR of the same redis-py client. Everything is measured
+by threads and by asyncio.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING
 
 import common
 import redis
+import redis.asyncio
 
 from kraken_nonce_redis import CallLock, Pace, Tier
+from kraken_nonce_redis import asyncio as nonce_asyncio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
 ENOUGH = 1_000_000  # calls a second, a limit out of reach
 PACE = Pace(startup_rate=0, tier=Tier(maximum=ENOUGH, decay=ENOUGH))
@@ -98,36 +102,135 @@ def acquiring(lock: CallLock, count: int, cost: float) -> Callable[[], float]:
     return case
 
 
+def ours_in_a_task(bench: common.Bench, client: redis.asyncio.Redis) -> Callable[[], Awaitable[None]]:
+    """Return one section with this library, by asyncio."""
+    lock = nonce_asyncio.CallLock(client, common.API_KEY, pace=PACE, namespace=bench.namespace)
+
+    async def section() -> None:
+        async with lock.hold(cost=1) as lease:
+            assert lease.nonce
+
+    return section
+
+
+def put_together_in_a_task(bench: common.Bench, client: redis.asyncio.Redis) -> Callable[[], Awaitable[None]]:
+    """Return one section with the other libraries, by asyncio."""
+    from throttled.asyncio import RateLimiterType, RedisStore, Throttled, per_sec  # noqa: PLC0415 - it may be missing
+
+    lock = client.lock(f"{bench.namespace}:lock", timeout=30)
+    limiter = Throttled(
+        key=f"{bench.namespace}:limit",
+        using=RateLimiterType.GCRA.value,
+        quota=per_sec(ENOUGH, burst=ENOUGH),
+        store=RedisStore(server=bench.url),
+        timeout=60,
+    )
+    next_nonce = client.register_script(NONCE)
+    keys = [f"{bench.namespace}:nonce"]
+
+    async def section() -> None:
+        async with lock:
+            assert not (await limiter.limit()).limited
+            assert await next_nonce(keys)
+
+    return section
+
+
+def in_tasks(runner: asyncio.Runner, section: Callable[[], Awaitable[object]], count: int) -> Callable[[], float]:
+    """Return a case that measures a section's time, by asyncio."""
+
+    async def sections() -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            await section()
+        return (time.perf_counter() - start) / count * 1e6
+
+    return lambda: runner.run(sections())
+
+
+def acquiring_in_a_task(
+    runner: asyncio.Runner, lock: nonce_asyncio.CallLock, count: int, cost: float
+) -> Callable[[], float]:
+    """Return a case that measures the time from asking to having a lease, by asyncio."""
+
+    async def acquire() -> float:
+        total = 0.0
+        for _ in range(count):
+            start = time.perf_counter()
+            hold = lock.hold(cost=cost)
+            await hold.__aenter__()
+            total += time.perf_counter() - start
+            await hold.__aexit__(None, None, None)
+        return total / count * 1e6
+
+    return lambda: runner.run(acquire())
+
+
+def report_sections(bench: common.Bench, face: str, rounds: int, sections: Mapping[str, Callable[[], float]]) -> None:
+    """Measure this library's sections and, when it is installed, the rival's."""
+    values = list(bench.measure("µs", rounds, {f"{face}: {name}": case for name, case in sections.items()}).values())
+    if len(values) > 1:
+        bench.compare(f"{face}: sections a second, by the rival's", values[1], values[0], ">= 3.0")
+
+
+def report_acquiring(bench: common.Bench, face: str, rounds: int, cases: Mapping[str, Callable[[], float]]) -> None:
+    """Measure acquiring, without and with a pace, against INCR."""
+    named = {f"{face}: {name}": case for name, case in cases.items()}
+    incr, acquire, with_pace = bench.measure("µs", rounds, named).values()
+    bench.compare(f"{face}: time to acquire, by INCR", acquire, incr, "<= 1.3")
+    bench.compare(f"{face}: time to acquire with a pace, by INCR", with_pace, incr)
+
+
+def measure_threads(bench: common.Bench, rounds: int, count: int) -> None:
+    """Measure all of it by threads."""
+    sections = {"section": microseconds(ours(bench), count)}
+    if common.version_of("throttled-py"):
+        sections["Lock + throttled-py + script"] = microseconds(put_together(bench), count)
+    report_sections(bench, "threads", rounds, sections)
+
+    plain = CallLock(bench.client, "without a pace", namespace=bench.namespace)
+    paced = CallLock(bench.client, "with a pace", pace=PACE, namespace=bench.namespace)
+    counter = f"{bench.namespace}:counter"
+    cases = {
+        "INCR": microseconds(lambda: bench.client.incr(counter), count),
+        "acquire": acquiring(plain, count, 0),
+        "acquire with a pace": acquiring(paced, count, 1),
+    }
+    report_acquiring(bench, "threads", rounds, cases)
+
+
+def measure_tasks(bench: common.Bench, rounds: int, count: int) -> None:
+    """Measure all of it by asyncio."""
+    with asyncio.Runner() as runner:
+        client = redis.asyncio.Redis.from_url(bench.url)
+        sections = {"section": in_tasks(runner, ours_in_a_task(bench, client), count)}
+        if common.version_of("throttled-py"):
+            sections["Lock + throttled-py + script"] = in_tasks(runner, put_together_in_a_task(bench, client), count)
+        report_sections(bench, "asyncio", rounds, sections)
+
+        plain = nonce_asyncio.CallLock(client, "without a pace", namespace=bench.namespace)
+        paced = nonce_asyncio.CallLock(client, "with a pace", pace=PACE, namespace=bench.namespace)
+        counter = f"{bench.namespace}:counter"
+        cases = {
+            "INCR": in_tasks(runner, lambda: client.incr(counter), count),
+            "acquire": acquiring_in_a_task(runner, plain, count, 0),
+            "acquire with a pace": acquiring_in_a_task(runner, paced, count, 1),
+        }
+        report_acquiring(bench, "asyncio", rounds, cases)
+        runner.run(client.aclose())
+
+
 def main() -> None:
     """Measure and report."""
-    options = common.parser(__doc__, rounds=200)
+    options = common.parser(__doc__, rounds=100)
     options.add_argument("--count", type=int, default=40, help="sections a round (%(default)s)")
     args = options.parse_args()
     with common.running(args.redis) as bench:
         bench.caveats.append("one process on loopback: round trips are short, so every microsecond of a client shows")
-        sections = {"section: kraken-nonce-redis": microseconds(ours(bench), args.count)}
-        if common.version_of("throttled-py"):
-            sections["section: Lock + throttled-py + script"] = microseconds(put_together(bench), args.count)
-        else:
+        if not common.version_of("throttled-py"):
             bench.caveats.append("throttled-py is not installed, so there is no rival")
-        values = list(bench.measure("µs", args.rounds, sections).values())
-        if len(values) > 1:
-            bench.compare("sections a second, by the rival's", values[1], values[0], ">= 2.5")
-
-        plain = CallLock(bench.client, "without a pace", namespace=bench.namespace)
-        paced = CallLock(bench.client, "with a pace", pace=PACE, namespace=bench.namespace)
-        counter = f"{bench.namespace}:counter"
-        incr, acquire, with_pace = bench.measure(
-            "µs",
-            args.rounds,
-            {
-                "INCR": microseconds(lambda: bench.client.incr(counter), args.count),
-                "acquire": acquiring(plain, args.count, 0),
-                "acquire with a pace": acquiring(paced, args.count, 1),
-            },
-        ).values()
-        bench.compare("time to acquire, by INCR", acquire, incr, "<= 1.3")
-        bench.compare("time to acquire with a pace, by INCR", with_pace, incr)
+        measure_threads(bench, args.rounds, args.count)
+        measure_tasks(bench, args.rounds, args.count)
         bench.report(as_json=args.json)
 
 

@@ -2,22 +2,25 @@
 
 The INCR is one of the same redis-py client. A manager in memory is what a bot of a single process uses: a re-entrant
 lock around the clock and the last nonce. The goal is by the barest one; the one with statistics also counts, in all
-and in the last second, as those that bots use do.
+and in the last second, as those that bots use do. Everything is measured by threads and by asyncio.
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING
 
 import common
+import redis.asyncio
 
 from kraken_nonce_redis import CallLock, NonceAllocator
+from kraken_nonce_redis import asyncio as nonce_asyncio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 IN_MEMORY = 1_000  # nonces a round
 
@@ -66,6 +69,84 @@ def rate(take: Callable[[], object], count: int) -> float:
     return count / (time.perf_counter() - start)
 
 
+async def rate_in_a_task(take: Callable[[], Awaitable[object]], count: int) -> float:
+    """Return calls a second, by asyncio."""
+    start = time.perf_counter()
+    for _ in range(count):
+        await take()
+    return count / (time.perf_counter() - start)
+
+
+def report(
+    bench: common.Bench,
+    face: str,
+    rounds: int,
+    *,
+    incr: Callable[[], float],
+    next_nonce: Callable[[], float],
+    in_a_lease: Callable[[], float],
+) -> None:
+    """Measure the rates of one face, and those of the managers beside its leases."""
+    incrs, nexts = bench.measure("/s", rounds, {f"{face}: INCR": incr, f"{face}: next": next_nonce}).values()
+    bench.compare(f"{face}: NonceAllocator.next, by INCR", nexts, incrs, ">= 1.2")
+
+    manager, counting = Manager(), CountingManager()
+    barest, with_statistics, from_lease = bench.measure(
+        "/s",
+        rounds,
+        {
+            f"{face}: manager in memory": lambda: rate(manager.next_nonce, IN_MEMORY),
+            f"{face}: manager in memory, with statistics": lambda: rate(counting.next_nonce, IN_MEMORY),
+            f"{face}: Lease.next_nonce": in_a_lease,
+        },
+    ).values()
+    bench.compare(f"{face}: Lease.next_nonce, by the manager", from_lease, barest, ">= 3")
+    bench.compare(f"{face}: Lease.next_nonce, by the manager with statistics", from_lease, with_statistics)
+
+
+def measure_threads(bench: common.Bench, rounds: int, count: int) -> None:
+    """Measure by threads."""
+    allocator = NonceAllocator(bench.client, common.API_KEY, namespace=bench.namespace)
+    lock = CallLock(bench.client, common.API_KEY, namespace=bench.namespace)
+    counter = f"{bench.namespace}:counter"
+
+    def in_a_lease() -> float:
+        with lock.hold() as lease:
+            return rate(lease.next_nonce, IN_MEMORY)
+
+    report(
+        bench,
+        "threads",
+        rounds,
+        incr=lambda: rate(lambda: bench.client.incr(counter), count),
+        next_nonce=lambda: rate(allocator.next, count),
+        in_a_lease=in_a_lease,
+    )
+
+
+def measure_tasks(bench: common.Bench, rounds: int, count: int) -> None:
+    """Measure by asyncio."""
+    with asyncio.Runner() as runner:
+        client = redis.asyncio.Redis.from_url(bench.url)
+        allocator = nonce_asyncio.NonceAllocator(client, common.API_KEY, namespace=bench.namespace)
+        lock = nonce_asyncio.CallLock(client, common.API_KEY, namespace=bench.namespace)
+        counter = f"{bench.namespace}:counter"
+
+        async def in_a_lease() -> float:
+            async with lock.hold() as lease:
+                return rate(lease.next_nonce, IN_MEMORY)
+
+        report(
+            bench,
+            "asyncio",
+            rounds,
+            incr=lambda: runner.run(rate_in_a_task(lambda: client.incr(counter), count)),
+            next_nonce=lambda: runner.run(rate_in_a_task(allocator.next, count)),
+            in_a_lease=lambda: runner.run(in_a_lease()),
+        )
+        runner.run(client.aclose())
+
+
 def main() -> None:
     """Measure and report."""
     options = common.parser(__doc__, rounds=200)
@@ -73,36 +154,8 @@ def main() -> None:
     args = options.parse_args()
     with common.running(args.redis) as bench:
         bench.caveats.append("one thread of one process: neither Redis nor the manager's lock is contended")
-        allocator = NonceAllocator(bench.client, common.API_KEY, namespace=bench.namespace)
-        lock = CallLock(bench.client, common.API_KEY, namespace=bench.namespace)
-        manager, counting = Manager(), CountingManager()
-        counter = f"{bench.namespace}:counter"
-
-        incr, from_redis = bench.measure(
-            "/s",
-            args.rounds,
-            {
-                "INCR": lambda: rate(lambda: bench.client.incr(counter), args.count),
-                "NonceAllocator.next": lambda: rate(allocator.next, args.count),
-            },
-        ).values()
-        bench.compare("NonceAllocator.next, by INCR", from_redis, incr, ">= 0.8")
-
-        def in_a_lease() -> float:
-            with lock.hold() as lease:
-                return rate(lease.next_nonce, IN_MEMORY)
-
-        barest, with_statistics, from_lease = bench.measure(
-            "/s",
-            args.rounds,
-            {
-                "manager in memory": lambda: rate(manager.next_nonce, IN_MEMORY),
-                "manager in memory, with statistics": lambda: rate(counting.next_nonce, IN_MEMORY),
-                "Lease.next_nonce": in_a_lease,
-            },
-        ).values()
-        bench.compare("Lease.next_nonce, by the manager", from_lease, barest, ">= 3")
-        bench.compare("Lease.next_nonce, by the manager with statistics", from_lease, with_statistics)
+        measure_threads(bench, args.rounds, args.count)
+        measure_tasks(bench, args.rounds, args.count)
         bench.report(as_json=args.json)
 
 

@@ -1,8 +1,9 @@
-"""What the other tests rely on: the servers, their clocks and the fault proxy do as they say."""
+"""What the other tests rely on: the servers, their clocks, the fault proxy and distance do as they say."""
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 import redis
 
 from tests.support import servers
+from tests.support.distance import HOST, RESET, away
 from tests.support.proxy import frame_end, words
 
 if TYPE_CHECKING:
@@ -503,3 +505,127 @@ def test_frames_end_where_they_end(frame: bytes) -> None:
 def test_words_of_a_command() -> None:
     """Arguments may hold anything, line ends as well."""
     assert words(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$4\r\n\r\n\r\n\r\n") == [b"SET", b"k", b"\r\n\r\n"]
+
+
+# Distance.
+
+
+def test_distance_takes_a_round_trip(valkey: Server) -> None:
+    """Every request and its reply together take the round trip that was asked for, and hardly more."""
+    with away(valkey.url, 0.05) as url, redis.Redis.from_url(url) as client:
+        client.ping()
+        times = []
+        for _ in range(10):
+            began = time.monotonic()
+            client.ping()
+            times.append(time.monotonic() - began)
+    assert min(times) >= 0.05
+    # The best of them: other work on the machine makes some longer.
+    assert min(times) < 0.053
+
+
+def test_distance_limits_no_throughput(valkey: Server) -> None:
+    """Many requests at once take hardly longer than one, large ones as well, and come in their order."""
+    with away(valkey.url, 0.5) as url, redis.Redis.from_url(url) as client:
+        client.ping()
+        began = time.monotonic()
+        pipeline = client.pipeline(transaction=False)
+        for _ in range(1_000):
+            pipeline.append("key", "x" * 10_000)
+        assert pipeline.execute() == [10_000 * n for n in range(1, 1_001)]
+        assert 0.5 <= time.monotonic() - began < 1
+        began = time.monotonic()
+        assert len(client.get("key")) == 10_000_000
+        assert 0.5 <= time.monotonic() - began < 1
+
+
+def test_distance_is_the_same_for_many(valkey: Server) -> None:
+    """Hundreds of connections don't wait for each other."""
+    with away(valkey.url, 0.5) as url:
+        port = int(url.rpartition(":")[2].partition("/")[0])
+        connections = [socket.create_connection((HOST, port)) for _ in range(300)]
+        began = time.monotonic()
+        for connection in connections:
+            connection.sendall(b"PING\r\n")
+        for connection in connections:
+            assert connection.recv(100) == b"+PONG\r\n"
+            connection.close()
+        assert 0.5 <= time.monotonic() - began < 1
+
+
+@pytest.fixture
+def far_peer() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Connect two sockets that are 0.2 s away from each other and back."""
+    with socket.create_server((HOST, 0)) as listener:
+        url = f"redis://{HOST}:{listener.getsockname()[1]}"
+        with away(url, 0.2) as far:
+            here = socket.create_connection((HOST, int(far.rpartition(":")[2])), timeout=5)
+            there, _ = listener.accept()
+            there.settimeout(5)
+            with here, there:
+                yield here, there
+
+
+def test_half_of_a_connection_ends_in_time(far_peer: tuple[socket.socket, socket.socket]) -> None:
+    """A peer that has said all still gets the answer; both ends come as late as data."""
+    here, there = far_peer
+    began = time.monotonic()
+    here.sendall(b"question")
+    here.shutdown(socket.SHUT_WR)
+    assert there.recv(100) == b"question"
+    assert there.recv(100) == b""
+    assert time.monotonic() - began >= 0.1
+    there.sendall(b"answer")
+    there.close()
+    assert here.recv(100) == b"answer"
+    assert here.recv(100) == b""
+    assert time.monotonic() - began >= 0.2
+
+
+def test_cut_passes_through_distance(far_peer: tuple[socket.socket, socket.socket]) -> None:
+    """A reset is heard as a reset, as late as data."""
+    here, there = far_peer
+    began = time.monotonic()
+    there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    there.close()
+    with pytest.raises(ConnectionResetError):
+        here.recv(100)
+    assert time.monotonic() - began >= 0.1
+
+
+def test_far_server_that_is_down_looks_like_a_lost_connection() -> None:
+    """Behind the distance, too, a server that isn't there is a connection error."""
+    nobody = f"redis://{HOST}:{servers.free_port()}"
+    with (
+        away(nobody, 0.01) as url,
+        redis.Redis.from_url(url, retry=None) as client,
+        pytest.raises(redis.ConnectionError),
+    ):
+        client.ping()
+
+
+def test_distance_ends_with_a_killed_test_run() -> None:
+    """Even a test run that is killed leaves no proxy behind."""
+    script = (
+        "from tests.support import distance; import time\n"
+        "with distance.away('redis://127.0.0.1:1', 0.1) as url: print(url, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    ) as run:
+        assert run.stdout is not None
+        place = (HOST, int(run.stdout.readline().rpartition(":")[2]))
+        with socket.create_connection(place):
+            run.kill()
+    deadline = time.monotonic() + 5
+    while _listens(place) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not _listens(place)
+
+
+def _listens(place: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(place).close()
+    except ConnectionError:
+        return False
+    return True
