@@ -124,8 +124,8 @@ class Fault:
 
     @property
     def name(self) -> str:
-        """What and where, such as `"cut before reading"`: the text in the log of requests."""
-        return f"{self.what} before {self.before}"
+        """What and where, such as `"cut before reading"` or `"524 before reading, late"`: the text in the log."""
+        return f"{self.what} before {self.before}" + (", late" if self.late is not None else "")
 
     @property
     def is_slow(self) -> bool:
