@@ -1,15 +1,15 @@
-"""The exchange: API keys, nonces, the log of requests, and what each private method does.
+"""The exchange: accounts and their API keys, what it checks of a request, and the log of requests.
 
 Pure: no I/O, and the time comes as an argument, so that every rule can be tested as a plain
 call. A private request goes through these stages, and `_server.py` calls them one by one:
 
 1. `under_way` opens: the request was read from the network.
 2. `arrive`: it has reached the exchange, and gets its place in the log.
-3. `admit`: known method, readable body, key, limits, signature, nonce, which is now used.
-4. What `admit` returned is called: the method does its work, and gives the answer.
+3. `admit`: known method, readable body, key, limits, signature, nonce, which is now used; deadline.
+4. What `admit` returned is called: the method (see `_methods.py`) does its work, and gives the answer.
 5. `finish`: the answer has made its way back.
 
-Faults hit before stages 3 and 4 and after it.
+Faults hit before stages 3 and 4 and after it. After a fault that lets a request arrive late, stage 5 comes first.
 """
 
 from __future__ import annotations
