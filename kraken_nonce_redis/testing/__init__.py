@@ -18,7 +18,15 @@ needs aiohttp: `pip install 'kraken-nonce-redis[testing]'`.
 
 from ._faults import Fault
 from ._limits import Limits
-from ._records import SimulatedOrder, SimulatedRequest, SimulatedWithdrawal
+from ._records import SimulatedOrder, SimulatedRequest, SimulatedStrategy, SimulatedWithdrawal
 from .simulator import KrakenSimulator
 
-__all__ = ["Fault", "KrakenSimulator", "Limits", "SimulatedOrder", "SimulatedRequest", "SimulatedWithdrawal"]
+__all__ = [
+    "Fault",
+    "KrakenSimulator",
+    "Limits",
+    "SimulatedOrder",
+    "SimulatedRequest",
+    "SimulatedStrategy",
+    "SimulatedWithdrawal",
+]

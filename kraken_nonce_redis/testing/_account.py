@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 from ._funds import Funds
 from ._listing import PAGE, Ids, by_id
 from ._market import PAIRS, TAKER_FEE, pair_named
-from ._orders import Order, Trade, canonical, check_deadline, read_new, read_price, read_volume
+from ._orders import Order, Trade, canonical, keep_deadline, read_new, read_price, read_volume
 from ._protocol import Refusal, bad_argument
 from ._records import SimulatedOrder
+from ._strategies import Strategies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +28,7 @@ _ZERO: Final = Decimal(0)
 
 
 class CountChange(Protocol):
-    """Counts a change of an order against the limit of its pair, see `Usage.change`."""
+    """Counts a change of an order against the limit of its pair, see `AccountUsage.change`."""
 
     def __call__(self, pair: str, kind: str, now: float, since: float | None) -> None:
         """Raise `Refusal` if it is too many."""
@@ -59,6 +60,7 @@ class Account:
         self._listing_delay = listing_delay
         self.ids = Ids(random)
         self.funds = Funds(self.ids, now)
+        self.strategies = Strategies(name, self.ids, self.funds, listing_delay)
         self._orders: dict[str, Order] = {}
         self._open: dict[str, Order] = {}
         self._open_by_client_id: dict[str, Order] = {}
@@ -87,6 +89,7 @@ class Account:
                 status=order.status,
                 cl_ord_id=order.cl_ord_id,
                 userref=order.userref,
+                opened=order.opened,
             )
             for order in self._orders.values()
         ]
@@ -112,7 +115,7 @@ class Account:
         order = self._read_new(params, nonce, now)
         if not params.flag("validate"):
             self._count(order.pair.id, "add", now, None)
-        check_deadline(params, now)
+        keep_deadline(params, now)
         self._check_client_ids([order])
         self._check_funds(order)
         descr = {"order": order.description()}
@@ -134,7 +137,7 @@ class Account:
         if not params.flag("validate"):
             for _ in orders:
                 self._count(pair.id, "batch add", now, None)
-        check_deadline(params, now)
+        keep_deadline(params, now)
         self._check_client_ids(orders)
         entries: list[dict[str, object]] = []
         for order in orders:
@@ -154,7 +157,7 @@ class Account:
         """Answer AmendOrder: change volume or prices of an open order, which keeps its txid."""
         order = self._find_open(params.text("txid"), params.text("cl_ord_id"))[0]
         self._count(order.pair.id, "amend", now, order.since)
-        check_deadline(params, now)
+        keep_deadline(params, now)
         limit = read_price(params, "limit_price", order.pair)
         trigger = read_price(params, "trigger_price", order.pair)
         if order.ordertype == "limit":
@@ -181,7 +184,7 @@ class Account:
         pair = order.pair
         if not params.flag("validate"):
             self._count(pair.id, "edit", now, order.since)
-        check_deadline(params, now)
+        keep_deadline(params, now)
         if pair_named(params.required("pair")) is not pair:
             raise bad_argument("pair")
         changed = replace(

@@ -1,184 +1,39 @@
-"""The exchange: API keys, nonces, the log of requests, and what each private method does.
+"""The exchange: accounts and their API keys, what it checks of a request, and the log of requests.
 
 Pure: no I/O, and the time comes as an argument, so that every rule can be tested as a plain
 call. A private request goes through these stages, and `_server.py` calls them one by one:
 
 1. `under_way` opens: the request was read from the network.
 2. `arrive`: it has reached the exchange, and gets its place in the log.
-3. `admit`: known method, readable body, key, limits, signature, nonce, which is now used.
-4. What `admit` returned is called: the method does its work, and gives the answer.
+3. `admit`: known method, readable body, key, limits, signature, nonce, which is now used; deadline.
+4. What `admit` returned is called: the method (see `_methods.py`) does its work, and gives the answer.
 5. `finish`: the answer has made its way back.
 
-Faults hit before stages 3 and 4 and after it.
+Faults hit before stages 3 and 4 and after it. After a fault that lets a request arrive late, stage 5 comes first.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from random import Random
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ._account import Account
-from ._limits import Usage
-from ._market import ASSETS, EARN_STRATEGIES, PUBLIC_METHODS, asset_named
+from ._keys import ApiKey, NonceWindow, decode_secret
+from ._limits import AccountUsage
+from ._market import PUBLIC_METHODS
+from ._methods import JSON_ONLY, METHODS, WITH_DEADLINE, Admitted
+from ._orders import check_deadline
 from ._protocol import Params, Refusal, nonce_of
 from ._records import Settings, SimulatedRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Generator, Iterable
 
-    from ._funds import Funds
     from ._protocol import Call
-    from ._records import SimulatedOrder, SimulatedWithdrawal
-
-_TOKEN_SECONDS: Final = 900  # in which a websocket token must be used
-_PERMISSIONS: Final = (
-    "query-funds",
-    "query-open-trades",
-    "query-closed-trades",
-    "modify-trades",
-    "close-trades",
-    "query-ledger",
-)
-
-
-@dataclass(slots=True)
-class ApiKey:
-    """One API key: its secret, its nonces and the account behind it."""
-
-    secret: bytes = field(repr=False)
-    account: Account
-    usage: Usage
-    highest_nonce: int = -1
-    used_nonces: set[int] = field(default_factory=set[int], repr=False)
-
-    def use(self, nonce: int, window: int) -> None:
-        """Accept a nonce, which is then used.
-
-        It must be above the highest one accepted, or not further below it than the window and
-        never used before.
-
-        Raises:
-            Refusal: `EAPI:Invalid nonce`; nothing has changed.
-        """
-        late = self.highest_nonce - nonce
-        if late >= 0 and (late > window or nonce in self.used_nonces):
-            raise Refusal("EAPI:Invalid nonce")
-        self.used_nonces.add(nonce)
-        self.highest_nonce = max(self.highest_nonce, nonce)
-
-
-@dataclass(frozen=True, slots=True)
-class _Admitted:
-    """A request that has passed every check, on its way to the method that answers it."""
-
-    key: ApiKey
-    params: Params
-    nonce: int
-    now: float
-    settings: Settings
-
-    @property
-    def account(self) -> Account:
-        return self.key.account
-
-    @property
-    def funds(self) -> Funds:
-        return self.key.account.funds
-
-
-def _api_key_info(request: _Admitted) -> object:
-    return {
-        "apiKeyName": request.account.name,
-        "nonce": str(request.key.highest_nonce),
-        "nonceWindow": request.settings.nonce_window,
-        "permissions": list(_PERMISSIONS),
-        "ipAllowlist": [],
-        "validUntil": "0",
-        "queryFrom": "0",
-        "queryTo": "0",
-        "lastUsed": str(int(request.now)),
-    }
-
-
-def _websockets_token(request: _Admitted) -> object:
-    return {"token": request.account.ids.new("W", request.now), "expires": _TOKEN_SECONDS}
-
-
-def _deposit_methods(request: _Admitted) -> object:
-    asset = asset_named(request.params.required("asset"))
-    return [{"method": asset.deposit_method, "limit": False, "gen-address": True}]
-
-
-def _earn_strategies(request: _Admitted) -> object:
-    wanted = request.params.text("asset")
-    return {
-        "next_cursor": None,
-        "items": [item for item in EARN_STRATEGIES if wanted in {None, item["asset"]}],
-    }
-
-
-def _earn_allocations(_request: _Admitted) -> object:
-    return {
-        "converted_asset": ASSETS["ZUSD"].name,
-        "total_allocated": "0.0000",
-        "total_rewarded": "0.0000",
-        "next_cursor": None,
-        "items": [],
-    }
-
-
-_METHODS: Final[Mapping[str, Callable[[_Admitted], object]]] = MappingProxyType(
-    {
-        "Balance": lambda r: r.funds.balance(),
-        "BalanceEx": lambda r: r.funds.extended_balance(),
-        "TradeBalance": lambda r: r.funds.trade_balance(r.params),
-        "TradeVolume": lambda r: r.account.trade_volume(r.params),
-        "OpenPositions": lambda _: {},
-        "OpenOrders": lambda r: r.account.open_orders(r.params, r.now),
-        "ClosedOrders": lambda r: r.account.closed_orders(r.params, r.now),
-        "QueryOrders": lambda r: r.account.query_orders(r.params, r.now),
-        "TradesHistory": lambda r: r.account.trades_history(r.params),
-        "QueryTrades": lambda r: r.account.query_trades(r.params),
-        "Ledgers": lambda r: r.funds.ledgers(r.params),
-        "QueryLedgers": lambda r: r.funds.query_ledgers(r.params),
-        "AddOrder": lambda r: r.account.add_order(r.params, r.nonce, r.now),
-        "AddOrderBatch": lambda r: r.account.add_batch(r.params, r.nonce, r.now),
-        "AmendOrder": lambda r: r.account.amend_order(r.params, r.now),
-        "EditOrder": lambda r: r.account.edit_order(r.params, r.nonce, r.now),
-        "CancelOrder": lambda r: r.account.cancel_order(r.params, r.now),
-        "CancelOrderBatch": lambda r: r.account.cancel_batch(r.params, r.now),
-        "CancelAll": lambda r: r.account.cancel_all(r.now),
-        "CancelAllOrdersAfter": lambda r: r.account.cancel_all_after(r.params, r.now),
-        "Withdraw": lambda r: r.funds.withdraw(r.params, r.account.name, r.nonce, r.now),
-        "GetApiKeyInfo": _api_key_info,
-        "GetWebSocketsToken": _websockets_token,
-        "DepositMethods": _deposit_methods,
-        "Earn/Strategies": _earn_strategies,
-        "Earn/Allocations": _earn_allocations,
-    }
-)
-PRIVATE_METHODS: Final = frozenset(_METHODS)
-
-
-def decode_secret(secret: str) -> bytes:
-    """Decode an API secret.
-
-    Raises:
-        ValueError: it is empty or no base64; the message does not show it.
-    """
-    try:
-        decoded = base64.b64decode(secret, validate=True)
-    except (binascii.Error, ValueError):
-        decoded = b""
-    if not decoded:
-        raise ValueError("an account's secret must be base64 text, as Kraken hands it out")
-    return decoded
+    from ._records import SimulatedOrder, SimulatedStrategy, SimulatedWithdrawal
 
 
 def _error(refusal: Refusal) -> dict[str, object]:
@@ -205,15 +60,17 @@ class Exchange:
     """All accounts, their nonces and orders, and the log of their requests.
 
     Args:
-        accounts: for each account its name, API key and base64 secret.
+        keys: for each API key the name of its account, the key and its base64 secret. Keys with the same name
+            share an account.
         settings: what applies at first; the attribute may be replaced at any time.
         seed: of the ids that orders and trades get.
         now: Unix time in seconds.
     """
 
-    def __init__(self, accounts: list[tuple[str, str, str]], settings: Settings, *, seed: int, now: float) -> None:
+    def __init__(self, keys: Iterable[tuple[str, str, str]], settings: Settings, *, seed: int, now: float) -> None:
         self.settings = settings
-        self._accounts = [(name, key, decode_secret(secret)) for name, key, secret in accounts]
+        self._given = [(name, key, decode_secret(secret)) for name, key, secret in keys]
+        self._windows: dict[str, NonceWindow] = {}
         self._random = Random(seed)  # noqa: S311 - ids of make-believe orders
         self._under_way: Counter[str] = Counter()
         self._sequence = 0
@@ -222,18 +79,23 @@ class Exchange:
     def reset(self, now: float) -> None:
         """Forget all requests, orders, balances, nonces and what was used up of the limits."""
         self._log: dict[int, SimulatedRequest] = {}
-        self._keys = {key: self._new_key(name, secret, now) for name, key, secret in self._accounts}
+        self._accounts: dict[str, Account] = {}
+        self._keys: dict[str, ApiKey] = {}
+        for name, key, secret in self._given:
+            siblings = [other for other in self._keys.values() if other.account.name == name]
+            usage = siblings[0].shared_usage if siblings else AccountUsage()
+            if not siblings:
+                self._accounts[name] = self._new_account(name, usage, now)
+            self._keys[key] = ApiKey(secret, self._accounts[name], len(siblings) + 1, usage)
 
-    def _new_key(self, name: str, secret: bytes, now: float) -> ApiKey:
-        usage = Usage()
-
+    def _new_account(self, name: str, usage: AccountUsage, now: float) -> Account:
         def count(pair: str, kind: str, now: float, since: float | None) -> None:
             usage.change(self.settings.limits, pair, kind, now, since)
 
         def listing_delay() -> float:
             return self._random.uniform(*self.settings.listing_delay)
 
-        return ApiKey(secret, Account(name, self._random, now, count, listing_delay), usage)
+        return Account(name, self._random, now, count, listing_delay)
 
     def requests(self) -> list[SimulatedRequest]:
         """Return the private requests in order of arrival."""
@@ -241,31 +103,45 @@ class Exchange:
 
     def orders(self, now: float) -> list[SimulatedOrder]:
         """Return the orders of all accounts in the order of their accounts, oldest first."""
-        for key in self._keys.values():
-            key.account.catch_up(now)
-        return [order for key in self._keys.values() for order in key.account.orders()]
+        for account in self._accounts.values():
+            account.catch_up(now)
+        return [order for account in self._accounts.values() for order in account.orders()]
+
+    def strategies(self, now: float) -> list[SimulatedStrategy]:
+        """Return the strategies of all accounts in the order of their accounts, oldest first."""
+        return [strategy for account in self._accounts.values() for strategy in account.strategies.all(now)]
 
     def withdrawals(self) -> list[SimulatedWithdrawal]:
         """Return the withdrawals of all accounts in the order of their accounts, oldest first."""
-        return [withdrawal for key in self._keys.values() for withdrawal in key.account.funds.withdrawals]
+        return [withdrawal for account in self._accounts.values() for withdrawal in account.funds.withdrawals]
 
-    def raise_nonce(self, account: str, nonce: int) -> int:
-        """Accept a nonce that nobody sent, if it is above the highest. Return which was the highest before."""
-        key = next(key for key in self._keys.values() if key.account.name == account)
-        highest = key.highest_nonce
+    def raise_nonce(self, key: int, nonce: int) -> int:
+        """Accept a nonce that nobody sent, if it is above the highest. Return which was the highest before.
+
+        `key` is the place of an API key among those that were given, counted from 0.
+        """
+        nonces = self._keys[self._given[key][1]].nonces
+        highest = nonces.highest
         if nonce > highest:
-            key.use(nonce, window=0)
+            nonces.use(nonce, NonceWindow())
         return highest
+
+    def set_window(self, key: int, window: NonceWindow) -> None:
+        """Give one API key, by its place, a nonce window of its own."""
+        self._windows[self._given[key][1]] = window
+
+    def forget_windows(self) -> None:
+        """Let the settings' nonce window apply to every API key again."""
+        self._windows.clear()
 
     @contextmanager
     def under_way(self, call: Call) -> Generator[None]:
-        """Count a request as under way for its account, from reading it to answering it."""
-        name = self._name(call)
-        self._under_way[name] += 1
+        """Count a request as under way for its API key, from reading it to answering it."""
+        self._under_way[call.key] += 1
         try:
             yield
         finally:
-            self._under_way[name] -= 1
+            self._under_way[call.key] -= 1
 
     def arrive(self, call: Call, received: float, fault: str = "") -> int:
         """Log a request that has reached the exchange; return its place in the order of arrival.
@@ -277,18 +153,19 @@ class Exchange:
             nonce = nonce_of(call.params())
         except Refusal:
             nonce = None
-        name = self._name(call)
+        key = self._keys.get(call.key)
         self._log[self._sequence] = SimulatedRequest(
             sequence=self._sequence,
             received=received,
             finished=None,
-            account=name,
+            account=key.account.name if key else "",
             path=call.path,
             method=call.method,
             nonce=nonce,
             error=(),
-            in_flight=self._under_way[name],
+            in_flight=self._under_way[call.key],
             fault=fault,
+            key_number=key.number if key else 0,
         )
         return self._sequence
 
@@ -301,58 +178,64 @@ class Exchange:
         try:
             admitted = self._check(call, sequence, now)
         except Refusal as refusal:
-            answer = self._refuse(sequence, refusal)
+            answer = self._refuse(sequence, refusal, now)
             return lambda _: answer
 
         def act(now: float) -> dict[str, object]:
             admitted.account.catch_up(now)
             try:
-                return {"error": [], "result": _METHODS[call.method](replace(admitted, now=now))}
+                result = METHODS[call.method](replace(admitted, now=now))
             except Refusal as refusal:
-                return self._refuse(sequence, refusal)
+                return self._refuse(sequence, refusal, now)
+            self._note(sequence, lambda record: replace(record, decided=now))
+            return {"error": [], "result": result}
 
         return act
 
-    def _refuse(self, sequence: int, refusal: Refusal) -> dict[str, object]:
-        self._note(sequence, lambda record: replace(record, error=(refusal.error,)))
+    def _refuse(self, sequence: int, refusal: Refusal, now: float) -> dict[str, object]:
+        self._note(sequence, lambda record: replace(record, error=(refusal.error,), decided=now))
         return _error(refusal)
 
     def finish(self, sequence: int, finished: float) -> None:
         """Log that the answer has made its way back, at this monotonic time in seconds."""
         self._note(sequence, lambda record: replace(record, finished=finished))
 
-    def _name(self, call: Call) -> str:
-        key = self._keys.get(call.key)
-        return "" if key is None else key.account.name
+    def _in_flight(self, account: Account) -> int:
+        """Return how many requests with any key of an account are under way."""
+        return sum(self._under_way[name] for name, key in self._keys.items() if key.account is account)
 
     def _note(self, sequence: int, change: Callable[[SimulatedRequest], SimulatedRequest]) -> None:
         if sequence in self._log:  # a reset may have come between
             self._log[sequence] = change(self._log[sequence])
 
-    def _check(self, call: Call, sequence: int, now: float) -> _Admitted:
+    def _check(self, call: Call, sequence: int, now: float) -> Admitted:
         """Check everything that Kraken checks before a method sees the request.
 
-        The nonce is used up last but one: whoever has no valid signature can't drive it up. It
-        stays used whatever the counter of calls and the method then say.
+        Whoever has no valid signature can't drive the nonce up. Once it is used it stays so, whatever the counter of
+        calls, the deadline and the method then say.
         """
         limits = self.settings.limits
-        if call.method not in _METHODS:
+        if call.method not in METHODS:
             raise Refusal("EGeneral:Unknown method")
+        if call.method in JSON_ONLY and not call.is_json:
+            raise Refusal("EAPI:Bad request")
         params = call.params()
         key = self._keys.get(call.key)
         if key is None:
             raise Refusal("EAPI:Invalid key")
-        record = self._log.get(sequence)
-        if record is None:  # it was held while everything was reset, and must not reach into the new state
+        if sequence not in self._log:  # it was held while everything was reset, and must not reach into the new state
             raise Refusal("EService:Unavailable")
-        key.usage.arrive(limits, record.in_flight, now)
+        key.shared_usage.arrive(limits, self._in_flight(key.account), now)
+        window = self._windows.get(call.key, self.settings.window)
         try:
             nonce = nonce_of(params)
             if not call.is_signed_with(key.secret, params.required("nonce")):
                 raise Refusal("EAPI:Invalid signature")  # noqa: TRY301 - one way to note what was bad
-            key.use(nonce, self.settings.nonce_window)
+            key.nonces.use(nonce, window)
         except Refusal:
-            key.usage.spoil(limits, now)
+            key.shared_usage.spoil(limits, now)
             raise
         key.usage.call(limits, call.method, now)
-        return _Admitted(key, params, nonce, now, self.settings)
+        if call.method in WITH_DEADLINE:
+            check_deadline(params, now if call.sent is None else call.sent)
+        return Admitted(key, window, params, nonce, now)

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
+
+from ._pages import RATE_LIMITED
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
 Point: TypeAlias = Literal["reading", "acting", "answering"]
 """What the exchange was about to do when a fault hit the call."""
 
 _CUT: Final = "cut"
+_CLOSE: Final = "close"
+_RESET: Final = "reset"
 _SLOW: Final = "slow"
-_STATUS: Final = re.compile(r"[2-5]\d\d")
-_ERROR: Final = re.compile(r"E[A-Za-z]+:\S.*")
+_NULL: Final = "null result"
+_NONE: Final = "no result"
+_WORDS: Final = frozenset({_CUT, _CLOSE, _RESET, _SLOW, _NULL, _NONE})
+_PAGE: Final = re.compile(rf"[2-5]\d\d|{RATE_LIMITED}")
+_ERROR: Final = re.compile(r"E[A-Za-z]+: ?\S.*")
+_WARNING: Final = re.compile(r"W[A-Za-z]+: ?\S.*")
+_SECONDS_AHEAD: Final = re.compile(r"(?<=: )\+\d+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +55,19 @@ class Fault:
     """
 
     what: str
-    """`"cut"`: the connection is closed without an answer, before reading with a reset.
-    `"slow"`: the call is held for `seconds`, then goes on.
-    A status such as `"502"` (200 to 599): a page of HTML, as a gateway sends it.
-    An error such as `"EService:Unavailable"`: an answer in Kraken's form. Kraken does not say whether a call that
-    got one of these was carried out; `before` decides it here.
+    """What the client gets:
+
+    - `"cut"`: the connection is closed without an answer, before reading with a reset.
+    - `"reset"` and `"close"`: the same, at each point with a reset, or without one.
+    - `"slow"`: the right answer, after the call was held for `seconds`.
+    - A status such as `"502"` (200 to 599): a page of HTML, as a gateway sends it; for `"429"`, `"520"` to `"527"`
+      and `"1015"` (whose status is 429) as Cloudflare does. It has the gateway's `Date`, which is right, and not
+      the exchange's. A redirect leads to where the call was sent.
+    - An error such as `"EService:Unavailable"`: an answer in Kraken's form. Kraken does not say whether a call that
+      got one of these was carried out; `before` decides it here. A plus and a number at the end stand for the Unix
+      time in so many seconds: `"EService:Throttled: +60"`.
+    - A warning such as `"WGeneral:Deprecated"`: the right answer, with this beside it. Before answering only.
+    - `"null result"` and `"no result"`: neither an error nor a result.
     """
     before: Point
     """How far the exchange had come, see above."""
@@ -62,13 +79,21 @@ class Fault:
     """How likely it hits each of these methods' calls instead, 0 to 1."""
     seconds: float = 0.0
     """How long the call is held at that point first. Above 0 for `"slow"`, and possible for the others."""
+    late: float | None = None
+    """After how many more seconds the call goes on, though its client was told something else: it was lost on its way
+    and arrives late. None if it ends here. Not for `"slow"`, and not before answering.
+    """
+    reused: bool = False
+    """Whether it is meant only for calls on a connection that has carried another request before."""
+    headers: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+    """More headers of a page, such as `{"Retry-After": "5"}`, or others than it has, such as `{"Location": url}`."""
 
     def __post_init__(self) -> None:
         what = self.what if isinstance(self.what, str) else ""
-        if not (what in {_CUT, _SLOW} or _STATUS.fullmatch(what) or _ERROR.fullmatch(what)):
+        if not (what in _WORDS or _PAGE.fullmatch(what) or _ERROR.fullmatch(what) or _WARNING.fullmatch(what)):
             raise ValueError(
-                "what must be 'cut', 'slow', an HTTP status from '200' to '599' or an error "
-                f"such as 'EService:Unavailable', not {self.what!r}"
+                f"what must be one of {', '.join(sorted(_WORDS))}, an HTTP status from '200' to '599', an error such "
+                f"as 'EService:Unavailable' or a warning such as 'WGeneral:Deprecated', not {self.what!r}"
             )
         if self.before not in get_args(Point):
             raise ValueError(f"before must be one of {', '.join(get_args(Point))}, not {self.before!r}")
@@ -78,22 +103,29 @@ class Fault:
             object.__setattr__(self, "calls", _numbers(self.calls))
         if not 0 <= self.probability <= 1:
             raise ValueError(f"probability must be from 0 to 1, not {self.probability}")
-        if self.calls is not None and self.probability != 1:
-            raise ValueError("give calls or a probability, not both")
         if not 0 <= self.seconds < math.inf:
             raise ValueError(f"seconds must be 0 or more, not {self.seconds}")
-        if self.what == _SLOW and not self.seconds:
+        if self.late is not None and not 0 <= self.late < math.inf:
+            raise ValueError(f"late must be 0 or more seconds, not {self.late}")
+        object.__setattr__(self, "headers", dict(self.headers))
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if self.calls is not None and self.probability != 1:
+            raise ValueError("give calls or a probability, not both")
+        if self.is_slow and not self.seconds:
             raise ValueError("a slow call needs seconds above 0")
+        if self.is_warning and self.before != "answering":
+            raise ValueError("before must be answering for a warning, which comes with the right answer")
+        if self.late is not None and (self.is_slow or self.before == "answering"):
+            raise ValueError("late is for a call that ends before reading or before acting, and not for a slow one")
+        if self.headers and self.page is None:
+            raise ValueError(f"headers are for pages, such as '429', not for {self.what!r}")
 
     @property
     def name(self) -> str:
-        """What and where, such as `"cut before reading"`: the text in the log of requests."""
-        return f"{self.what} before {self.before}"
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether the connection is closed without an answer."""
-        return self.what == _CUT
+        """What and where, such as `"cut before reading"` or `"524 before reading, late"`: the text in the log."""
+        return f"{self.what} before {self.before}" + (", late" if self.late is not None else "")
 
     @property
     def is_slow(self) -> bool:
@@ -101,9 +133,39 @@ class Fault:
         return self.what == _SLOW
 
     @property
-    def status(self) -> int | None:
-        """The HTTP status that a gateway answers with, or None if it is another fault."""
+    def is_warning(self) -> bool:
+        """Whether the client gets a warning beside the right answer."""
+        return _WARNING.fullmatch(self.what) is not None
+
+    @property
+    def closes(self) -> bool:
+        """Whether the connection is closed without an answer."""
+        return self.what in {_CUT, _CLOSE, _RESET}
+
+    @property
+    def resets(self) -> bool:
+        """Whether that happens with a reset."""
+        return self.what == _RESET or (self.what == _CUT and self.before == "reading")
+
+    @property
+    def page(self) -> int | None:
+        """The HTTP status, or Cloudflare's number, of the page that the client gets; None if it is another fault."""
         return int(self.what) if self.what.isdigit() else None
+
+    def answer(self, right: Mapping[str, object] | None, now: float) -> dict[str, object]:
+        """Return what the client gets in Kraken's form.
+
+        Args:
+            right: the right answer, before answering.
+            now: Unix time in seconds by the exchange's clock.
+        """
+        if self.what == _NULL:
+            return {"error": [], "result": None}
+        if self.what == _NONE:
+            return {"error": []}
+        if self.is_warning and right is not None:
+            return {**right, "error": [self.what, *cast("list[str]", right["error"])]}
+        return {"error": [_SECONDS_AHEAD.sub(lambda match: str(math.ceil(now + int(match[0]))), self.what)]}
 
 
 def _names(methods: Collection[str]) -> tuple[str, ...]:
@@ -142,11 +204,14 @@ class FaultPlan:
             for place in range(len(self._faults))
         ]
 
-    def next(self, method: str) -> Fault | None:
-        """Count a call of this method; return the first fault of the list that hits it, or None."""
+    def next(self, method: str, *, reused: bool = False) -> Fault | None:
+        """Count a call of this method; return the first fault of the list that hits it, or None.
+
+        `reused` says whether its connection has carried another request before.
+        """
         hitting = None
         for place, fault in enumerate(self._faults):
-            if fault.methods is not None and method not in fault.methods:
+            if (fault.methods is not None and method not in fault.methods) or (fault.reused and not reused):
                 continue
             self._counts[place] += 1
             # Every fault counts and throws for every call that it is meant for, whatever hits the call in the end.

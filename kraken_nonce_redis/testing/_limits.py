@@ -147,10 +147,31 @@ class Counter:
 
 
 class Usage:
-    """What one account and its API key have used up of the limits."""
+    """What one API key has used up of the limit that each key has for itself."""
 
     def __init__(self) -> None:
         self._calls = Counter()
+
+    def call(self, limits: Limits, method: str, now: float) -> None:
+        """Count a call that is genuine.
+
+        Raises:
+            Refusal: it would take the counter above its maximum. Then the counter is full: who goes
+                on asking keeps it so.
+        """
+        if limits.call_figures is None:
+            return
+        maximum, decay = limits.call_figures
+        cost = limits.cost_of(method)
+        if self._calls.add(cost, decay, now) > maximum + _ROUNDING and cost:
+            self._calls.value = maximum
+            raise Refusal("EAPI:Rate limit exceeded")
+
+
+class AccountUsage:
+    """What one account has used up of the limits that all its API keys share."""
+
+    def __init__(self) -> None:
         self._arrivals: deque[float] = deque()
         self._throttled_until = 0
         self._bad: deque[float] = deque()
@@ -178,21 +199,6 @@ class Usage:
         if limits.lockout_after is not None and len(self._bad) >= limits.lockout_after:
             self._locked_until = now + limits.lockout_seconds
             self._bad.clear()
-
-    def call(self, limits: Limits, method: str, now: float) -> None:
-        """Count a call that is genuine.
-
-        Raises:
-            Refusal: it would take the counter above its maximum. Then the counter is full: who goes
-                on asking keeps it so.
-        """
-        if limits.call_figures is None:
-            return
-        maximum, decay = limits.call_figures
-        cost = limits.cost_of(method)
-        if self._calls.add(cost, decay, now) > maximum + _ROUNDING and cost:
-            self._calls.value = maximum
-            raise Refusal("EAPI:Rate limit exceeded")
 
     def change(self, limits: Limits, pair: str, kind: str, now: float, since: float | None = None) -> None:
         """Count the change of an order: `add`, `batch add`, `amend`, `edit` or `cancel`.

@@ -66,6 +66,11 @@ class Pair:
     least_volume: Decimal
     price: Decimal
 
+    @property
+    def symbol(self) -> str:
+        """The pair's name in Kraken's newer methods, such as `BTC/USD`."""
+        return self.wsname.replace("XBT", "BTC")
+
     def price_text(self, price: Decimal) -> str:
         """Write a price with this pair's digits."""
         return f"{price:.{self.price_decimals}f}"
@@ -165,7 +170,7 @@ PAIRS: Mapping[str, Pair] = MappingProxyType(
     }
 )
 _ASSET_NAMES = {name: asset for asset in ASSETS.values() for name in (asset.id, asset.name)}
-_PAIR_NAMES = {name: pair for pair in PAIRS.values() for name in (pair.id, pair.name, pair.wsname)}
+_PAIR_NAMES = {name: pair for pair in PAIRS.values() for name in (pair.id, pair.name, pair.wsname, pair.symbol)}
 
 
 def asset_named(name: str) -> Asset:

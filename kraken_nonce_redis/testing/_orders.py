@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from ._market import Asset, Pair
     from ._protocol import Params
 
-_SIDES: Final = frozenset({"buy", "sell"})
+SIDES: Final = frozenset({"buy", "sell"})
 _STOPS: Final = frozenset({"stop-loss", "take-profit"})
 _STOP_LIMITS: Final = frozenset({"stop-loss-limit", "take-profit-limit"})
 _ORDER_TYPES: Final = frozenset({"market", "limit"}) | _STOPS | _STOP_LIMITS
-_LONGEST_DEADLINE: Final = 60.0  # seconds from now
+_DEADLINE: Final = (2.0, 60.0)  # least and most seconds from when the request was sent
 _LONGEST_FREE_ID: Final = 18  # characters of a cl_ord_id that is no UUID
 _UUID_LENGTHS: Final = (32, 36)  # without and with dashes
 _ZERO: Final = Decimal(0)
@@ -195,7 +195,7 @@ class LedgerEntry:
 def read_new(params: Params, *, txid: str, nonce: int, now: float, listed: float) -> Order:
     """Read an order from AddOrder's parameters. Raises `Refusal` if it is none."""
     ordertype = params.choice("ordertype", _ORDER_TYPES)
-    side = params.choice("type", _SIDES)
+    side = params.choice("type", SIDES)
     pair = pair_named(params.required("pair"))
     oflags = params.text("oflags") or "fciq"
     volume = _volume(params, "volume", pair, in_quote="viqc" in oflags.split(","))
@@ -285,20 +285,38 @@ def canonical(cl_ord_id: str) -> str:
     return str(UUID(cl_ord_id)) if _is_uuid(cl_ord_id) else cl_ord_id
 
 
-def check_deadline(params: Params, now: float) -> None:
-    """Refuse a request whose `deadline` has passed, or lies more than 60 s ahead.
+def check_deadline(params: Params, sent: float) -> None:
+    """Refuse a request whose `deadline` is not 2 to 60 s after the moment when it was sent.
 
-    Kraken asks for 2 s at least as well, counted from when the client sent it: that can't be told
-    at this end of the way.
+    Kraken publishes the bounds and not the errors. Here it is `EService:Deadline elapsed` for one that is too near
+    and a bad argument for one that is too far.
     """
+    deadline = _read_deadline(params)
+    least, most = _DEADLINE
+    if deadline is None:
+        return
+    if deadline > sent + most:
+        raise bad_argument("deadline")
+    if deadline < sent + least:
+        raise Refusal("EService:Deadline elapsed")
+
+
+def keep_deadline(params: Params, now: float) -> None:
+    """Refuse a request whose `deadline` has passed."""
+    deadline = _read_deadline(params)
+    if deadline is not None and deadline <= now:
+        raise Refusal("EService:Deadline elapsed")
+
+
+def _read_deadline(params: Params) -> float | None:
+    """Return Unix time in seconds, or None if there is no deadline."""
     text = params.text("deadline")
     if text is None:
-        return
+        return None
     try:
         deadline = datetime.fromisoformat(text)
     except ValueError as error:
         raise bad_argument("deadline") from error
-    if deadline.tzinfo is None or deadline.timestamp() > now + _LONGEST_DEADLINE:
+    if deadline.tzinfo is None:
         raise bad_argument("deadline")
-    if deadline.timestamp() <= now:
-        raise Refusal("EService:Deadline elapsed")
+    return deadline.timestamp()

@@ -12,6 +12,7 @@ from typing import cast
 from urllib.parse import parse_qsl
 
 HIGHEST_NONCE = 2**64 - 1
+_JSON = "application/json"
 _LARGEST_EXPONENT = 15  # of a volume or a price; keeps all sums within decimal's 28 digits
 
 
@@ -70,7 +71,7 @@ class Params:
         Raises:
             Refusal: the body can't be read.
         """
-        read = _read_json if content_type == "application/json" else _read_form
+        read = _read_json if content_type == _JSON else _read_form
         try:
             return cls(read(body))
         except (TypeError, ValueError, RecursionError) as error:
@@ -159,6 +160,13 @@ class Call:
     key: str = field(repr=False)
     signature: str = field(repr=False)
     body: bytes = field(repr=False)
+    sent: float | None = None
+    """When its client sent it, in Unix seconds by the exchange's clock; when it is admitted, if None."""
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the body says that it is JSON."""
+        return self.content_type == _JSON
 
     def params(self) -> Params:
         """Return the body's parameters. Raises `Refusal` if the body can't be read."""

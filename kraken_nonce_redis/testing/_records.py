@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ._keys import NonceWindow
 from ._limits import Limits
 
 if TYPE_CHECKING:
@@ -40,13 +41,21 @@ class SimulatedRequest:
     What a fault told the client instead is in `fault`.
     """
     in_flight: int
-    """How many requests of this account were under way at arrival, this one included.
+    """How many requests with this API key were under way at arrival, this one included.
 
     A request is under way from when the simulator has read it until its answer leaves, so the
-    simulated latency of both ways counts, and so does the time that a fault holds it.
+    simulated latency of both ways counts, and so does the time that a fault holds it. A request that a fault
+    lets arrive late is not under way any more once its client was told something.
     """
     fault: str = ""
     """The fault that hit it, such as `cut before reading`; empty if none did."""
+    key_number: int = 0
+    """Which of the account's API keys it came with, counted from 1; 0 if the key is unknown."""
+    decided: float | None = None
+    """When the exchange carried it out or refused it, in Unix seconds by the exchange's clock.
+
+    None if it has not come to that: the request is held, or a fault ended it before.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +82,33 @@ class SimulatedOrder:
     cl_ord_id: str | None
     """The client's own id, spelled as the client spelled it."""
     userref: int | None
+    opened: float
+    """When it was placed, in Unix seconds by the exchange's clock: what Kraken calls `opentm`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedStrategy:
+    """One strategy of Algo Trading that was added. Volume in the base asset, price in the quote asset."""
+
+    strategy_id: str
+    account: str
+    """Name of the account. Never the key."""
+    nonce: int
+    """The nonce of the request that added it."""
+    pair: str
+    """Kraken's id of the pair, such as `XXBTZUSD`."""
+    side: str
+    """`buy` or `sell`."""
+    ordertype: str
+    """`market` or `limit`."""
+    volume: str
+    """Decimal number, with the digits that the pair trades in."""
+    price: str
+    """Decimal number: the limit price, `0` for a strategy of market orders."""
+    status: str
+    """`pending`, `open`, `expired` or `cancelled`."""
+    opened: float
+    """When it was added, in Unix seconds by the exchange's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +140,27 @@ class Settings:
     """Least and most seconds that a request takes one way."""
     nonce_window: int = 0
     """How far below the highest nonce a late one is still accepted, in nonce ticks."""
+    nonce_repeats: bool = False
+    """Whether a nonce inside the window is accepted again after it was used."""
     limits: Limits = field(default_factory=Limits)
     """How many calls and changes of orders the exchange takes."""
     listing_delay: tuple[float, float] = (0.0, 0.0)
     """Least and most seconds that a placed order takes to appear in lists."""
+    clock_offset: float = 0.0
+    """How many seconds the exchange's clock is ahead of this machine's; negative if it is behind."""
 
     def __post_init__(self) -> None:
         for name, (least, most) in (("latency", self.latency), ("listing_delay", self.listing_delay)):
             if not 0 <= least <= most < math.inf:
                 raise ValueError(f"{name} must be (least, most) seconds with 0 <= least <= most, not {(least, most)}")
-        if self.nonce_window < 0:
-            raise ValueError(f"nonce_window must be 0 or more ticks, not {self.nonce_window}")
+        if not math.isfinite(self.clock_offset):
+            raise ValueError(f"clock_offset must be a number of seconds, not {self.clock_offset}")
+        _ = self.window
+
+    @property
+    def window(self) -> NonceWindow:
+        """The nonce window of every API key that has none of its own."""
+        return NonceWindow(self.nonce_window, self.nonce_repeats)
 
     @classmethod
     def read(cls, settings: Mapping[str, Any]) -> Settings:

@@ -19,19 +19,25 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from email.utils import formatdate
 from http import HTTPStatus
 from random import Random
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from aiohttp import web
 
 from ._exchange import Exchange, public_answer
 from ._faults import Fault, FaultPlan, Point
+from ._keys import NonceWindow
+from ._pages import page
 from ._protocol import Call, Params
 from ._records import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from ._pages import Page
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -39,11 +45,6 @@ _LARGEST_BODY = 64 * 1024  # bytes; a batch of orders takes a fraction of it
 _BACKLOG = 1024  # connections that a burst of clients may open at once
 _GRACE = 0.1  # seconds that calls under way get at the end; to aiohttp, 0 means for ever
 _LINGER_NOT = struct.pack("ii", 1, 0)
-_GATEWAY_PAGE = (
-    "<html>\n<head><title>{status} {reason}</title></head>\n"
-    "<body><center><h1>{status} {reason}</h1></center></body>\n</html>\n"
-)
-
 _logger = logging.getLogger(__name__)
 
 
@@ -51,8 +52,8 @@ _logger = logging.getLogger(__name__)
 class Startup:
     """What the first line of stdin says. It comes that way to keep secrets off command lines."""
 
-    accounts: list[tuple[str, str, str]]
-    """Name, API key and base64 secret of each account."""
+    keys: list[tuple[str, str, str]]
+    """For each API key the name of its account, the key and its base64 secret."""
     settings: dict[str, Any]
     """The part that can be changed later, as for `Settings.read`."""
     faults: list[dict[str, Any]]
@@ -70,6 +71,7 @@ class Server:
         self._seed = seed
         self._plan = self._new_plan(faults)
         self._random = Random(seed)  # noqa: S311 - delays of a make-believe network
+        self._connections: WeakSet[asyncio.BaseTransport] = WeakSet()  # those that have carried a request
 
     def app(self) -> web.Application:
         """Return the application with all its routes."""
@@ -78,9 +80,11 @@ class Server:
         app.router.add_get("/0/public/{method}", self._public)
         app.router.add_get("/simulator/requests", self._requests)
         app.router.add_get("/simulator/orders", self._orders)
+        app.router.add_get("/simulator/strategies", self._strategies)
         app.router.add_get("/simulator/withdrawals", self._withdrawals)
         app.router.add_post("/simulator/configure", self._configure)
         app.router.add_post("/simulator/raise_nonce", self._raise_nonce)
+        app.router.add_post("/simulator/set_window", self._set_window)
         app.router.add_post("/simulator/reset", self._reset)
         return app
 
@@ -89,6 +93,23 @@ class Server:
 
     def _delay(self) -> float:
         return self._random.uniform(*self._exchange.settings.latency)
+
+    def _now(self) -> float:
+        """Return Unix time in seconds by the exchange's clock."""
+        return time.time() + self._exchange.settings.clock_offset
+
+    def _answer(self, answer: Mapping[str, object]) -> web.Response:
+        """Answer in Kraken's form, with the exchange's clock in the headers."""
+        return web.json_response(answer, headers={"Date": formatdate(self._now(), usegmt=True)})
+
+    def _is_reused(self, request: web.Request) -> bool:
+        """Tell whether the request's connection has carried another one before, and remember it."""
+        transport = request.transport
+        if transport is None:  # the client has gone
+            return False
+        reused = transport in self._connections
+        self._connections.add(transport)
+        return reused
 
     async def _private(self, request: web.Request) -> web.Response:
         # aiohttp lets a handler run on when its client has gone: what was read is carried out.
@@ -99,37 +120,63 @@ class Server:
             key=request.headers.get("API-Key", ""),
             signature=request.headers.get("API-Sign", ""),
             body=await request.read(),
+            sent=self._now(),
         )
         exchange = self._exchange
         with exchange.under_way(call):
             # All three are drawn here, where the seed alone and not who overtakes whom decides.
-            fault, inbound, outbound = self._plan.next(call.method), self._delay(), self._delay()
+            fault = self._plan.next(call.method, reused=self._is_reused(request))
+            inbound, outbound = self._delay(), self._delay()
             await asyncio.sleep(inbound)
             sequence = exchange.arrive(call, time.monotonic(), fault.name if fault else "")
-            answer = await _suffer(fault, "reading", request)
-            if answer is None:
-                act = exchange.admit(call, sequence, time.time())
-                answer = await _suffer(fault, "acting", request)
-                if answer is None:
-                    done = act(time.time())
-                    answer = await _suffer(fault, "answering", request) or web.json_response(done)
+            answer = await self._suffer(fault, "reading", request)
+            if answer is not None:
+                _go_on(fault, lambda: exchange.admit(call, sequence, self._now())(self._now()))
+            else:
+                act = exchange.admit(call, sequence, self._now())
+                answer = await self._suffer(fault, "acting", request)
+                if answer is not None:
+                    _go_on(fault, lambda: act(self._now()))
+                else:
+                    done = act(self._now())
+                    answer = await self._suffer(fault, "answering", request, done) or self._answer(done)
             await asyncio.sleep(outbound)
             exchange.finish(sequence, time.monotonic())
         return answer
 
+    async def _suffer(
+        self, fault: Fault | None, point: Point, request: web.Request, right: Mapping[str, object] | None = None
+    ) -> web.Response | None:
+        """Let a fault do its work if this is its point. Return the answer if the client gets it now, else None."""
+        if fault is None or fault.before != point:
+            return None
+        await asyncio.sleep(fault.seconds)
+        if fault.is_slow:
+            return None
+        if fault.closes:
+            _close(request, reset=fault.resets)
+            return web.Response()  # goes nowhere
+        if fault.page is not None:
+            return _show(page(fault.page, request.path), fault.headers)
+        return self._answer(fault.answer(right, self._now()))
+
     async def _public(self, request: web.Request) -> web.Response:
+        self._is_reused(request)
         inbound, outbound = self._delay(), self._delay()
         await asyncio.sleep(inbound)
         params = Params(dict(request.query))
-        answer = public_answer(request.match_info["method"], params, time.time())
+        answer = self._answer(public_answer(request.match_info["method"], params, self._now()))
         await asyncio.sleep(outbound)
-        return web.json_response(answer)
+        return answer
 
     async def _requests(self, _request: web.Request) -> web.Response:
         return web.json_response([asdict(record) for record in self._exchange.requests()])
 
     async def _orders(self, _request: web.Request) -> web.Response:
-        return web.json_response([asdict(order) for order in self._exchange.orders(time.time())])
+        return web.json_response([asdict(order) for order in self._exchange.orders(self._now())])
+
+    async def _strategies(self, _request: web.Request) -> web.Response:
+        return web.json_response([asdict(strategy) for strategy in self._exchange.strategies(self._now())])
 
     async def _withdrawals(self, _request: web.Request) -> web.Response:
         return web.json_response([asdict(withdrawal) for withdrawal in self._exchange.withdrawals()])
@@ -137,6 +184,8 @@ class Server:
     async def _configure(self, request: web.Request) -> web.Response:
         given = await request.json()
         self._exchange.settings = Settings.read(given["settings"])
+        if given["same_window"]:
+            self._exchange.forget_windows()
         if given["faults"] is not None:
             self._plan = self._new_plan(given["faults"])
         return web.json_response({})
@@ -144,36 +193,31 @@ class Server:
     async def _raise_nonce(self, request: web.Request) -> web.Response:
         return web.json_response({"before": self._exchange.raise_nonce(**await request.json())})
 
+    async def _set_window(self, request: web.Request) -> web.Response:
+        given = await request.json()
+        self._exchange.set_window(given["key"], NonceWindow(given["ticks"], given["repeats"]))
+        return web.json_response({})
+
     async def _reset(self, _request: web.Request) -> web.Response:
-        self._exchange.reset(time.time())
+        self._exchange.reset(self._now())
         self._plan.restart()
         return web.json_response({})
 
 
-async def _suffer(fault: Fault | None, point: Point, request: web.Request) -> web.Response | None:
-    """Let a fault do its work if this is its point. Return the answer if it ends the call, else None."""
-    if fault is None or fault.before != point:
-        return None
-    await asyncio.sleep(fault.seconds)
-    if fault.is_slow:
-        return None
-    if fault.is_cut:
-        _cut(request, reset=point == "reading")
-        return web.Response()  # goes nowhere
-    if fault.status is not None:
-        page = _GATEWAY_PAGE.format(status=fault.status, reason=_reason(fault.status))
-        return web.Response(status=fault.status, text=page, content_type="text/html")
-    return web.json_response({"error": [fault.what]})
+def _show(shown: Page, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Answer with a page; `headers` go before its own."""
+    return web.Response(
+        status=shown.status, text=shown.text, content_type="text/html", headers={**shown.headers, **(headers or {})}
+    )
 
 
-def _reason(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Unknown"
+def _go_on(fault: Fault | None, rest: Callable[[], object]) -> None:
+    """Do the rest of a call later if its fault says that it arrives late."""
+    if fault is not None and fault.late is not None:
+        asyncio.get_running_loop().call_later(fault.late, rest)
 
 
-def _cut(request: web.Request, *, reset: bool) -> None:
+def _close(request: web.Request, *, reset: bool) -> None:
     """Close the connection at once; with a reset, as a system does whose program has not read everything."""
     transport = request.transport
     if transport is None:  # the client was quicker
@@ -186,7 +230,9 @@ def _cut(request: web.Request, *, reset: bool) -> None:
 
 @web.middleware
 async def _always_like_kraken(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer in Kraken's form whatever happens."""
+    """Answer in Kraken's form whatever happens, but to a client that takes this for its HTTPS proxy."""
+    if request.method == "CONNECT":
+        return _show(page(HTTPStatus.PROXY_AUTHENTICATION_REQUIRED, request.path))
     try:
         return await handler(request)
     except web.HTTPRequestEntityTooLarge:
@@ -207,7 +253,9 @@ async def _serve(startup: Startup) -> None:
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signal_number, over.set)
 
-    exchange = Exchange(startup.accounts, Settings.read(startup.settings), seed=startup.seed, now=time.time())
+    settings = Settings.read(startup.settings)
+    now = time.time() + settings.clock_offset
+    exchange = Exchange(startup.keys, settings, seed=startup.seed, now=now)
     app = Server(exchange, startup.faults, seed=startup.seed).app()
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE)
     await runner.setup()

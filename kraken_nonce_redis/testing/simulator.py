@@ -16,11 +16,12 @@ from http.client import HTTPConnection
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Unpack, cast
 
-from ._exchange import PRIVATE_METHODS, decode_secret
 from ._faults import Fault
+from ._keys import NonceWindow, decode_secret
 from ._limits import Limits
+from ._methods import METHODS
 from ._protocol import HIGHEST_NONCE
-from ._records import Settings, SimulatedOrder, SimulatedRequest, SimulatedWithdrawal
+from ._records import Settings, SimulatedOrder, SimulatedRequest, SimulatedStrategy, SimulatedWithdrawal
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -47,13 +48,20 @@ class KrakenSimulator:
     Args:
         accounts: API keys with their base64 secrets, or names of accounts for which pairs are
             generated (`accounts` has them in the same order). One generated account if None.
+        keys: how many API keys each account has. They share its orders, balances, strategies and the limits for
+            orders; each has its own nonces and its own counter of calls. Above 1 for generated keys only.
         latency: least and most seconds that a request is delayed, drawn anew for each way: once
             before the exchange sees it, once before the client gets the answer. A spread lets
             requests overtake each other, as on a real network.
         nonce_window: how far below the highest nonce a late one is still accepted, in nonce
             ticks; 0 as in a new Kraken key.
+        nonce_repeats: whether a nonce inside the window is accepted again after it was used. Kraken does not say
+            which kind of window it has.
         listing_delay: least and most seconds that a placed order takes to appear in OpenOrders, ClosedOrders
-            and QueryOrders, drawn anew for each order. Cancelling it, balances and trades don't wait for that.
+            and QueryOrders, drawn anew for each order, whether it is open, filled or cancelled by then; the same for
+            strategies. Cancelling it, balances and trades don't wait for that.
+        clock_offset: how many seconds the exchange's clock is ahead of this machine's, negative if it is behind: that
+            of deadlines, of times in answers, of Time and of the `Date` header.
         faults: what goes wrong with private calls. A call is hit by one fault at most, the first of the list that
             hits it.
         seed: of the delays, of the faults and of the ids of orders. Keys are random in any case. Whether a fault
@@ -67,16 +75,19 @@ class KrakenSimulator:
 
     Raises:
         ImportError: aiohttp is not installed.
-        ValueError: an account, a delay, the window, a fault or a limit makes no sense.
+        ValueError: an account, a number of keys, a delay, the window, the clock, a fault or a limit makes no sense.
     """
 
     def __init__(
         self,
         accounts: Mapping[str, str] | Iterable[str] | None = None,
         *,
+        keys: int = 1,
         latency: tuple[float, float] = (0.0, 0.0),
         nonce_window: int = 0,
+        nonce_repeats: bool = False,
         listing_delay: tuple[float, float] = (0.0, 0.0),
+        clock_offset: float = 0.0,
         faults: Iterable[Fault] = (),
         seed: int = 0,
         host: str = "127.0.0.1",
@@ -88,9 +99,14 @@ class KrakenSimulator:
                 "KrakenSimulator needs aiohttp: pip install 'kraken-nonce-redis[testing]'",
                 name="aiohttp",
             )
-        self._accounts = _named_pairs(accounts)
+        self._keys = _named_keys(accounts, keys)
         self._settings = Settings(
-            latency=latency, nonce_window=nonce_window, listing_delay=listing_delay, limits=Limits(**limits)
+            latency=latency,
+            nonce_window=nonce_window,
+            nonce_repeats=nonce_repeats,
+            listing_delay=listing_delay,
+            clock_offset=clock_offset,
+            limits=Limits(**limits),
         )
         self._faults = _checked(faults)
         self._seed = seed
@@ -100,7 +116,7 @@ class KrakenSimulator:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __repr__(self) -> str:
-        names = ", ".join(name for name, _, _ in self._accounts)
+        names = ", ".join(dict.fromkeys(name for name, _, _ in self._keys))
         state = "stopped" if self._address is None else self.url
         return f"<{type(self).__name__} {state}, accounts: {names}>"
 
@@ -124,18 +140,18 @@ class KrakenSimulator:
 
     @property
     def accounts(self) -> Mapping[str, str]:
-        """API keys and their base64 secrets, in the order in which they were given."""
-        return MappingProxyType({key: secret for _, key, secret in self._accounts})
+        """All API keys and their base64 secrets, account by account, in the order in which they were given."""
+        return MappingProxyType({key: secret for _, key, secret in self._keys})
 
     @property
     def key(self) -> str:
-        """The first account's API key."""
-        return self._accounts[0][1]
+        """The first account's first API key."""
+        return self._keys[0][1]
 
     @property
     def secret(self) -> str:
-        """The first account's base64 secret."""
-        return self._accounts[0][2]
+        """The base64 secret of `key`."""
+        return self._keys[0][2]
 
     def start(self) -> None:
         """Start the process; return when it accepts connections.
@@ -187,6 +203,10 @@ class KrakenSimulator:
         """Return the orders that were placed, account by account, oldest first."""
         return [SimulatedOrder(**row) for row in self._control("GET", "orders")]
 
+    def strategies(self) -> list[SimulatedStrategy]:
+        """Return the strategies of Algo Trading that were added, account by account, oldest first."""
+        return [SimulatedStrategy(**row) for row in self._control("GET", "strategies")]
+
     def withdrawals(self) -> list[SimulatedWithdrawal]:
         """Return the withdrawals that were carried out, account by account, oldest first."""
         return [SimulatedWithdrawal(**row) for row in self._control("GET", "withdrawals")]
@@ -201,42 +221,68 @@ class KrakenSimulator:
         Raises:
             ValueError: it is not above the key's highest nonce or no 64-bit number, or there is no such key.
         """
-        names = {key: name for name, key, _ in self._accounts}
-        key = self.key if key is None else key
-        if key not in names:
-            raise ValueError("key must be one of the simulator's accounts")
+        place = self._place(key)
         if not 0 <= nonce <= HIGHEST_NONCE:
             raise ValueError(f"nonce must be an unsigned 64-bit integer, not {nonce}")
-        before = self._control("POST", "raise_nonce", {"account": names[key], "nonce": nonce})["before"]
+        before = self._control("POST", "raise_nonce", {"key": place, "nonce": nonce})["before"]
         if nonce <= before:
             raise ValueError(f"nonce must be above the key's highest, which is {before}, not {nonce}")
+
+    def set_nonce_window(self, ticks: int, key: str | None = None, *, repeats: bool = False) -> None:
+        """Give one API key a nonce window of its own, until `configure` sets one for all keys.
+
+        Args:
+            ticks: as `nonce_window`.
+            key: one of `accounts`; the first if None.
+            repeats: as `nonce_repeats`.
+
+        Raises:
+            ValueError: the window is below 0, or there is no such key.
+        """
+        window = NonceWindow(ticks, repeats)
+        self._control("POST", "set_window", {"key": self._place(key), **asdict(window)})
 
     def configure(
         self,
         *,
         latency: tuple[float, float] | None = None,
         nonce_window: int | None = None,
+        nonce_repeats: bool | None = None,
         listing_delay: tuple[float, float] | None = None,
+        clock_offset: float | None = None,
         faults: Iterable[Fault] | None = None,
         **limits: Unpack[LimitSettings],
     ) -> None:
         """Change settings from now on; what is not given stays as it is, and so does what was counted.
 
         Requests that are under way keep the latency and the fault that they were given. A limit set to None is off.
+        A nonce window applies to all API keys, also to those that had one of their own. A clock that is set anew jumps:
+        what was timed by it, as decay of counters or a listing delay, jumps as well.
         `faults` replaces the whole list, `[]` ends them; their calls are counted from 1 again, and the dice begin anew.
 
         Raises:
             ValueError: a setting makes no sense.
         """
         old = self._settings
-        settings = Settings(
-            latency=old.latency if latency is None else latency,
-            nonce_window=old.nonce_window if nonce_window is None else nonce_window,
-            listing_delay=old.listing_delay if listing_delay is None else listing_delay,
-            limits=replace(old.limits, **limits),
-        )
+        given = {
+            "latency": latency,
+            "nonce_window": nonce_window,
+            "nonce_repeats": nonce_repeats,
+            "listing_delay": listing_delay,
+            "clock_offset": clock_offset,
+        }
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        settings = replace(old, **changes, limits=replace(old.limits, **limits))
         checked = None if faults is None else _checked(faults)
-        self._control("POST", "configure", {"settings": asdict(settings), "faults": _rows(checked)})
+        self._control(
+            "POST",
+            "configure",
+            {
+                "settings": asdict(settings),
+                "faults": _rows(checked),
+                "same_window": bool(changes.keys() & {"nonce_window", "nonce_repeats"}),
+            },
+        )
         self._settings = settings
         self._faults = self._faults if checked is None else checked
 
@@ -253,12 +299,19 @@ class KrakenSimulator:
             raise RuntimeError("the simulator does not run: use it in `with`, or call start()")
         return self._address
 
+    def _place(self, key: str | None) -> int:
+        """Return the place of an API key among all; of the first if None."""
+        keys = list(self.accounts)
+        if key is not None and key not in keys:
+            raise ValueError("key must be one of the simulator's accounts")
+        return 0 if key is None else keys.index(key)
+
     def _shake_hands(self, process: subprocess.Popen[bytes]) -> int:
         """Tell the process what to be; return the port that it listens on."""
         assert process.stdin is not None  # noqa: S101 - both are pipes
         assert process.stdout is not None  # noqa: S101
         startup = {
-            "accounts": self._accounts,
+            "keys": self._keys,
             "settings": asdict(self._settings),
             "faults": _rows(self._faults),
             "seed": self._seed,
@@ -289,23 +342,27 @@ class KrakenSimulator:
         return answer
 
 
-def _named_pairs(accounts: Mapping[str, str] | Iterable[str] | None) -> list[tuple[str, str, str]]:
-    """Return name, API key and secret of each account."""
+def _named_keys(accounts: Mapping[str, str] | Iterable[str] | None, number: int) -> list[tuple[str, str, str]]:
+    """Return the account's name, the key and the secret of each API key, of which each account has a number."""
     if isinstance(accounts, str):
         raise TypeError("accounts must be a mapping or a list of names, not one string")
+    if number < 1:
+        raise ValueError(f"keys must be at least 1 for each account, not {number}")
     if isinstance(accounts, Mapping):
+        if number > 1:
+            raise ValueError("keys must be 1 for accounts whose API keys are given")
         given = cast("Mapping[str, str]", accounts)
-        pairs = [(f"account-{n}", *pair) for n, pair in enumerate(given.items(), start=1)]
+        keys = [(f"account-{n}", *pair) for n, pair in enumerate(given.items(), start=1)]
     else:
         names = ["account-1"] if accounts is None else list(accounts)
-        pairs = [(name, _token(_KEY_BYTES), _token(_SECRET_BYTES)) for name in names]
-    if not pairs:
+        if len(set(names)) < len(names):
+            raise ValueError("accounts must not name an account twice")
+        keys = [(name, _token(_KEY_BYTES), _token(_SECRET_BYTES)) for name in names for _ in range(number)]
+    if not keys:
         raise ValueError("accounts must hold at least one account")
-    if len({name for name, _, _ in pairs}) < len(pairs):
-        raise ValueError("accounts must not name an account twice")
-    for _, _, secret in pairs:
+    for _, _, secret in keys:
         decode_secret(secret)
-    return pairs
+    return keys
 
 
 def _checked(faults: Iterable[Fault]) -> tuple[Fault, ...]:
@@ -314,7 +371,7 @@ def _checked(faults: Iterable[Fault]) -> tuple[Fault, ...]:
     for fault in checked:
         if not isinstance(fault, Fault):
             raise ValueError(f"faults must be a list of Fault objects, not of {fault!r}")  # noqa: TRY004 - all are
-        unknown = set(fault.methods or ()) - PRIVATE_METHODS
+        unknown = set(fault.methods or ()) - METHODS.keys()
         if unknown:
             raise ValueError(f"the simulator has no method {min(unknown)} that a fault could hit")
     return checked
