@@ -7,6 +7,7 @@ twins are in `kraken_nonce_redis.asyncio`, clients in `kraken_nonce_redis.kraken
 from kraken_nonce_redis._arguments import OnUnknown, Priority, Scope
 from kraken_nonce_redis._threads.allocator import NonceAllocator
 from kraken_nonce_redis._threads.lock import CallLock, Lease
+from kraken_nonce_redis._threads.store import close
 from kraken_nonce_redis.durability import Durability
 from kraken_nonce_redis.errors import (
     CallLockError,
@@ -67,4 +68,5 @@ __all__ = [
     "StoreUnavailable",
     "StoreUnsupported",
     "Tier",
+    "close",
 ]

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
 
+import kraken_nonce_redis
 from tests.support.faces import FACES, Face
+from tests.support.helpers import new_process
 from tests.support.proxy import SCRIPTS, Proxy
 from tests.support.servers import (
     FAKETIME_MISSING,
@@ -51,6 +53,14 @@ class MakeProxy(Protocol):
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker that keeps a test out of CI's second run."""
     config.addinivalue_line("markers", "once: depends neither on redis-py nor on its version; the newest run is enough")
+
+
+@pytest.fixture(autouse=True)
+def _as_a_new_process() -> Iterator[None]:
+    """Forget after a test what a process keeps as long as it lives: connections, and the nonces that it has seen."""
+    yield
+    kraken_nonce_redis.close()
+    new_process()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._arguments import DEFAULT_NAMESPACE, DEFAULT_TTL
 from kraken_nonce_redis._core.record import CallRecord, Stage
-from kraken_nonce_redis._core.steps import Run, running
+from kraken_nonce_redis._core.steps import Run, Tell, running
 from kraken_nonce_redis._core.waiting import Acquired, acquiring
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
@@ -40,6 +40,9 @@ T = TypeVar("T")
 # Seconds by which a lease is at least longer than the call that it is extended for: until that is sent, a distant Redis
 # has to answer and a busy machine to come back to it.
 _SLACK: Final = 1.0
+
+# Seconds that a release may take to reach the server.
+_ON_THE_WAY: Final = 0.1
 
 # The part of a lease that its holder does not use: so much faster may the server's clock run than ours.
 _CLOCK_DRIFT: Final = 0.001
@@ -331,12 +334,16 @@ class LockCore(Generic[L]):
         call = lease.record
         return commands.release(self.keys, lease._member, lease.nonce, call.intent, known=call.known)
 
-    def _leaving(self, owner: object, lease: L, *, failed: bool) -> Flow[None]:
+    def _leaving(self, owner: object, lease: L, *, failed: bool, wait: bool = False) -> Flow[None]:
         """Release at the end of a ``with`` block.
 
-        A failure of Redis is no news about what was done in the block, so it must not hide that: the lock is given
-        back when Redis is there again, or ends with its lease.
+        While the lease is known to last, its holder needs no answer to go on, unless it wants to wait. A failure of
+        Redis is no news about what was done in the block, so it must not hide that: the lock is given back when Redis
+        is there again, or ends with its lease.
         """
+        if not wait and self.durability is None and lease.remaining() > _ON_THE_WAY:
+            yield from self._telling(owner, lease)
+            return
         try:
             yield from self._releasing(owner, lease)
         except StoreError as error:
@@ -345,6 +352,34 @@ class LockCore(Generic[L]):
             if not failed:
                 raise
             logger.warning("%s", error)
+
+    def _telling(self, owner: object, lease: L) -> Flow[None]:
+        """End one hold, and with the last one hand the release to the server; what comes of it is heard later."""
+        left = self._end(owner, lease)
+        if left is None:
+            return
+        process_state, command = self._process_state(), self._release(lease)
+
+        def answered(release: Release) -> None:
+            if release == "lost" or (release == "gone" and not command.repeated):
+                logger.warning(
+                    "The lease on %s was lost while it was held (nonce %d): another caller may have held the lock",
+                    self.keys.state,
+                    lease.nonce,
+                )
+
+        def lost() -> None:
+            process_state.give_back(self._release(lease), left)
+
+        try:
+            yield Tell(command, answered, lost)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                lease.record = lease.record.unheard()
+            lost()
+            if not isinstance(error, StoreError):
+                raise
+            logger.warning("%s stays locked until Redis is back or its lease ends: %s", self.keys.state, error)
 
     def _extending(self, owner: object, seconds: float, *, replace: bool) -> Flow[None]:
         """Extend the owner's lease."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from kraken_nonce_redis._core.lock import LeaseCore
     from kraken_nonce_redis._core.waiting import Waiter
@@ -21,6 +21,21 @@ class Run:
     """Run a command; its result is sent back."""
 
     command: Command[Any]
+
+
+@dataclass(slots=True)
+class Tell:
+    """Hand a command to the server and go on.
+
+    Attributes:
+        command: it.
+        answered: gets its result when that comes, from whichever thread reads it; must be short.
+        lost: is called instead when there is none, or one that needs the command to be run again.
+    """
+
+    command: Command[Any]
+    answered: Callable[[Any], object]
+    lost: Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +77,7 @@ class Sleep:
     seconds: float
 
 
-Step: TypeAlias = Run | Listen | Pause
+Step: TypeAlias = Run | Tell | Listen | Pause
 Flow: TypeAlias = Generator[Step, Any, T]
 CallFlow: TypeAlias = Generator[Step | Send | Sleep, Any, T]
 

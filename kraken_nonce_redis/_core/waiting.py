@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import secrets
 import threading
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._core.steps import Flow, Listen, Pause, Run
 from kraken_nonce_redis._redis import commands, keyspace
 from kraken_nonce_redis._redis.commands import COOLING, Busy, Command, Granted, Heartbeat, Waiting
+from kraken_nonce_redis._redis.places import Floors
 from kraken_nonce_redis.errors import (
     CoolDown,
     HoldTimeout,
@@ -27,7 +29,7 @@ from kraken_nonce_redis.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from kraken_nonce_redis._core.agenda import Agenda, Chore
     from kraken_nonce_redis._core.wishes import Wishes
@@ -116,7 +118,7 @@ class KeyWaiters:
         self.heartbeat_scheduled = False
         self._process_state = process_state
         self._joined = _GONE
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def enter(self, waiter: Waiter) -> None:
         """Add a waiter."""
@@ -195,12 +197,12 @@ def until_heartbeat(left: float) -> float:
 
 
 class BackgroundReleases:
-    """A chore: give up what callers had and could not give back themselves, until it has ended anyway."""
+    """A chore: give up what callers of one key had and could not give back themselves, until it has ended anyway."""
 
     def __init__(self) -> None:
         self.running = False
         self._commands: dict[Command[Release], float] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def add(self, command: Command[Release], give_up: float) -> bool:
         """Add a release and the time when it is not worth trying any more; return whether the chore must be begun."""
@@ -208,6 +210,16 @@ class BackgroundReleases:
             self._commands[command] = give_up
             begin, self.running = not self.running, True
             return begin
+
+    def owed(self) -> Sequence[Command[Release]]:
+        """Return the releases, the oldest first."""
+        with self._lock:
+            return list(self._commands)
+
+    def returned(self, command: Command[Release]) -> None:
+        """Take note that a release has reached the server."""
+        with self._lock:
+            self._commands.pop(command, None)
 
     def command(self, now: float) -> Command[Release] | None:
         """Return the release of one member, or None when none is left."""
@@ -221,8 +233,7 @@ class BackgroundReleases:
     def succeeded(self, command: Command[Release], result: Release, now: float) -> float:
         """Go on with the next one at once."""
         del result
-        with self._lock:
-            self._commands.pop(command, None)
+        self.returned(command)
         return now
 
     def failed(self, error: KrakenNonceError, now: float) -> float:
@@ -238,7 +249,7 @@ class ProcessState:
     agenda: Agenda
     process_id: str = field(default_factory=lambda: secrets.token_hex(8))
     listening: bool = False
-    floors: dict[str, int] = field(default_factory=dict)
+    floors: Floors = field(default_factory=Floors)
     held: dict[tuple[object, str], Any] = field(default_factory=dict)
     """The leases held, by owner (thread or task) and state key."""
     waiters_by_key: dict[str, KeyWaiters] = field(default_factory=dict)
@@ -263,26 +274,20 @@ class ProcessState:
 
     def new_member(self, token: str | None) -> str:
         """Return the id of a new acquisition; a caller's token is a part of it."""
-        member = f"{self.process_id}:{next(self._numbers)}"
+        # A process can be copied with all that it knows, as snapshots of small machines are.
+        member = f"{self.process_id}:{next(self._numbers)}.{os.urandom(4).hex()}"
         return member if token is None else f"{member}:{token}"
 
-    def evalsha(self, command: Command[Any]) -> tuple[str | int, ...]:
-        """Return the words of a command for a server that has the script, with the floor where it takes one."""
-        keys = command.keys
-        if command.highest is None:
-            return ("EVALSHA", command.script.sha, len(keys), *keys, *command.args)
-        return ("EVALSHA", command.script.sha, len(keys), *keys, self.floors.get(keys[0], 0), *command.args)
-
-    def eval(self, command: Command[Any]) -> tuple[str | int, ...]:
-        """Return the words of a command for a server that lacks the script."""
-        return ("EVAL", command.script.source, *self.evalsha(command)[2:])
+    def request(self, command: Command[Any], *, whole: bool = False) -> bytes:
+        """Return the bytes of a command, with the floor where it takes one; ``whole`` as in `Command.request`."""
+        return command.request(0 if command.highest is None else self.floors.get(command.keys[0]), whole=whole)
 
     def learn(self, command: Command[T], result: T) -> None:
         """Raise the floor to the highest nonce in a result."""
         if command.highest is not None:
             highest = command.highest(result)
-            if highest > self.floors.get(command.keys[0], 0):
-                self.floors[command.keys[0]] = highest
+            if highest:
+                self.floors.learn(command.keys[0], highest)
 
     def waiters_of(self, keys: Keyspace) -> KeyWaiters:
         """Return those who wait for a key."""
@@ -301,6 +306,25 @@ class ProcessState:
         chore = self.background_releases.setdefault(command.keys[0], BackgroundReleases())
         if chore.add(command, now + seconds):
             self.agenda.add(now, chore)
+
+    def owed(self, command: Command[Any]) -> Sequence[Command[Release]]:
+        """Return the releases that must reach the server before a later command of their key does."""
+        if not self.background_releases or command.name == "release":
+            return ()
+        chore = self.background_releases.get(command.keys[0])
+        return () if chore is None else chore.owed()
+
+    def left_behind(self) -> Sequence[Command[Release]]:
+        """Return what gives back all that nobody is inside of any more: places of waiters, and what is owed."""
+        waiters = [waiter for key_waiters in list(self.waiters_by_key.values()) for waiter in key_waiters.everyone()]
+        owed = [command for chore in list(self.background_releases.values()) for command in chore.owed()]
+        return [*owed, *(commands.release(waiter.keys, waiter.member) for waiter in waiters)]
+
+    def returned(self, command: Command[Release]) -> None:
+        """Take note that a release has reached the server."""
+        chore = self.background_releases.get(command.keys[0])
+        if chore is not None:
+            chore.returned(command)
 
     def hear(self, message: Mapping[str, Any]) -> None:
         """Take a message from the channel: an offer of the lock to a member, a cool-down, or a confirmation."""

@@ -18,14 +18,14 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._redis.commands import text
+from kraken_nonce_redis._redis.resp import pack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from kraken_nonce_redis._redis.commands import Command
 
 Address: TypeAlias = tuple[str, int]
-Words: TypeAlias = tuple[str | int, ...]
 
 PATIENCE: Final = 1.0
 """Seconds for which a command, and what stands in line behind it, waits for a slot that is moved or that nobody has.
@@ -41,18 +41,20 @@ _SAYINGS: Final[dict[str, type[ResponseError]]] = {
     "CLUSTERDOWN": ClusterDownError,
 }
 _SLOTS: Final = 16384
+_ASKING: Final = pack(("ASKING",))
+_SLOTS_REQUEST: Final = pack(("CLUSTER", "SLOTS"))
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """Send words to a node, and others right behind them.
+    """Send a request to a node.
 
-    Both replies are sent back, or an error thrown in, as `told`.
+    Its replies are sent back, or an error thrown in: that of the connection, or the first one among them, as `told`.
     """
 
     address: Address
-    words: Words
-    then: Words = ()
+    request: bytes
+    due: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +82,9 @@ class _Attempt:
 Flow: TypeAlias = Generator[Exchange | Sleep, Any, Any]
 
 
-def told(error: RedisError) -> RedisError:
+def told(error: Exception) -> Exception:
     """Return an error of an exchange, as redis-py's error of that name if it is what nodes of a cluster say."""
-    # redis-py 5.0's connections know these only if they are its cluster client's.
+    # Parsers know these only if they are those of redis-py's cluster client.
     code, _, rest = str(error).partition(" ")
     return _SAYINGS[code](rest) if code in _SAYINGS else error
 
@@ -93,10 +95,16 @@ def _slot(command: Command[Any]) -> int:
 
 
 class Nodes:
-    """What is known of a cluster's nodes."""
+    """What is known of a cluster's nodes.
 
-    def __init__(self, seeds: Iterable[Address]) -> None:
+    Args:
+        seeds: nodes to begin with.
+        learned: is called with all nodes when they were asked for.
+    """
+
+    def __init__(self, seeds: Iterable[Address], learned: Callable[[Iterable[Address]], object]) -> None:
         self._seeds = list(dict.fromkeys(seeds))
+        self._learned = learned
         self._known: list[Address] = []
         self._owners: list[Address | None] = [None] * _SLOTS
         self._post: Address | None = None
@@ -105,10 +113,10 @@ class Nodes:
         """Return the node that has a command's keys, as far as is known."""
         return self._owners[_slot(command)]
 
-    def sending(self, command: Command[Any], words: Words) -> Flow:
-        """Send a command's words to the node that has its keys.
+    def sending(self, command: Command[Any], request: bytes, due: int) -> Flow:
+        """Send a command's request to the node that has its keys; return the replies.
 
-        When the node fails, they are sent once more, to the one that has the keys then; a command may so be run twice,
+        When the node fails, it is sent once more, to the one that has the keys then; a command may so be run twice,
         which every script of ours allows.
         """
         slot = _slot(command)
@@ -117,8 +125,9 @@ class Nodes:
         while True:
             try:
                 if attempt.asking:
-                    yield Exchange(address, ("ASKING",))
-                return (yield Exchange(address, words, command.then))
+                    replies = yield Exchange(address, _ASKING + request, 1 + due)
+                    return replies[1:]
+                return (yield Exchange(address, request, due))
             except AskError as error:
                 address = yield from self._following(attempt, error, address)
             except (TryAgainError, ClusterDownError):
@@ -155,7 +164,7 @@ class Nodes:
             if number and attempt.too_late:
                 break
             try:
-                slots, _ = yield Exchange(address, ("CLUSTER", "SLOTS"))
+                [slots] = yield Exchange(address, _SLOTS_REQUEST)
                 self._learn(address, slots)
             except (RedisConnectionError, RedisTimeoutError) as error:
                 failure = error
@@ -174,6 +183,7 @@ class Nodes:
             known.update(dict.fromkeys(places))
             self._owners[first : last + 1] = [places[0]] * (last + 1 - first)
         self._known = list(known)
+        self._learned(self._known)
 
     def listening_post(self) -> Address:
         """Return a node to listen on, another one than last time: a cluster carries calls to all nodes."""

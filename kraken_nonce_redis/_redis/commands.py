@@ -7,12 +7,13 @@ number can't hold them.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, Literal, Self, TypeAlias, TypeVar
 from urllib.parse import quote, unquote
 
 from kraken_nonce_redis import _arguments as arguments
-from kraken_nonce_redis._redis import scripts
+from kraken_nonce_redis._redis import resp, scripts
 from kraken_nonce_redis.errors import ForeignValue, NonceTooFarAhead
 
 if TYPE_CHECKING:
@@ -59,10 +60,17 @@ class Command(Generic[T]):
         """The script's source and hash."""
         return scripts.load(self.name)
 
+    def request(self, floor: int, *, whole: bool = False) -> bytes:
+        """Return the bytes to send, ``whole`` for a server that lacks the script; with durability, two requests."""
+        args: tuple[str | int, ...] = self.args if self.highest is None else (floor, *self.args)
+        begin = _begin(self.name, self.keys, len(args), whole)
+        end = b"" if self.durability is None else resp.pack(self.durability.words)
+        return b"".join((begin, *[resp.pack_word(word) for word in args], end))
+
     @property
-    def then(self) -> tuple[str | int, ...]:
-        """What is sent right behind it."""
-        return () if self.durability is None else self.durability.words
+    def due(self) -> int:
+        """How many replies its request brings."""
+        return 1 if self.durability is None else 2
 
     def durable(self, durability: Durability | None) -> Self:
         """Let the command count only when so many servers have what it writes; return it."""
@@ -84,6 +92,15 @@ class Command(Generic[T]):
                 max_lead=0,
             )
         return self.read(reply)
+
+
+@functools.lru_cache(maxsize=4096)
+def _begin(name: str, keys: tuple[str, ...], count: int, whole: bool) -> bytes:  # noqa: FBT001 - a key of the cache
+    """Return the bytes of a run of a script up to its arguments."""
+    script = scripts.load(name)
+    run = ("EVAL", script.source) if whole else ("EVALSHA", script.sha)
+    words: tuple[str | int, ...] = (*run, len(keys), *keys)
+    return b"*%d\r\n" % (len(words) + count) + b"".join([resp.pack_word(word) for word in words])
 
 
 @dataclass(slots=True)
@@ -414,15 +431,6 @@ def cool_down(keys: Keyspace, seconds: float, reason: str) -> Command[float]:
 def reset_startup(keys: Keyspace) -> Command[None]:
     """Let the next call open a new startup window."""
     return Command("reset_startup", (keys.state,), (), lambda _: None)
-
-
-def pack(words: Sequence[str | int]) -> bytes:
-    """Return words as a request of the Redis protocol; redis-py's own packer takes several times as long."""
-    parts = [b"*%d\r\n" % len(words)]
-    for word in words:
-        data = str(word).encode()
-        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
-    return b"".join(parts)
 
 
 def text(value: object) -> str:

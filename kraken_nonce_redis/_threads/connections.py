@@ -1,11 +1,17 @@
-"""How threads reach Redis: clients for URLs, and what commands are sent over and offers are heard on."""
+"""How threads reach Redis: clients for URLs, and the connections that commands go through.
+
+redis-py's pools count the connections that they make and allow so many; ours are made by pools of our own with the same
+settings, so that they take none of the caller's.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import sys
+import threading
 import time
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import redis
 from redis.backoff import NoBackoff
@@ -16,29 +22,32 @@ from redis.sentinel import Sentinel
 
 from kraken_nonce_redis import urls
 from kraken_nonce_redis._redis.cluster import Exchange, Nodes, Sleep, told
-from kraken_nonce_redis._redis.commands import pack
+from kraken_nonce_redis._redis.pipeline import Slot
+from kraken_nonce_redis._redis.places import Place, settings, settings_key
 from kraken_nonce_redis._threads.drive import drive
-from kraken_nonce_redis.errors import InvalidArgument, keeps_connection
+from kraken_nonce_redis._threads.pipe import Pipe
+from kraken_nonce_redis.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from redis.client import PubSub
-    from redis.connection import AbstractConnection
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
-    from kraken_nonce_redis._redis.cluster import Address, Words
+    from redis.client import PubSub
+
+    from kraken_nonce_redis._redis.cluster import Address
     from kraken_nonce_redis._redis.commands import Command
-    from kraken_nonce_redis.urls import Place
+    from kraken_nonce_redis._redis.places import Places
 
 
 class ClusterAddress:
     """The cluster of a URL. redis-py's client would connect when it is made, and this doesn't."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, address: urls.Place) -> None:
+        self.address = address
 
     def connect(self) -> RedisCluster:
         """Return a client of redis-py."""
-        nodes = [ClusterNode(*address) for address in self.place.hosts]
-        return RedisCluster(startup_nodes=nodes, require_full_coverage=False, **self.place.options)
+        nodes = [ClusterNode(*host) for host in self.address.hosts]
+        return RedisCluster(startup_nodes=nodes, require_full_coverage=False, **self.address.options)
 
 
 Source: TypeAlias = redis.Redis | RedisCluster | ClusterAddress
@@ -50,7 +59,7 @@ def client_from_url(url: str) -> redis.Redis | ClusterAddress:
     place = urls.parse(url)
     try:
         if place.kind == "cluster":
-            _pool(place.hosts[0], place.options).make_connection()
+            _node_pool(place.hosts[0], place.options).make_connection()
             return ClusterAddress(place)
         if place.kind == "sentinel":
             sentinel_options = {**place.sentinel_options, "retry": Retry(NoBackoff(), 0)}
@@ -65,133 +74,157 @@ def client_from_url(url: str) -> redis.Redis | ClusterAddress:
     return client
 
 
-def _pool(address: Address, options: dict[str, Any]) -> ConnectionPool:
+def _pool(connection_class: Any, options: Mapping[str, Any]) -> ConnectionPool:
+    """Return a pool that makes connections with settings of redis-py's."""
+    # No retries but ours: redis-py's, ten by default, would outlast many a lease.
+    return ConnectionPool(
+        connection_class=connection_class,
+        max_connections=sys.maxsize,
+        retry=Retry(NoBackoff(), 0),
+        **settings(options),
+    )
+
+
+def _node_pool(address: Address, options: Mapping[str, Any]) -> ConnectionPool:
     kwargs: dict[str, Any] = {**options, "host": address[0], "port": address[1]}
-    kwargs.setdefault("connection_class", SSLConnection if kwargs.pop("ssl", False) else Connection)
-    return ConnectionPool(**kwargs)
-
-
-class _Connection:
-    """A connection of our own, made by a pool and kept: a command costs its round trip and no more."""
-
-    def __init__(self, pool: ConnectionPool) -> None:
-        self._pool = pool
-        self._connection: AbstractConnection | None = None
-        self.proven = False
-
-    def exchange(self, words: Words, then: Words = ()) -> tuple[Any, Any]:
-        """Send words, and others right behind them if there are any; return the replies."""
-        if self._connection is None:
-            self._connection = cast("AbstractConnection", self._pool.make_connection())
-            # No retries but ours: redis-py's, ten by default, would outlast many a lease.
-            self._connection.retry = Retry(NoBackoff(), 0)
-        sent, second = False, None
-        try:
-            if not self.proven:
-                self._connection.connect()  # which asks the Sentinels, as sending alone would not
-            self._connection.send_packed_command([pack(words) + pack(then) if then else pack(words)])
-            sent = True
-            try:
-                reply = self._connection.read_response()
-            except redis.ResponseError:
-                if then:
-                    with contextlib.suppress(redis.ResponseError):
-                        self._connection.read_response()
-                raise
-            if then:
-                second = self._connection.read_response()
-        except BaseException as error:
-            self.proven = sent and keeps_connection(error)
-            if not self.proven:
-                self._connection.disconnect()
-            raise
-        self.proven = True
-        return reply, second
-
-    def __del__(self) -> None:
-        if self._connection is not None:
-            self._connection.disconnect()
+    secure = kwargs.pop("ssl", False)
+    return _pool(kwargs.pop("connection_class", SSLConnection if secure else Connection), kwargs)
 
 
 class ServerConnections:
     """A server, or whichever server Sentinels call the master when the connection is made."""
 
     def __init__(self, client: redis.Redis) -> None:
-        self._client = client
-        self._connection = _Connection(client.connection_pool)
+        self._client = client  # its Sentinels live as long as it does
+        pool = client.connection_pool
+        self._pool = _pool(pool.connection_class, pool.connection_kwargs)
+        self._pipe = Pipe(self._pool.make_connection)
+        self._durable = Pipe(self._pool.make_connection)
 
-    def node(self, command: Command[Any]) -> None:
-        """Return what commands have in common that fail together."""
+    @property
+    def pipes(self) -> Iterable[Pipe]:
+        """All connections that commands go through."""
+        return self._pipe, self._durable
 
-    def send(self, command: Command[Any], words: Words) -> tuple[Any, Any]:
-        """Send a command's words; return the reply, and that of what follows it.
+    def pipe(self, command: Command[Any]) -> Pipe:
+        """Return the connection for a command."""
+        # Servers let those wait who come after a WAIT on the same connection.
+        return self._pipe if command.durability is None else self._durable
 
-        Once more over a new connection if one that worked before fails. A command may so be run twice, which every
-        script of ours allows.
-        """
-        if self._connection.proven:
-            try:
-                return self._connection.exchange(words, command.then)
-            except (redis.ConnectionError, redis.TimeoutError):
-                command.repeated = True
-        return self._connection.exchange(words, command.then)
+    def send(self, command: Command[Any], request: bytes) -> Sequence[Any]:
+        """Send a command's request and return the replies, once more if need be. Raises redis-py's errors."""
+        slot = Slot(request, command.due)
+        try:
+            return self.pipe(command).ask(slot)
+        finally:
+            command.repeated |= slot.sent > 1
 
     def pubsub(self) -> PubSub:
         """Return what to subscribe with."""
-        subscription: PubSub = self._client.pubsub()
+        subscription: PubSub = redis.Redis(connection_pool=self._pool).pubsub()
         return subscription
 
 
 class ClusterConnections:
-    """The nodes of a cluster, each with a connection from when it is first asked."""
+    """The nodes of a cluster, each with connections from when it is first asked."""
 
-    def __init__(self, source: RedisCluster | ClusterAddress) -> None:
-        if isinstance(source, ClusterAddress):
-            self._options = source.place.options
-            self._nodes = Nodes(source.place.hosts)
-        else:
-            nodes = source.nodes_manager.startup_nodes.values()
-            pool = source.get_redis_connection(next(iter(nodes))).connection_pool
-            self._options = {"connection_class": pool.connection_class, **pool.connection_kwargs}
-            self._nodes = Nodes((node.host, int(node.port)) for node in nodes)
-        self._connections: dict[Address, _Connection] = {}
+    def __init__(self, nodes: Iterable[Address], options: Mapping[str, Any], places: Places) -> None:
+        self._options = options
+        self._nodes = Nodes(nodes, lambda known: places.floors(Place.of_cluster(known)))
+        self._pipes: dict[tuple[Address, bool], Pipe] = {}
+        self._turn = threading.Lock()
 
-    def node(self, command: Command[Any]) -> object:
-        """Return what commands have in common that fail together."""
-        return self._nodes.owner(command)
+    @property
+    def pipes(self) -> Iterable[Pipe]:
+        """All connections that commands go through."""
+        return list(self._pipes.values())
 
-    def send(self, command: Command[Any], words: Words) -> tuple[Any, Any]:
-        """Send a command's words to the node that has its keys; return the reply, and that of what follows it."""
-        replies: tuple[Any, Any] = drive(self._nodes.sending(command, words), self._carry_out)
+    def pipe(self, command: Command[Any]) -> Pipe | None:
+        """Return the connection for a command, None when it is not known or not open."""
+        address = self._nodes.owner(command)
+        pipe = None if address is None else self._pipes.get((address, command.durability is not None))
+        return pipe if pipe is not None and pipe.is_open else None
+
+    def send(self, command: Command[Any], request: bytes) -> Sequence[Any]:
+        """Send a command's request to the node that has its keys; return the replies. Raises redis-py's errors."""
+        durable = command.durability is not None
+        flow = self._nodes.sending(command, request, command.due)
+        replies: Sequence[Any] = drive(flow, lambda step: self._carry_out(step, durable=durable))
         return replies
 
-    def _carry_out(self, step: Exchange | Sleep) -> tuple[Any, Any] | None:
+    def _carry_out(self, step: Exchange | Sleep, *, durable: bool) -> Sequence[Any] | None:
         if isinstance(step, Sleep):
             time.sleep(step.seconds)
             return None
         try:
-            return self._at(step.address).exchange(step.words, step.then)
-        except redis.RedisError as error:
+            replies = self._at(step.address, durable=durable).ask(Slot(step.request, step.due))
+        except (redis.RedisError, OSError) as error:
             raise told(error) from error.__cause__
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise told(reply)
+        return replies
 
-    def _at(self, address: Address) -> _Connection:
-        connection = self._connections.get(address)
-        if connection is None:
-            connection = self._connections[address] = _Connection(_pool(address, self._options))
-        return connection
+    def _at(self, address: Address, *, durable: bool = False) -> Pipe:
+        with self._turn:
+            pipe = self._pipes.get((address, durable))
+            if pipe is None:
+                make = _node_pool(address, self._options).make_connection
+                pipe = self._pipes[address, durable] = Pipe(make, resend=False)
+            return pipe
 
     def pubsub(self) -> PubSub:
         """Return what to subscribe with, on another node than last time."""
-        subscription: PubSub = redis.Redis(connection_pool=_pool(self._nodes.listening_post(), self._options)).pubsub()
+        pool = _node_pool(self._nodes.listening_post(), self._options)
+        subscription: PubSub = redis.Redis(connection_pool=pool).pubsub()
         return subscription
 
 
 Connections: TypeAlias = ServerConnections | ClusterConnections
 
 
-def connections(source: Source) -> Connections:
-    """Return what to reach the Redis of a client with."""
-    return ServerConnections(source) if isinstance(source, redis.Redis) else ClusterConnections(source)
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a client points to.
+
+    Attributes:
+        key: the same for all with equal connection settings.
+        place: where that is.
+        connect: makes the connections, which open when they are first used.
+    """
+
+    key: Hashable
+    place: Place
+    connect: Callable[[Places], Connections]
+
+    @classmethod
+    def of(cls, source: Source) -> Target:
+        """Return the target of a client."""
+        if isinstance(source, redis.Redis):
+            return cls._of_server(source)
+        if isinstance(source, ClusterAddress):
+            nodes, options = source.address.hosts, source.address.options
+        else:
+            seeds = source.nodes_manager.startup_nodes.values()
+            nodes = tuple((node.host, int(node.port)) for node in seeds)
+            pool = source.get_redis_connection(next(iter(seeds))).connection_pool
+            options = {"connection_class": pool.connection_class, **pool.connection_kwargs}
+        options = {name: value for name, value in options.items() if name not in ("host", "port")}
+        key = ("cluster", frozenset(nodes), settings_key(options))
+        return cls(key, Place.of_cluster(nodes), lambda places: ClusterConnections(nodes, options, places))
+
+    @classmethod
+    def _of_server(cls, client: redis.Redis) -> Target:
+        pool: Any = client.connection_pool
+        options, manager = pool.connection_kwargs, getattr(pool, "sentinel_manager", None)
+        key: Hashable = (pool.connection_class, settings_key(options))
+        place = Place.of_server(options)
+        if manager is not None:
+            sentinels = [sentinel.connection_pool.connection_kwargs for sentinel in manager.sentinels]
+            addresses = [(str(kwargs["host"]), int(kwargs["port"])) for kwargs in sentinels]
+            place = Place.of_service(pool.service_name, addresses, options)
+            key = (pool.service_name, pool.is_master, tuple(map(settings_key, sentinels)), key)
+        return cls(key, place, lambda _: ServerConnections(client))
 
 
 def checked(client: object) -> Source:

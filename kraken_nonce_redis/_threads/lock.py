@@ -203,4 +203,4 @@ class CallLock(LockCore[Lease]):
     ) -> None:
         owner = threading.current_thread()
         lease = self._own(owner, "release")
-        self.store.drive(self._leaving(owner, lease, failed=kind is not None))
+        self.store.drive(self._leaving(owner, lease, failed=kind is not None, wait=True))

@@ -1,39 +1,49 @@
-"""The shell for threads: runs commands on a redis-py client, listens for offers, does the chores."""
+"""The shell for threads: runs commands, listens for offers, does the chores."""
 
 from __future__ import annotations
 
-import os
+import atexit
+import logging
+import sys
 import threading
-import weakref
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
-from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
-from redis.retry import Retry
 
 from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis import _process
 from kraken_nonce_redis._core.agenda import Agenda
-from kraken_nonce_redis._core.steps import Listen, Pause, Run
-from kraken_nonce_redis._core.waiting import ProcessState, doing
-from kraken_nonce_redis._threads.connections import checked, connections
+from kraken_nonce_redis._core.steps import Listen, Pause, Run, Tell
+from kraken_nonce_redis._core.waiting import ProcessState
+from kraken_nonce_redis._redis.pipeline import Slot
+from kraken_nonce_redis._threads.connections import Target, checked
 from kraken_nonce_redis._threads.drive import drive
-from kraken_nonce_redis.errors import UNREACHABLE, StoreUnavailable, from_redis
+from kraken_nonce_redis.errors import KrakenNonceError, StoreUnavailable, StoreUnsupported, from_redis
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
 
     from redis.client import PubSub
 
+    from kraken_nonce_redis._core.agenda import Chore
     from kraken_nonce_redis._core.steps import Step
     from kraken_nonce_redis._core.waiting import Waiter
     from kraken_nonce_redis._redis.commands import Command
     from kraken_nonce_redis._threads.connections import Connections, Source
+    from kraken_nonce_redis._threads.pipe import Pipe
 
 T = TypeVar("T")
-_IDLE = 30.0
+logger = logging.getLogger("kraken_nonce_redis")
+_IDLE = 300.0
+"""Seconds after which a connection that nobody uses is closed."""
 _LOOK_UP = 0.2
+_TEND = 0.25
+"""Seconds after which answers are looked at that nobody waits for."""
+_AT_EXIT = 1.0
+_AGAIN = 1.0
 
 
 class _OfferListener:
@@ -41,6 +51,7 @@ class _OfferListener:
 
     def __init__(self, connections: Connections, process_state: ProcessState) -> None:
         self.turn = threading.Lock()
+        self.used = clock.now()
         self._connections = connections
         self._process_state = process_state
         self._subscription: PubSub | None = None
@@ -65,8 +76,6 @@ class _OfferListener:
         self._close()
         subscription = self._subscription = self._connections.pubsub()
         subscription.subscribe(self._process_state.channel)
-        if subscription.connection is not None:
-            subscription.connection.retry = Retry(NoBackoff(), 0)
         while not self._process_state.listening:
             message = subscription.get_message(timeout=SOCKET_TIMEOUT)
             if message is None:
@@ -77,6 +86,7 @@ class _OfferListener:
         """Listen for one offer, by whoever has the turn."""
         if self._subscription is None:
             return
+        self.used = clock.now()
         try:
             message = self._subscription.get_message(timeout=seconds)
         except BaseException as error:
@@ -88,79 +98,144 @@ class _OfferListener:
             if message is not None:
                 self._process_state.hear(message)
 
+    def close(self) -> None:
+        """Stop listening unless somebody does."""
+        if self.turn.acquire(blocking=False):
+            try:
+                self._close()
+            finally:
+                self.turn.release()
+
+    @property
+    def idle_since(self) -> float:
+        """When somebody listened last."""
+        return self.used
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection."""
+        return self._subscription is not None
+
     def _close(self) -> None:
         self._process_state.listening = False
-        if self._subscription is not None:
-            self._subscription.close()
-            self._subscription = None
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            subscription.close()
 
 
 class Store:
-    """One Redis, as the threads of this process share it.
+    """One Redis, as the threads of this process share it, for as long as the process lives."""
 
-    Commands go one at a time over one connection, in a cluster one for each node that has keys of ours, and offers
-    come in over another one, however many threads there are.
-    """
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._process: _process.Process | None = None
+        self._process_state: ProcessState
+        self._connections: Connections
+        self._listener: _OfferListener
+        self._busy: set[int]
+        """The threads that run a command."""
+        self._chores_turn: threading.Condition
+        self._chores: threading.Thread | None
+        self._tend_at: float | None
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self.reset({})
-        _stores.add(self)
+    @property
+    def process_state(self) -> ProcessState:
+        """What this process knows."""
+        self._look_at_process()
+        return self._process_state
 
-    def reset(self, floors: dict[str, int]) -> None:
-        """Begin anew, as a forked child must: it knows the parent's nonces, but holds and waits for nothing."""
-        self.process_state = ProcessState(Agenda(self._chores_changed), floors=floors)
-        self._connections = connections(self._source)
-        self._turn = threading.Lock()
-        self._busy: int | None = None
-        self._failures: dict[object, int] = {}
-        self._failed_for = 0.0
-        self._threads = threading.Condition()
-        self._listener = _OfferListener(self._connections, self.process_state)
-        self._chores: threading.Thread | None = None
+    def _look_at_process(self) -> None:
+        """Begin anew in a new process, which knows its parent's nonces, but holds and waits for nothing."""
+        process = _process.current()
+        if self._process is not process:
+            with process.turn:
+                if self._process is not process:
+                    self._begin(process)
+
+    def _begin(self, process: _process.Process) -> None:
+        _refuse_half_patched()
+        floors = process.places.floors(self._target.place)
+        self._process_state = ProcessState(Agenda(self._chores_changed), floors=floors)
+        self._connections = self._target.connect(process.places)
+        self._listener = _OfferListener(self._connections, self._process_state)
+        self._busy = set()
+        self._chores_turn = threading.Condition()
+        self._chores = None
+        self._tend_at = None
+        self._process = process
 
     # Commands
 
     def run(self, command: Command[T]) -> T:
         """Run a command and return its result. Raises `StoreError` and what the command's reply says."""
-        node = self._connections.node(command)
-        failures, entered, thread = self._failures.get(node), clock.now(), threading.get_ident()
-        if self._busy == thread:
+        self._look_at_process()
+        thread = threading.get_ident()
+        if thread in self._busy:
             raise StoreUnavailable(
                 command.name,
                 command.keys[0],
                 "a signal handler has interrupted another command of this thread, which can't go on meanwhile; let the "
                 "handler take a note only, and make the call outside of it",
             )
-        with self._turn:
-            self._busy = thread
-            try:
-                return self._run(command, node, failures, entered)
-            finally:
-                self._busy = None
+        try:
+            self._busy.add(thread)
+            for release in self._process_state.owed(command):
+                self._run(release)
+                self._process_state.returned(release)
+            return self._run(command)
+        finally:
+            self._busy.discard(thread)
+            if self._chores is None:
+                self._chores_changed()  # if only to close what nobody uses any more
 
-    def _run(self, command: Command[T], node: object, failures: int | None, entered: float) -> T:
-        """Run a command, alone; ``failures`` is how often its node had failed when the caller came."""
-        began = clock.now()
-        if self._failures.get(node) != failures and began - entered > self._failed_for / 2:
-            # It failed for a caller ahead while this one stood in line: no need to wait for the timeout again.
-            raise StoreUnavailable(command.name, command.keys[0], "Redis failed the call before, too")
+    def _run(self, command: Command[T], *, whole: bool = False) -> T:
+        request, send = self._process_state.request, self._connections.send
         try:
             try:
-                raw, acknowledged = self._connections.send(command, self.process_state.evalsha(command))
+                return self._result(command, send(command, request(command, whole=whole)))
             except NoScriptError:
-                raw, acknowledged = self._connections.send(command, self.process_state.eval(command))
-        except RedisError as error:
-            failure = from_redis(error, command.name, command.keys[0])
-            if isinstance(error, UNREACHABLE):
-                self._failures[node] = self._failures.get(node, 0) + 1
-                self._failed_for = clock.now() - began
-            raise failure from error
-        result = command.result(raw)
-        self.process_state.learn(command, result)
+                return self._result(command, send(command, request(command, whole=True)))
+        except (RedisError, OSError) as error:
+            raise from_redis(error, command.name, command.keys[0]) from error
+
+    def _result(self, command: Command[T], replies: Sequence[Any]) -> T:
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        result = command.result(replies[0])
+        self._process_state.learn(command, result)
         if command.durability is not None:
-            command.durability.check(command, acknowledged)
+            command.durability.check(command, replies[1])
         return result
+
+    def tell(self, step: Tell) -> None:
+        """Hand a command to the kernel and go on; what it comes to is told the step when it is known."""
+        pipe = self._connections.pipe(step.command)
+        if pipe is None or self._process_state.owed(step.command):
+            step.answered(self.run(step.command))
+            return
+
+        def on_done(slot: Slot) -> None:
+            step.command.repeated |= slot.sent > 1
+            try:
+                result = self._result(step.command, slot.outcome())
+            except Exception:  # noqa: BLE001 - whatever it is, it must not strike who reads for everyone
+                step.lost()
+            else:
+                pipe.scripts.add(step.command.name)
+                step.answered(result)
+
+        # Nobody waits to send it whole when the server lacks the script.
+        whole = step.command.name not in pipe.scripts
+        thread = threading.get_ident()
+        try:
+            self._busy.add(thread)
+            pipe.tell(Slot(self._process_state.request(step.command, whole=whole), step.command.due, on_done))
+        finally:
+            self._busy.discard(thread)
+        if self._tend_at is None:
+            self._tend_at = clock.now() + _TEND
+            self._chores_changed()
 
     def drive(self, flow: Generator[Any, Any, T], carry_out: Callable[[Any], Any] | None = None) -> T:
         """Carry out a flow's steps and return what it comes to. ``carry_out`` does those that are not Redis' matter."""
@@ -169,6 +244,8 @@ class Store:
     def _carry_out(self, step: Step, other: Callable[[Any], Any] | None) -> Any:
         if isinstance(step, Run):
             return self.run(step.command)
+        if isinstance(step, Tell):
+            return self.tell(step)
         if isinstance(step, Pause):
             return self._pause(step.waiter, step.until)
         if other is not None and not isinstance(step, Listen):
@@ -176,11 +253,11 @@ class Store:
         try:
             return self._listener.open()
         finally:
-            self.process_state.rouse()  # one who wanted to listen meanwhile has gone to sleep instead
+            self._process_state.rouse()  # one who wanted to listen meanwhile has gone to sleep instead
 
     def _pause(self, waiter: Waiter, until: float | None) -> None:
         """Sleep until woken. The first to sleep listens for offers; leaving, it lets another one do so."""
-        # A waiter that listens itself, as the only one of a process does, gets its offer without a switch of threads.
+        # A waiter that listens itself, as the only one of a process does, hears without a switch of threads.
         turn = self._listener.turn
         waiter.signal = signal = threading.Event()
         try:
@@ -199,56 +276,142 @@ class Store:
         finally:
             waiter.signal = None
             if not turn.locked():
-                self.process_state.rouse()
+                self._process_state.rouse()
 
     # Chores
 
     def _chores_changed(self) -> None:
-        with self._threads:
+        with self._chores_turn:
             if self._chores is None or not self._chores.is_alive():
-                self._chores = threading.Thread(target=self._do_chores, name="kraken-nonce-chores", daemon=True)
+                self._chores = threading.Thread(target=self._keep, name="kraken-nonce-chores", daemon=True)
                 self._chores.start()
-            self._threads.notify()
+            self._chores_turn.notify()
 
-    def _do_chores(self) -> None:
-        agenda = self.process_state.agenda
+    def _keep(self) -> None:
+        """Do the chores, until there are none and every connection is closed."""
+        agenda = self._process_state.agenda
         while True:
-            chore = agenda.pop(clock.now())
-            if chore is not None:
-                self.drive(doing(agenda, chore))
-                continue
-            with self._threads:
-                due = agenda.next_due()
-                woken = self._threads.wait(_IDLE if due is None else max(0.0, due - clock.now()))
-                if due is None and not woken:
+            chores = list(iter(lambda: agenda.pop(clock.now()), None))
+            if chores:
+                self._do(chores)
+            if self._tend_at is not None and clock.now() >= self._tend_at:
+                self._tend_at = clock.now() + _TEND if self._tend() else None
+            rest = self._close_idle()
+            with self._chores_turn:
+                due = min((time for time in (agenda.next_due(), self._tend_at, rest) if time is not None), default=None)
+                if due is None:
                     self._chores = None
                     return
+                self._chores_turn.wait(max(0.0, due - clock.now()))
 
+    def _tend(self) -> bool:
+        """Read what nobody waits for; return whether more is due."""
+        return any([pipe.tend() for pipe in self._connections.pipes])  # noqa: C419 - every one of them
 
-_stores: weakref.WeakSet[Store] = weakref.WeakSet()
-_by_client: weakref.WeakValueDictionary[int, Store] = weakref.WeakValueDictionary()
-_by_client_lock = threading.Lock()
+    def _do(self, chores: list[Chore]) -> None:
+        """Do chores that are due, all at once; each node's by a thread of its own where there are several nodes."""
+        by_pipe: dict[Pipe | None, list[tuple[Chore, Command[Any]]]] = {}
+        for chore in chores:
+            command = chore.command(clock.now())
+            if command is not None:
+                by_pipe.setdefault(self._connections.pipe(command), []).append((chore, command))
+        for pipe, work in by_pipe.items():
+            if len(by_pipe) == 1:
+                self._do_together(pipe, work)
+            else:
+                threading.Thread(target=self._do_together, args=(pipe, work), daemon=True).start()
 
+    def _do_together(self, pipe: Pipe | None, work: list[tuple[Chore, Command[Any]]]) -> None:
+        begun = [(chore, command, self._begin_command(pipe, command)) for chore, command in work]
+        for chore, command, slot in begun:
+            due: float | None
+            try:
+                due = chore.succeeded(command, self._finish(pipe, command, slot), clock.now())
+            except KrakenNonceError as error:
+                due = chore.failed(error, clock.now())
+            except Exception:
+                logger.exception("What is done beside the callers has failed; it is tried again")
+                due = clock.now() + _AGAIN
+            if due is not None:
+                self._process_state.agenda.add(due, chore)
 
-def _reset_in_child() -> None:
-    global _by_client_lock  # noqa: PLW0603 - it may have been held by another thread of the parent
-    _by_client_lock = threading.Lock()
-    for store in _stores:
-        for lease in store.process_state.held.values():
-            lease._end()  # noqa: SLF001 - no other event ends a lease from outside
-        store.reset(store.process_state.floors)
+    def _begin_command(self, pipe: Pipe | None, command: Command[Any]) -> Slot | None:
+        if pipe is None:
+            return None
+        slot = Slot(self._process_state.request(command), command.due)
+        pipe.begin(slot)
+        return slot
 
+    def _finish(self, pipe: Pipe | None, command: Command[T], slot: Slot | None) -> T:
+        if pipe is None or slot is None:
+            return self._run(command)
+        try:
+            replies = pipe.finish(slot)
+            command.repeated |= slot.sent > 1
+            return self._result(command, replies)
+        except (RedisError, OSError) as error:
+            return self._run(command, whole=isinstance(error, NoScriptError))
 
-os.register_at_fork(after_in_child=_reset_in_child)
+    def _close_idle(self) -> float | None:
+        """Close what nobody has used for long; return when to look again, None when nothing is open."""
+        for connection in self._all():
+            if connection.is_open and connection.idle_since + _IDLE <= clock.now():
+                connection.close()
+        return min((each.idle_since + _IDLE for each in self._all() if each.is_open), default=None)
+
+    def _all(self) -> list[Pipe | _OfferListener]:
+        return [*self._connections.pipes, self._listener]
+
+    def close(self, seconds: float = _AT_EXIT) -> None:
+        """Give back what nobody needs any more, hear the answers that are due, and close the connections.
+
+        What callers hold stays theirs: with the next command the connections open again.
+        """
+        if self._process is not _process.current():
+            return
+        until = clock.now() + seconds
+        for release in self._process_state.left_behind():
+            try:
+                self.run(release)
+            except KrakenNonceError as error:
+                logger.warning("%s could not be given back: %s", release.keys[0], error)
+                break
+            self._process_state.returned(release)
+        while self._tend() and clock.now() < until:
+            time.sleep(0.005)
+        for connection in self._all():
+            connection.close()
 
 
 def store_for(source: Source) -> Store:
-    """Return the store of a client, one per connection pool. Raises `InvalidArgument`."""
-    source = checked(source)
-    shared: object = source.connection_pool if isinstance(source, redis.Redis) else source
-    with _by_client_lock:
-        # The store keeps its client alive, so an id is not used again while its entry is there.
-        store = _by_client.get(id(shared))
+    """Return the store for a client, the same for all with equal connection settings. Raises `InvalidArgument`."""
+    target = Target.of(checked(source))
+    process = _process.current()
+    with process.turn:
+        store = process.stores.get(target.key)
         if store is None:
-            store = _by_client[id(shared)] = Store(source)
+            store = process.stores[target.key] = Store(target)
         return store
+
+
+def close() -> None:
+    """Give back what nobody needs any more and close the connections of this process's threads, within a second.
+
+    For tests, workers and hot reload. What callers hold stays theirs; objects open connections anew when they are used.
+    """
+    for store in list(_process.current().stores.values()):
+        store.close()
+
+
+def _refuse_half_patched() -> None:
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("socket") and not monkey.is_module_patched("threading"):
+        raise StoreUnsupported(
+            "connect",
+            "",
+            "gevent has patched sockets and not threads, so that one waiting greenlet would stop all; "
+            "call monkey.patch_all() without thread=False",
+        )
+
+
+atexit.register(close)

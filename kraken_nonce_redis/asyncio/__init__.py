@@ -2,5 +2,6 @@
 
 from kraken_nonce_redis.asyncio._allocator import NonceAllocator
 from kraken_nonce_redis.asyncio._lock import CallLock, Lease
+from kraken_nonce_redis.asyncio._store import aclose
 
-__all__ = ["CallLock", "Lease", "NonceAllocator"]
+__all__ = ["CallLock", "Lease", "NonceAllocator", "aclose"]

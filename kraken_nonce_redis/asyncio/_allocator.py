@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 from kraken_nonce_redis._arguments import DEFAULT_MAX_LEAD, DEFAULT_NAMESPACE
 from kraken_nonce_redis._core.allocator import AllocatorCore
 from kraken_nonce_redis._redis.keyspace import Keyspace
-from kraken_nonce_redis.asyncio._connections import checked, checked_url
+from kraken_nonce_redis.asyncio._connections import Target, checked
 from kraken_nonce_redis.asyncio._store import store_for
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class NonceAllocator(AllocatorCore):
         durable: bool | Durability = False,
     ) -> None:
         super().__init__(Keyspace.of(namespace, api_key, scope), max_lead, durable)
-        self._source: Client | str = checked(redis)
+        self._target = Target.of(checked(redis))
 
     @classmethod
     def from_url(
@@ -50,7 +50,7 @@ class NonceAllocator(AllocatorCore):
         """Return an allocator for a URL, as `kraken_nonce_redis.urls` describes them."""
         allocator = cls.__new__(cls)
         AllocatorCore.__init__(allocator, Keyspace.of(namespace, api_key, scope), max_lead, durable)
-        allocator._source = checked_url(url)  # noqa: SLF001 - this is a constructor
+        allocator._target = Target.of(url)  # noqa: SLF001 - this is a constructor
         return allocator
 
     async def next(self) -> int:
@@ -59,16 +59,16 @@ class NonceAllocator(AllocatorCore):
 
     async def reserve(self, count: int) -> range:
         """Return the next ``count`` (1 to 1,000,000) nonces, consecutive, in one round trip."""
-        return await store_for(self._source).run(self._reserve(count))
+        return await store_for(self._target).run(self._reserve(count))
 
     async def last(self) -> int | None:
         """Return the last nonce handed out by anyone, or None when Redis knows of none."""
-        return (await store_for(self._source).run(self._inspect())).last
+        return (await store_for(self._target).run(self._inspect())).last
 
     async def jump_forward(self, nanoseconds: int) -> int:
         """Raise the last nonce by at least ``nanoseconds``; return it. Raises `NonceTooFarAhead`."""
-        return await store_for(self._source).drive(self._jumping(nanoseconds))
+        return await store_for(self._target).drive(self._jumping(nanoseconds))
 
     async def advance_to(self, nonce: int) -> int:
         """Raise the last nonce to at least ``nonce`` and return it. Raises `NonceTooFarAhead`."""
-        return await store_for(self._source).run(self._advance(nonce))
+        return await store_for(self._target).run(self._advance(nonce))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import redis.asyncio
@@ -12,181 +13,210 @@ from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError
 
 from kraken_nonce_redis import urls
 from kraken_nonce_redis._redis.cluster import Exchange, Nodes, Sleep, told
-from kraken_nonce_redis._redis.commands import pack
+from kraken_nonce_redis._redis.places import Place, settings, settings_key
 from kraken_nonce_redis.asyncio._drive import drive
-from kraken_nonce_redis.errors import InvalidArgument, keeps_connection
+from kraken_nonce_redis.asyncio._pipe import Pipe
+from kraken_nonce_redis.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from redis.asyncio.client import PubSub
-    from redis.asyncio.connection import AbstractConnection
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
-    from kraken_nonce_redis._redis.cluster import Address, Words
+    from redis.asyncio.client import PubSub
+
+    from kraken_nonce_redis._redis.cluster import Address
     from kraken_nonce_redis._redis.commands import Command
-    from kraken_nonce_redis.urls import Place
+    from kraken_nonce_redis._redis.pipeline import Slot
+    from kraken_nonce_redis._redis.places import Places
 
 Client: TypeAlias = redis.asyncio.Redis | RedisCluster
 
 
-def _pool(address: Address, options: dict[str, Any]) -> ConnectionPool:
+def _pool(connection_class: Any, options: Mapping[str, Any]) -> ConnectionPool:
+    """Return a pool that makes connections with settings of redis-py's."""
+    return ConnectionPool(
+        connection_class=connection_class,
+        max_connections=sys.maxsize,
+        retry=Retry(NoBackoff(), 0),
+        **settings(options),
+    )
+
+
+def _node_pool(address: Address, options: Mapping[str, Any]) -> ConnectionPool:
     kwargs: dict[str, Any] = {**options, "host": address[0], "port": address[1]}
-    kwargs.setdefault("connection_class", SSLConnection if kwargs.pop("ssl", False) else Connection)
-    return ConnectionPool(**kwargs)
-
-
-class _Connection:
-    """A connection of our own, made by a pool and kept."""
-
-    def __init__(self, pool: ConnectionPool) -> None:
-        self._pool = pool
-        self._connection: AbstractConnection | None = None
-        self.proven = False
-
-    async def exchange(self, words: Words, then: Words = ()) -> tuple[Any, Any]:
-        """Send words, and others right behind them if there are any; return the replies."""
-        if self._connection is None:
-            self._connection = self._pool.make_connection()
-            self._connection.retry = Retry(NoBackoff(), 0)
-        sent, second = False, None
-        try:
-            if not self.proven:
-                await self._connection.connect()
-            await self._connection.send_packed_command([pack(words) + pack(then) if then else pack(words)])
-            sent = True
-            try:
-                reply = await self._connection.read_response()
-            except ResponseError:
-                if then:
-                    with contextlib.suppress(ResponseError):
-                        await self._connection.read_response()
-                raise
-            if then:
-                second = await self._connection.read_response()
-        except BaseException as error:
-            self.proven = sent and keeps_connection(error)
-            if not self.proven:
-                await self.close()
-            raise
-        self.proven = True
-        return reply, second
-
-    async def close(self) -> None:
-        """Close the connection; a later command opens it again."""
-        self.proven = False
-        if self._connection is not None:
-            await self._connection.disconnect(nowait=True)
+    secure = kwargs.pop("ssl", False)
+    return _pool(kwargs.pop("connection_class", SSLConnection if secure else Connection), kwargs)
 
 
 class ServerConnections:
     """A server, or whichever server Sentinels call the master when the connection is made."""
 
     def __init__(self, client: redis.asyncio.Redis, sentinels: tuple[redis.asyncio.Redis, ...] = ()) -> None:
-        self._client = client
+        self._client = client  # its Sentinels live as long as it does
         self._sentinels = sentinels
-        self._connection = _Connection(client.connection_pool)
+        pool = client.connection_pool
+        self._pool = _pool(pool.connection_class, pool.connection_kwargs)
+        self._pipe = Pipe(self._pool.make_connection)
+        self._durable = Pipe(self._pool.make_connection)
 
-    def node(self, command: Command[Any]) -> None:
-        """Return what commands have in common that fail together."""
+    @property
+    def pipes(self) -> Iterable[Pipe]:
+        """All connections that commands go through."""
+        return self._pipe, self._durable
 
-    async def send(self, command: Command[Any], words: Words) -> tuple[Any, Any]:
-        """Send a command's words; return the reply, and that of what follows it. Once more if need be."""
-        if self._connection.proven:
-            try:
-                return await self._connection.exchange(words, command.then)
-            except (RedisConnectionError, RedisTimeoutError):
-                command.repeated = True
-        return await self._connection.exchange(words, command.then)
+    def pipe(self, command: Command[Any]) -> Pipe:
+        """Return the connection for a command."""
+        # Servers let those wait who come after a WAIT on the same connection.
+        return self._pipe if command.durability is None else self._durable
+
+    async def send(self, command: Command[Any], request: bytes) -> Sequence[Any]:
+        """Send a command's request and return the replies, once more if need be. Raises redis-py's errors."""
+
+        def note(slot: Slot) -> None:
+            command.repeated |= slot.sent > 1
+
+        return await self.pipe(command).ask(request, command.due, note)
 
     def pubsub(self) -> PubSub:
         """Return what to subscribe with."""
-        return self._client.pubsub()
+        return redis.asyncio.Redis(connection_pool=self._pool).pubsub()
 
     async def close(self) -> None:
-        """Close the connection, and those to Sentinels of our own; a later command opens them again."""
-        await self._connection.close()
+        """Close the connections, and those to Sentinels of our own; a later command opens them again."""
+        for pipe in self.pipes:
+            pipe.close()
         for sentinel in self._sentinels:
             await sentinel.connection_pool.disconnect()
 
 
 class ClusterConnections:
-    """The nodes of a cluster, each with a connection from when it is first asked."""
+    """The nodes of a cluster, each with connections from when it is first asked."""
 
-    def __init__(self, source: RedisCluster | Place) -> None:
-        if isinstance(source, RedisCluster):
-            nodes = list(source.nodes_manager.startup_nodes.values())
-            self._options = {"connection_class": nodes[0].connection_class, **nodes[0].connection_kwargs}
-            self._nodes = Nodes((node.host, int(node.port)) for node in nodes)
-        else:
-            self._options = source.options
-            self._nodes = Nodes(source.hosts)
-        self._connections: dict[Address, _Connection] = {}
+    def __init__(self, nodes: Iterable[Address], options: Mapping[str, Any], places: Places) -> None:
+        self._options = options
+        self._nodes = Nodes(nodes, lambda known: places.floors(Place.of_cluster(known)))
+        self._pipes: dict[tuple[Address, bool], Pipe] = {}
 
-    def node(self, command: Command[Any]) -> object:
-        """Return what commands have in common that fail together."""
-        return self._nodes.owner(command)
+    @property
+    def pipes(self) -> Iterable[Pipe]:
+        """All connections that commands go through."""
+        return list(self._pipes.values())
 
-    async def send(self, command: Command[Any], words: Words) -> tuple[Any, Any]:
-        """Send a command's words to the node that has its keys; return the reply, and that of what follows it."""
-        replies: tuple[Any, Any] = await drive(self._nodes.sending(command, words), self._carry_out)
+    def pipe(self, command: Command[Any]) -> Pipe | None:
+        """Return the connection for a command, None when it is not known or not open."""
+        address = self._nodes.owner(command)
+        pipe = None if address is None else self._pipes.get((address, command.durability is not None))
+        return pipe if pipe is not None and pipe.is_open else None
+
+    async def send(self, command: Command[Any], request: bytes) -> Sequence[Any]:
+        """Send a command's request to the node that has its keys; return the replies. Raises redis-py's errors."""
+        durable = command.durability is not None
+        flow = self._nodes.sending(command, request, command.due)
+        replies: Sequence[Any] = await drive(flow, lambda step: self._carry_out(step, durable=durable))
         return replies
 
-    async def _carry_out(self, step: Exchange | Sleep) -> tuple[Any, Any] | None:
+    async def _carry_out(self, step: Exchange | Sleep, *, durable: bool) -> Sequence[Any] | None:
         if isinstance(step, Sleep):
             await asyncio.sleep(step.seconds)
             return None
         try:
-            return await self._at(step.address).exchange(step.words, step.then)
-        except RedisError as error:
+            replies = await self._at(step.address, durable=durable).ask(step.request, step.due)
+        except (RedisError, OSError) as error:
             raise told(error) from error.__cause__
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise told(reply)
+        return replies
 
-    def _at(self, address: Address) -> _Connection:
-        connection = self._connections.get(address)
-        if connection is None:
-            connection = self._connections[address] = _Connection(_pool(address, self._options))
-        return connection
+    def _at(self, address: Address, *, durable: bool) -> Pipe:
+        pipe = self._pipes.get((address, durable))
+        if pipe is None:
+            make = _node_pool(address, self._options).make_connection
+            pipe = self._pipes[address, durable] = Pipe(make, resend=False)
+        return pipe
 
     def pubsub(self) -> PubSub:
         """Return what to subscribe with, on another node than last time."""
-        return redis.asyncio.Redis(connection_pool=_pool(self._nodes.listening_post(), self._options)).pubsub()
+        return redis.asyncio.Redis(connection_pool=_node_pool(self._nodes.listening_post(), self._options)).pubsub()
 
     async def close(self) -> None:
         """Close the connections; a later command opens them again."""
-        for connection in self._connections.values():
-            await connection.close()
+        for pipe in self.pipes:
+            pipe.close()
 
 
 Connections: TypeAlias = ServerConnections | ClusterConnections
 
 
-def connections(source: Client | str) -> Connections:
-    """Return what to reach the Redis of a client or URL with; nothing is connected yet. Raises `InvalidArgument`."""
-    if isinstance(source, RedisCluster):
-        return ClusterConnections(source)
-    if isinstance(source, redis.asyncio.Redis):
-        return ServerConnections(source)
-    place = urls.parse(source)
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a client or URL points to; `kraken_nonce_redis._threads.connections.Target` for asyncio.
+
+    Attributes:
+        key: the same for all with equal connection settings.
+        place: where that is.
+        connect: makes the connections, which open when they are first used.
+    """
+
+    key: Hashable
+    place: Place
+    connect: Callable[[Places], Connections]
+
+    @classmethod
+    def of(cls, source: Client | str) -> Target:
+        """Return the target of a client or URL. Raises `InvalidArgument`."""
+        if isinstance(source, str):
+            return cls._of_url(source)
+        if isinstance(source, RedisCluster):
+            nodes = tuple((node.host, int(node.port)) for node in source.nodes_manager.startup_nodes.values())
+            first = next(iter(source.nodes_manager.startup_nodes.values()))
+            return cls._of_cluster(nodes, {"connection_class": first.connection_class, **first.connection_kwargs})
+        return cls._of_server(source, lambda _: ServerConnections(source))
+
+    @classmethod
+    def _of_url(cls, url: str) -> Target:
+        address = urls.parse(url)
+        try:
+            if address.kind == "cluster":
+                _node_pool(address.hosts[0], address.options).make_connection()
+                return cls._of_cluster(address.hosts, address.options)
+            client, _ = _client(address)
+            client.connection_pool.make_connection()  # which looks at the options, and connects later
+        except (ValueError, TypeError):
+            raise urls.unusable() from None
+        # Connections to Sentinels belong to a loop, so each loop has a client of its own.
+        return cls._of_server(client, lambda _: ServerConnections(*_client(address)))
+
+    @classmethod
+    def _of_cluster(cls, nodes: tuple[Address, ...], options: Mapping[str, Any]) -> Target:
+        options = {name: value for name, value in options.items() if name not in ("host", "port")}
+        key = ("cluster", frozenset(nodes), settings_key(options))
+        return cls(key, Place.of_cluster(nodes), lambda places: ClusterConnections(nodes, options, places))
+
+    @classmethod
+    def _of_server(cls, client: redis.asyncio.Redis, connect: Callable[[Places], Connections]) -> Target:
+        pool: Any = client.connection_pool
+        options, manager = pool.connection_kwargs, getattr(pool, "sentinel_manager", None)
+        key: Hashable = (pool.connection_class, settings_key(options))
+        place = Place.of_server(options)
+        if manager is not None:
+            sentinels = [sentinel.connection_pool.connection_kwargs for sentinel in manager.sentinels]
+            addresses = [(str(kwargs["host"]), int(kwargs["port"])) for kwargs in sentinels]
+            place = Place.of_service(pool.service_name, addresses, options)
+            key = (pool.service_name, pool.is_master, tuple(map(settings_key, sentinels)), key)
+        return cls(key, place, connect)
+
+
+def _client(address: urls.Place) -> tuple[redis.asyncio.Redis, tuple[redis.asyncio.Redis, ...]]:
     once = Retry(NoBackoff(), 1)
-    sentinels: tuple[redis.asyncio.Redis, ...] = ()
-    try:
-        if place.kind == "cluster":
-            _pool(place.hosts[0], place.options).make_connection()
-            return ClusterConnections(place)
-        if place.kind == "sentinel":
-            sentinel_options = {**place.sentinel_options, "retry": Retry(NoBackoff(), 0)}
-            manager = Sentinel(place.hosts, sentinel_kwargs=sentinel_options)
-            client = manager.master_for(place.service, **place.options, retry=once)
-            sentinels = tuple(manager.sentinels)
-        else:
-            client = redis.asyncio.Redis.from_url(place.url, **place.options, retry=once)
-        client.connection_pool.make_connection()  # which looks at the options, and connects later
-    except (ValueError, TypeError):
-        raise urls.unusable() from None
-    return ServerConnections(client, sentinels)
+    if address.kind == "sentinel":
+        sentinel_options = {**address.sentinel_options, "retry": Retry(NoBackoff(), 0)}
+        manager = Sentinel(address.hosts, sentinel_kwargs=sentinel_options)
+        return manager.master_for(address.service, **address.options, retry=once), tuple(manager.sentinels)
+    return redis.asyncio.Redis.from_url(address.url, **address.options, retry=once), ()
 
 
 def checked(client: object) -> Client:
@@ -198,9 +228,3 @@ def checked(client: object) -> Client:
             f"{type(client).__module__}.{type(client).__qualname__}",
         )
     return client
-
-
-def checked_url(url: str) -> str:
-    """Return a URL that a client can be made from. Raises `InvalidArgument`."""
-    connections(url)
-    return url

@@ -10,7 +10,7 @@ from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis._core.lock import LeaseCore, LockCore
 from kraken_nonce_redis._core.wishes import LockSettings, Wishes
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis.asyncio._connections import checked, checked_url
+from kraken_nonce_redis.asyncio._connections import Target, checked
 from kraken_nonce_redis.asyncio._store import store_for
 from kraken_nonce_redis.errors import HoldTimeout
 
@@ -51,23 +51,23 @@ class CallLock(LockCore[Lease]):
     """
 
     def __init__(self, redis: Client, api_key: str, **settings: Unpack[LockSettings]) -> None:
-        self._begin(checked(redis), api_key, **settings)
+        self._begin(Target.of(checked(redis)), api_key, **settings)
 
-    def _begin(self, source: Client | str, api_key: str, **settings: Unpack[LockSettings]) -> None:
-        self._source: Client | str = source
+    def _begin(self, target: Target, api_key: str, **settings: Unpack[LockSettings]) -> None:
+        self._target = target
         super().__init__(lambda: self.store.process_state, api_key, **settings)
 
     @classmethod
     def from_url(cls, url: str, api_key: str, **settings: Unpack[LockSettings]) -> Self:
         """Return a lock for a URL, as `kraken_nonce_redis.urls` describes them."""
         lock = cls.__new__(cls)
-        lock._begin(checked_url(url), api_key, **settings)  # noqa: SLF001 - this is a constructor
+        lock._begin(Target.of(url), api_key, **settings)  # noqa: SLF001 - this is a constructor
         return lock
 
     @property
     def store(self) -> Store:
         """The running loop's connections to Redis, as clients' calls use them."""
-        return store_for(self._source)
+        return store_for(self._target)
 
     @contextlib.asynccontextmanager
     async def hold(
@@ -162,4 +162,4 @@ class CallLock(LockCore[Lease]):
     ) -> None:
         owner = asyncio.current_task()
         lease = self._own(owner, "release")
-        await self.store.drive(self._leaving(owner, lease, failed=kind is not None))
+        await self.store.drive(self._leaving(owner, lease, failed=kind is not None, wait=True))

@@ -4,86 +4,116 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import weakref
+import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from redis.asyncio.cluster import RedisCluster
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis import _process
 from kraken_nonce_redis._core.agenda import Agenda
-from kraken_nonce_redis._core.steps import Listen, Pause, Run
-from kraken_nonce_redis._core.waiting import ProcessState, doing
-from kraken_nonce_redis.asyncio._connections import connections
+from kraken_nonce_redis._core.steps import Listen, Pause, Run, Tell
+from kraken_nonce_redis._core.waiting import ProcessState
+from kraken_nonce_redis._redis.pipeline import Slot
 from kraken_nonce_redis.asyncio._drive import drive
-from kraken_nonce_redis.errors import UNREACHABLE, StoreError, StoreUnavailable, from_redis
+from kraken_nonce_redis.errors import KrakenNonceError, StoreError, from_redis
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Hashable, Sequence
 
     from redis.asyncio.client import PubSub
 
+    from kraken_nonce_redis._core.agenda import Chore
     from kraken_nonce_redis._core.steps import Step
     from kraken_nonce_redis._redis.commands import Command
-    from kraken_nonce_redis.asyncio._connections import Client
+    from kraken_nonce_redis.asyncio._connections import Target
+    from kraken_nonce_redis.asyncio._pipe import Pipe
 
 T = TypeVar("T")
-_IDLE = 30.0
+logger = logging.getLogger("kraken_nonce_redis")
+
+_IDLE = 300.0
+"""Seconds after which a connection that nobody uses is closed."""
+_AT_END = 1.0
+_AGAIN = 1.0
+_STORES = "_kraken_nonce_stores"
 
 
 class Store:
-    """One Redis, as the tasks of one event loop share it, over two connections, or a few more in a cluster."""
+    """One Redis, as the tasks of one event loop share it, for as long as the loop runs."""
 
-    def __init__(self, source: Client | str) -> None:
-        self.source = source
-        self.process_state = ProcessState(Agenda(self._chores_changed))
-        self.connections = connections(source)
-        self._turn = asyncio.Lock()
-        self._failures: dict[object, int] = {}
-        self._failed_for = 0.0
-        self._changed = asyncio.Event()
+    def __init__(self, target: Target) -> None:
+        process = _process.current()
+        self.process = process
+        self.process_state = ProcessState(Agenda(self._chores_changed), floors=process.places.floors(target.place))
+        self.loop = asyncio.get_running_loop()
+        self._connections = target.connect(process.places)
         self._listener: _OfferListener | None = None
-        self._keeper: asyncio.Task[None] | None = None
-        self._loop_ends = False
+        self._chores: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._end: AsyncGenerator[None] | None = None
 
     # Commands
 
     async def run(self, command: Command[T]) -> T:
         """Run a command and return its result. Raises `StoreError` and what the command's reply says."""
-        if self._keeper is None and not self._loop_ends:
-            self._keeper = asyncio.create_task(self._keep(), name="kraken-nonce-chores")
-        node = self.connections.node(command)
-        failures, entered, cancellations = self._failures.get(node), clock.now(), _cancellations()
-        async with self._turn:
-            began = clock.now()
-            if self._failures.get(node) != failures and began - entered > self._failed_for / 2:
-                # It failed for a caller ahead while this one stood in line: no need to wait for the timeout again.
-                raise StoreUnavailable(command.name, command.keys[0], "Redis failed the call before, too")
+        if self._end is None:
+            await self._look_out_for_the_end()
+        if self._idle is None:
+            self._idle = self.loop.call_later(_IDLE, self._close_idle)
+        for release in self.process_state.owed(command):
+            await self._run(release)
+            self.process_state.returned(release)
+        return await self._run(command)
+
+    async def _run(self, command: Command[T], *, whole: bool = False) -> T:
+        request, send = self.process_state.request, self._connections.send
+        try:
             try:
-                try:
-                    raw, acknowledged = await self.connections.send(command, self.process_state.evalsha(command))
-                except NoScriptError:
-                    raw, acknowledged = await self.connections.send(command, self.process_state.eval(command))
-            except RedisError as error:
-                failure = from_redis(error, command.name, command.keys[0])
-                if isinstance(error, UNREACHABLE):
-                    self._failures[node] = self._failures.get(node, 0) + 1
-                    self._failed_for = clock.now() - began
-                raise failure from error
-            finally:
-                if self._loop_ends:
-                    await self.connections.close()
-            result = command.result(raw)
-            self.process_state.learn(command, result)
-            if command.durability is not None:
-                command.durability.check(command, acknowledged)
-        _heed(cancellations)
+                return self._result(command, await send(command, request(command, whole=whole)))
+            except NoScriptError:
+                return self._result(command, await send(command, request(command, whole=True)))
+        except (RedisError, OSError) as error:
+            raise from_redis(error, command.name, command.keys[0]) from error
+
+    def _result(self, command: Command[T], replies: Sequence[Any]) -> T:
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        result = command.result(replies[0])
+        self.process_state.learn(command, result)
+        if command.durability is not None:
+            command.durability.check(command, replies[1])
         return result
+
+    async def tell(self, step: Tell) -> None:
+        """Hand a command to the kernel and go on; what it comes to is told the step when it is known."""
+        pipe = self._connections.pipe(step.command)
+        if pipe is None or not pipe.is_open or self.process_state.owed(step.command):
+            step.answered(await self.run(step.command))
+        else:
+            self._begin(pipe, step.command, step.answered, lambda _: step.lost())
+
+    def _begin(
+        self, pipe: Pipe, command: Command[T], answered: Callable[[T], object], failed: Callable[[Exception], object]
+    ) -> None:
+        def on_done(slot: Slot) -> None:
+            command.repeated |= slot.sent > 1
+            try:
+                result = self._result(command, slot.outcome())
+            except Exception as error:  # noqa: BLE001 - whatever it is, it must not strike the others' replies
+                failed(error)
+            else:
+                pipe.scripts.add(command.name)
+                answered(result)
+
+        # Nobody waits to send it whole when the server lacks the script.
+        whole = command.name not in pipe.scripts
+        pipe.begin(Slot(self.process_state.request(command, whole=whole), command.due, on_done))
 
     async def drive(self, flow: Generator[Any, Any, T], carry_out: Callable[[Any], Awaitable[Any]] | None = None) -> T:
         """Carry out a flow's steps and return what it comes to. ``carry_out`` does those that are not Redis' matter."""
@@ -93,6 +123,8 @@ class Store:
         match step:
             case Run(command):
                 return await self.run(command)
+            case Tell():
+                return await self.tell(step)
             case Pause(waiter, until):
                 waiter.signal = signal = asyncio.Event()
                 if not waiter.woken:
@@ -116,59 +148,145 @@ class Store:
         if listener.failure is not None:
             raise listener.failure
 
+    def pubsub(self) -> PubSub:
+        """Return what to subscribe with."""
+        return self._connections.pubsub()
+
     # Chores
 
     def _chores_changed(self) -> None:
-        self._changed.set()
+        due = self.process_state.agenda.next_due()
+        if due is not None and (self._chores is None or self._chores.when() > self._time(due)):
+            if self._chores is not None:
+                self._chores.cancel()
+            self._chores = self.loop.call_at(self._time(due), self._do_chores)
 
-    async def _keep(self) -> None:
-        """Do the chores as long as the loop runs; at its end, close the connection."""
-        agenda = self.process_state.agenda
+    def _time(self, due: float) -> float:
+        """Return a time of `clock.now` as one of the loop."""
+        return self.loop.time() + max(0.0, due - clock.now())
+
+    def _do_chores(self) -> None:
+        """Do what is due. No task does it that could be cancelled, but where connecting takes one."""
+        self._chores = None
+        while (chore := self.process_state.agenda.pop(clock.now())) is not None:
+            self._do(chore)
+        self._chores_changed()
+
+    def _do(self, chore: Chore) -> None:
         try:
-            while True:
-                chore = agenda.pop(clock.now())
-                if chore is not None:
-                    await self.drive(doing(agenda, chore))
-                    continue
-                self._changed.clear()
-                await _set_before(self._changed, agenda.next_due())
-        finally:
-            # Tasks that are cancelled beside this one may still have something to give back.
-            self._loop_ends = True
-            if not self._turn.locked():
-                await self.connections.close()
+            command = chore.command(clock.now())
+        except Exception:
+            logger.exception("What is done beside the callers has failed; it is tried again")
+            self._again(chore, clock.now() + _AGAIN)
+            return
+        if command is None:
+            return
+        pipe = self._connections.pipe(command)
+        if pipe is not None and pipe.is_open:
+            self._begin(
+                pipe,
+                command,
+                lambda result: self._done(chore, lambda: chore.succeeded(command, result, clock.now())),
+                lambda error: self._do_by_task(chore, command, whole=isinstance(error, NoScriptError)),
+            )
+        else:
+            self._do_by_task(chore, command)
 
+    def _do_by_task(self, chore: Chore, command: Command[Any], *, whole: bool = False) -> None:
+        task = self.loop.create_task(self._run(command, whole=whole), name="kraken-nonce-chore")
+        self._tasks.add(task)
 
-def _cancellations() -> int:
-    """Return how often the running task was asked to end."""
-    task = asyncio.current_task()
-    return 0 if task is None else task.cancelling()
+        def on_done(_: object) -> None:
+            self._tasks.discard(task)
+            if task.cancelled():
+                self._again(chore, clock.now() + _AGAIN)
+                return
+            error = task.exception()
+            if isinstance(error, KrakenNonceError):
+                self._done(chore, lambda: chore.failed(error, clock.now()))
+            elif error is not None:
+                logger.error("What is done beside the callers has failed; it is tried again", exc_info=error)
+                self._again(chore, clock.now() + _AGAIN)
+            else:
+                self._done(chore, lambda: chore.succeeded(command, task.result(), clock.now()))
 
+        task.add_done_callback(on_done)
 
-def _heed(cancellations: int) -> None:
-    """Raise a cancellation that was swallowed since there were so many.
+    def _done(self, chore: Chore, take: Callable[[], float | None]) -> None:
+        try:
+            due = take()
+        except Exception:
+            logger.exception("What is done beside the callers has failed; it is tried again")
+            due = clock.now() + _AGAIN
+        if due is not None:
+            self._again(chore, due)
 
-    Up to Python 3.11 asyncio.wait_for, with which redis-py sends, does that when its work ends in the same moment.
-    """
-    if _cancellations() > cancellations:
-        raise asyncio.CancelledError
+    def _again(self, chore: Chore, due: float) -> None:
+        if not self.loop.is_closed():
+            self.process_state.agenda.add(due, chore)
+
+    def _close_idle(self) -> None:
+        """Close what nobody has used for long, and look again as long as anything is open."""
+        self._idle = None
+        for pipe in self._connections.pipes:
+            if pipe.is_open and pipe.idle_since + _IDLE <= clock.now():
+                pipe.close()
+        due = min((pipe.idle_since + _IDLE for pipe in self._connections.pipes if pipe.is_open), default=None)
+        if due is not None:
+            self._idle = self.loop.call_at(self._time(due), self._close_idle)
+
+    # The end
+
+    async def _look_out_for_the_end(self) -> None:
+        """See to it that `close` is called when the loop ends: it then closes the generators that were begun in it."""
+
+        async def until_the_end() -> AsyncGenerator[None]:
+            try:
+                yield
+            finally:
+                await self.close()
+
+        self._end = until_the_end()
+        await anext(self._end)
+
+    async def close(self, seconds: float = _AT_END) -> None:
+        """Give back what nobody needs any more, hear the answers that are due, and close the connections.
+
+        What callers hold stays theirs: with the next command the connections open again.
+        """
+        with contextlib.suppress(TimeoutError, StoreError):
+            async with asyncio.timeout(seconds):
+                for release in self.process_state.left_behind():
+                    await self._run(release)
+                    self.process_state.returned(release)
+                while any(pipe.due for pipe in self._connections.pipes):  # noqa: ASYNC110 - some of several
+                    await asyncio.sleep(0.001)
+        for timer in (self._chores, self._idle):
+            if timer is not None:
+                timer.cancel()
+        self._chores = self._idle = None
+        if self._listener is not None:
+            self._listener.task.cancel()
+            await asyncio.wait([self._listener.task])
+            self._listener = None
+        await self._connections.close()
 
 
 async def _set_before(event: asyncio.Event, until: float | None) -> None:
     """Wait for an event, until a time of `clock.now` at most."""
-    # Not by asyncio.wait_for, for the reason given in _heed.
+    # Up to Python 3.11 asyncio.wait_for loses a cancellation that comes when its work ends.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(None if until is None else until - clock.now()):
             await event.wait()
 
 
 class _OfferListener:
-    """Takes the server's offers and wakes whom they are for; ends on an error, or when nobody has waited long."""
+    """Takes offers from the server and wakes the waiters they are for; ends on an error, or when nobody waits long."""
 
     def __init__(self, store: Store) -> None:
         self.ready = asyncio.Event()
         self.failure: StoreError | None = None
-        self._connections = store.connections
+        self._store = store
         self._process_state = store.process_state
         self.task = asyncio.create_task(self._run(), name="kraken-nonce-listener")
 
@@ -188,13 +306,11 @@ class _OfferListener:
             self.ready.set()
 
     async def _listen(self) -> None:
-        subscription = self._connections.pubsub()
+        subscription = self._store.pubsub()
         try:
             await subscription.subscribe(self._process_state.channel)
-            if subscription.connection is not None:
-                subscription.connection.retry = Retry(NoBackoff(), 0)
             while self.ready.is_set() or await self._confirmed(subscription):
-                _heed(0)
+                _heed()
                 message = await subscription.get_message(timeout=_IDLE)
                 if message is not None:
                     self._process_state.hear(message)
@@ -213,17 +329,31 @@ class _OfferListener:
         return True
 
 
-_stores: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, Store]] = weakref.WeakKeyDictionary()
+def _heed() -> None:
+    """Raise a cancellation that was swallowed.
+
+    Up to Python 3.11 asyncio.wait_for, with which redis-py sends, does that when its work ends in the same moment.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
-def store_for(source: Client | str) -> Store:
-    """Return the running loop's store of a client (one per connection pool) or URL."""
-    stores = _stores.setdefault(asyncio.get_running_loop(), {})
-    if isinstance(source, str):
-        key: object = source
-    else:
-        key = id(source if isinstance(source, RedisCluster) else source.connection_pool)
-    store = stores.get(key)
-    if store is None:
-        store = stores[key] = Store(source)
+def store_for(target: Target) -> Store:
+    """Return the running loop's store for a target, the same for all with equal connection settings."""
+    # A weak dictionary by loop would keep both for ever, since a store holds its loop.
+    stores: dict[Hashable, Store] = asyncio.get_running_loop().__dict__.setdefault(_STORES, {})
+    store = stores.get(target.key)
+    if store is None or store.process is not _process.current():
+        store = stores[target.key] = Store(target)
     return store
+
+
+async def aclose() -> None:
+    """Give back what nobody needs any more and close the connections of the running loop, within a second.
+
+    What callers hold stays theirs; objects open connections anew when they are used.
+    """
+    stores: dict[Hashable, Store] = asyncio.get_running_loop().__dict__.get(_STORES, {})
+    for store in list(stores.values()):
+        await store.close()

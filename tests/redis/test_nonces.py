@@ -14,7 +14,7 @@ import pytest
 
 from kraken_nonce_redis import NonceTooFarAhead
 from tests.support.faces import KEY
-from tests.support.helpers import KEYS, SECOND, View, assert_distinct_and_in_order, fails
+from tests.support.helpers import KEYS, SECOND, View, assert_distinct_and_in_order, fails, new_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -277,6 +277,7 @@ def test_with_nobody_alive_the_clock_takes_over(face: Face, server: AnyServer, r
     """When state and all who saw it are gone, a new process begins at the time, not in a future nobody remembers."""
     face.allocator(face.client(server)).jump_forward(1000 * SECOND)
     redis_client.flushall()
+    new_process()
     assert face.allocator(face.client(server)).next() <= time.time_ns()
 
 

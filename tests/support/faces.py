@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import itertools
 import threading
 import time
 from importlib.util import find_spec
@@ -78,6 +79,14 @@ class Caller(Generic[T]):
     def cancel(self) -> None:
         """Cancel the caller's task in the call that it is in, which raises `Interrupted` in the function."""
         self._face.cancel(self._thread)
+
+
+_numbers = itertools.count()
+
+
+def _own_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Return settings that no other client has, since those with the same ones share connections and leases."""
+    return {"client_name": f"process-{next(_numbers)}", **options}
 
 
 class Face(abc.ABC):
@@ -153,7 +162,7 @@ class Threads(Face):
 
     def client(self, server: AnyServer | Topology, **options: Any) -> Any:
         """Connect with redis-py."""
-        return server.client(**options)
+        return server.client(**_own_settings(options))
 
     def client_at(self, url: str, **options: Any) -> redis.Redis:
         """Connect with redis-py."""
@@ -186,6 +195,7 @@ class Asyncio(Face):
 
     def client(self, server: AnyServer | Topology, **options: Any) -> Any:
         """Connect with redis.asyncio."""
+        options = _own_settings(options)
         if not isinstance(server, AnyServer):
             client = self.run(server.async_client, **options)
             for part in server.parts(client):
