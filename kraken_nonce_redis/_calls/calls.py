@@ -37,7 +37,7 @@ from kraken_nonce_redis.errors import (
     OutcomeUnknown,
     StoreError,
 )
-from kraken_nonce_redis.events import NonceRaised, OrderSettled
+from kraken_nonce_redis.events import NonceRaised, OrderSettled, checked, tell
 from kraken_nonce_redis.pace import CoolDowns, priority_of
 from kraken_nonce_redis.retries import Retries
 
@@ -77,14 +77,12 @@ class Calls:
     ) -> None:
         if on_unknown not in ON_UNKNOWN:
             raise InvalidArgument("on_unknown", f"must be one of {', '.join(ON_UNKNOWN)}, not {on_unknown!r}")
-        if on_event is not None and not callable(on_event):
-            raise InvalidArgument("on_event", f"must be callable or None, not {on_event!r}")
         self.retries: Final = arguments.instance("retries", retries, Retries) or Retries()
         self.on_unknown: Final = on_unknown
         self.cool_downs: Final = arguments.instance("cool_downs", cool_downs, CoolDowns) or CoolDowns()
         self._wait_timeout = arguments.timeout(wait_timeout, "wait_timeout")
         self._pace = pace
-        self._on_event = on_event
+        self._on_event = checked(on_event)
 
     def calling(self, lock: LockCore[Any], owner: object, call: Call) -> CallFlow[Heard]:
         """Make a call and return what was heard last, which may be a refusal.
@@ -98,7 +96,7 @@ class Calls:
         finally:
             # Without the lock, so that a hook may make calls itself.
             for event in events:
-                self._tell(event)
+                tell(event, self._on_event)
 
     def _trying(self, lock: LockCore[Any], owner: object, call: Call, events: list[Event]) -> CallFlow[Heard]:
         until = None if self._wait_timeout is None else clock.now() + self._wait_timeout
@@ -129,14 +127,6 @@ class Calls:
                 return heard
             logger.info("%s is made again in %.1f s: %s", call.method, wait, heard.reason)
             yield Sleep(wait)
-
-    def _tell(self, event: Event) -> None:
-        """Give an event to the hook."""
-        if self._on_event is not None:
-            try:
-                self._on_event(event)
-            except Exception:  # noqa: BLE001 - whatever it is, it is the hook's and no reason to lose an answer
-                logger.exception("on_event failed for a %s", type(event).__name__)
 
 
 class _Attempt:

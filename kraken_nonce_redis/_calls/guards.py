@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._calls.call import Call, Heard
     from kraken_nonce_redis._core.steps import Send
     from kraken_nonce_redis._core.wishes import LockSettings
-    from kraken_nonce_redis.events import Hook
 
 LONGEST_TIMEOUT: Final = LONGEST_CALL / 2
 """The longest timeout of a request, in seconds: it may count twice, for connecting and reading, within one lease."""
@@ -51,7 +50,6 @@ class _GuardCore(Generic[LockType]):
         cool_downs: CoolDowns = _COOL_DOWNS,
         retries: Retries = _RETRIES,
         on_unknown: OnUnknown = "settle",
-        on_event: Hook | None = None,
         **settings: Unpack[LockSettings],
     ) -> None:
         self._redis = urls.from_environment() if redis is None else redis
@@ -69,7 +67,7 @@ class _GuardCore(Generic[LockType]):
             wait_timeout=wait_timeout,
             pace=settings.get("pace"),
             cool_downs=cool_downs,
-            on_event=on_event,
+            on_event=settings.get("on_event"),
         )
 
     def _make_lock(self, api_key: str) -> LockType:

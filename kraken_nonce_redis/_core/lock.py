@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis import events
 from kraken_nonce_redis._arguments import DEFAULT_NAMESPACE, DEFAULT_TTL
 from kraken_nonce_redis._core.record import CallRecord, Stage
 from kraken_nonce_redis._core.steps import Run, Tell, running
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._core.waiting import ProcessState
     from kraken_nonce_redis._core.wishes import Wishes
     from kraken_nonce_redis._redis.commands import Command, Release
+    from kraken_nonce_redis.events import Hook
 
 L = TypeVar("L", bound="LeaseCore")
 T = TypeVar("T")
@@ -226,11 +228,13 @@ class LockCore(Generic[L]):
         pace: Pace | None = None,
         namespace: str = DEFAULT_NAMESPACE,
         durable: bool | Durability = False,
+        on_event: Hook | None = None,
     ) -> None:
         self.keys: Final = Keyspace.of(namespace, api_key, scope)
         self.ttl: Final = arguments.ttl(ttl)
         self.pace: Final = arguments.instance("pace", pace, Pace)
         self.durability: Final = Durability.of(durable)
+        self._on_event = events.checked(on_event)
         self._process_state = process_state
 
     def __repr__(self) -> str:
@@ -367,6 +371,8 @@ class LockCore(Generic[L]):
                     self.keys.state,
                     lease.nonce,
                 )
+                event = events.LeaseEndedEarly(self.keys.tag, lease.nonce)
+                process_state.later(lambda: events.tell(event, self._on_event))
 
         def lost() -> None:
             process_state.give_back(self._release(lease), left)

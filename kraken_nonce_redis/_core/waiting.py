@@ -242,11 +242,21 @@ class BackgroundReleases:
         return now + _RETRY
 
 
+def _at_once(function: Callable[[], object]) -> None:
+    function()
+
+
 @dataclass(slots=True)
 class ProcessState:
-    """What one process (or event loop) knows of one Redis."""
+    """What one process (or event loop) knows of one Redis.
+
+    Attributes:
+        agenda: what is done beside the callers.
+        later: runs a function beside whoever is reading for others.
+    """
 
     agenda: Agenda
+    later: Callable[[Callable[[], object]], object] = _at_once
     process_id: str = field(default_factory=lambda: secrets.token_hex(8))
     listening: bool = False
     floors: Floors = field(default_factory=Floors)

@@ -10,6 +10,7 @@ from kraken_nonce_redis import _arguments as arguments
 if TYPE_CHECKING:
     from kraken_nonce_redis._arguments import Priority, Scope
     from kraken_nonce_redis.durability import Durability
+    from kraken_nonce_redis.events import Hook
     from kraken_nonce_redis.pace import Pace
 
 
@@ -21,6 +22,7 @@ class LockSettings(TypedDict, total=False):
     pace: Pace | None
     namespace: str
     durable: bool | Durability
+    on_event: Hook | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ class CallLock(LockCore[Lease]):
             same.
         namespace: what the Redis keys begin with, by default ``kraken-nonce``; all who share the API key need the
             same.
+        on_event: is called with what happens beside a hold, `kraken_nonce_redis.events`.
         durable: a `Durability` with ``every_nonce`` lets a lease begin only when so many replicas have it; by default
             none has to.
     """

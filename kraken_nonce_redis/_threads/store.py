@@ -155,7 +155,7 @@ class Store:
     def _begin(self, process: _process.Process) -> None:
         _refuse_half_patched()
         floors = process.places.floors(self._target.place)
-        self._process_state = ProcessState(Agenda(self._chores_changed), floors=floors)
+        self._process_state = ProcessState(Agenda(self._chores_changed), _in_a_thread, floors=floors)
         self._connections = self._target.connect(process.places)
         self._listener = _OfferListener(self._connections, self._process_state)
         self._busy = set()
@@ -401,6 +401,10 @@ def close() -> None:
     """
     for store in list(_process.current().stores.values()):
         store.close()
+
+
+def _in_a_thread(function: Callable[[], object]) -> None:
+    threading.Thread(target=function, name="kraken-nonce-events", daemon=True).start()
 
 
 def _refuse_half_patched() -> None:

@@ -48,8 +48,9 @@ class Store:
     def __init__(self, target: Target) -> None:
         process = _process.current()
         self.process = process
-        self.process_state = ProcessState(Agenda(self._chores_changed), floors=process.places.floors(target.place))
         self.loop = asyncio.get_running_loop()
+        floors = process.places.floors(target.place)
+        self.process_state = ProcessState(Agenda(self._chores_changed), self.loop.call_soon, floors=floors)
         self._connections = target.connect(process.places)
         self._listener: _OfferListener | None = None
         self._chores: asyncio.TimerHandle | None = None

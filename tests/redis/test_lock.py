@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from redis.exceptions import LockError
 
-from kraken_nonce_redis import CallLockError, HoldTimeout, LeaseLost, NoncesUsedUp
+from kraken_nonce_redis import CallLockError, HoldTimeout, LeaseLost, NoncesUsedUp, events
 from kraken_nonce_redis._redis import commands
 from tests.support.faces import KEY
 from tests.support.helpers import KEYS, ON_VALKEY, SECOND, OneAtATime, Rival, Stopwatch, View, eventually, fails, run
@@ -511,3 +512,32 @@ def test_misuse_is_an_error_of_ours(lock: CallLock) -> None:
         with fails(CallLockError, KEYS.state, "does not hold it") as caught:
             misuse()
         assert isinstance(caught.value, LockError)
+
+
+# What is told.
+
+
+def test_a_lease_lost_within_its_term_is_an_event(face: Face, server: AnyServer, redis_client: redis.Redis) -> None:
+    """An object's hook and the process's hear of it, once each; a hook that fails keeps nobody from hearing."""
+    told: list[events.Event] = []
+    others: list[events.Event] = []
+
+    def fail(event: events.Event) -> None:
+        others.append(event)
+        raise ZeroDivisionError
+
+    lock = face.lock(face.client(server), on_event=told.append)
+    events.set_hook(fail)
+    try:
+        began = time.time()
+        with lock.hold() as lease:
+            redis_client.flushall()
+        eventually(lambda: told and others)
+    finally:
+        events.set_hook(None)
+    assert told == others
+    [event] = told
+    assert isinstance(event, events.LeaseEndedEarly)
+    assert (event.key, event.nonce) == (KEYS.tag, lease.nonce)
+    assert began <= event.time <= time.time()
+    assert event.id
