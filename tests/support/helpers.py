@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from benchmarks.history import judge
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from tests.support.faces import KEY
+from tests.support.nonces import judge
 from tests.support.servers import VALKEY
 
 if TYPE_CHECKING:
