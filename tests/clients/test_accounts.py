@@ -17,13 +17,13 @@ import pytest
 
 from kraken_nonce_redis import InvalidArgument, Pace
 from kraken_nonce_redis.accounts import Account, Accounts, read_environment, read_file
-from kraken_nonce_redis.testing import KrakenSimulator
 from tests.project.test_docs import BLOCK, ELSEWHERE, ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from kraken_nonce_redis.testing import KrakenSimulator
     from tests.support.servers import Server
 
 pytestmark = pytest.mark.once
@@ -394,13 +394,6 @@ class Copier:
 
 
 @pytest.fixture
-def sim() -> Any:
-    """Give the master and five users their accounts."""
-    with KrakenSimulator(["master", *USERS], latency=(0.001, 0.01)) as sim:
-        yield sim
-
-
-@pytest.fixture
 def copier(sim: KrakenSimulator, valkey: Server, tmp_path: Path) -> Copier:
     """Make the example ready to run."""
     return Copier(sim, valkey.url, tmp_path)
@@ -414,6 +407,7 @@ def placed(sim: KrakenSimulator) -> Mapping[str, list[str | None]]:
     return orders
 
 
+@pytest.mark.simulator(accounts=("master", *USERS), latency=(0.001, 0.01))
 class TestCopyTrading:
     """One master order mirrored to five users."""
 

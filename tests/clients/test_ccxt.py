@@ -36,7 +36,6 @@ from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from kraken_nonce_redis.ccxt._adapter import _PROBE_NONCE, check_seam
 from kraken_nonce_redis.retries import Retries
-from kraken_nonce_redis.testing import KrakenSimulator
 from tests.support.helpers import Stopwatch, eventually
 
 if TYPE_CHECKING:
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from kraken_nonce_redis._calls.call import Call
+    from kraken_nonce_redis.testing import KrakenSimulator
     from tests.support.servers import Server
 
 MODULES = {"sync": "", "async": ".async_support", "pro": ".pro"}
@@ -99,21 +99,6 @@ def config_for(sim: KrakenSimulator, url: str) -> dict[str, Any]:
         "urls": {"api": {"public": sim.url, "private": sim.url}},
         "redis": url,
     }
-
-
-@pytest.fixture(scope="module")
-def shared_sim() -> Iterator[KrakenSimulator]:
-    """One simulator for all tests."""
-    with KrakenSimulator() as sim:
-        yield sim
-
-
-@pytest.fixture
-def sim(shared_sim: KrakenSimulator) -> KrakenSimulator:
-    """Return a simulator as good as new."""
-    shared_sim.reset()
-    shared_sim.configure(latency=(0.0, 0.0))
-    return shared_sim
 
 
 @pytest.fixture(params=MODULES)

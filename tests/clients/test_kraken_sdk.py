@@ -54,21 +54,6 @@ ORDERS = 50 if os.environ.get("KRAKEN_NONCE_FULL") else 25
 """For each process."""
 
 
-@pytest.fixture(scope="module")
-def shared_sim() -> Iterator[KrakenSimulator]:
-    """One exchange for all tests."""
-    with KrakenSimulator() as sim:
-        yield sim
-
-
-@pytest.fixture
-def sim(shared_sim: KrakenSimulator) -> KrakenSimulator:
-    """Return an exchange as good as new."""
-    shared_sim.reset()
-    shared_sim.configure(latency=(0.0, 0.0))
-    return shared_sim
-
-
 @pytest.fixture
 def access(sim: KrakenSimulator, valkey: Server) -> dict[str, Any]:
     """Return what each client of ours is made with."""

@@ -29,30 +29,15 @@ from kraken_nonce_redis import (
     Retries,
     StoreUnavailable,
 )
-from kraken_nonce_redis.testing import KrakenSimulator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from kraken_nonce_redis.testing import KrakenSimulator
     from tests.support.servers import Server
 
 PROCESSES, CALLS = 4, 50
 ORDER = {"pair": "XBTUSD", "type": "buy", "ordertype": "limit", "price": "20000", "volume": "0.001"}
-
-
-@pytest.fixture(scope="module")
-def shared_sim() -> Iterator[KrakenSimulator]:
-    """One simulator for all tests."""
-    with KrakenSimulator() as sim:
-        yield sim
-
-
-@pytest.fixture
-def sim(shared_sim: KrakenSimulator) -> KrakenSimulator:
-    """Return a simulator as good as new."""
-    shared_sim.configure(latency=(0.0, 0.0), tier=None)
-    shared_sim.reset()
-    return shared_sim
 
 
 @pytest.fixture

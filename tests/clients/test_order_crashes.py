@@ -17,7 +17,6 @@ from tests.support.helpers import Stopwatch, eventually, run
 from tests.support.order_bots import BotProcess, Krakenex, read_notes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from kraken_nonce_redis._redis.commands import Pending
@@ -30,14 +29,7 @@ BOTS_AT_ONCE = 4
 TIMEOUT = 1.2  # of a call; until twice as long after it was made the next holder waits
 SETTLE = Retries(settle_waits=(0.2, 0.4))
 
-pytestmark = [pytest.mark.once]
-
-
-@pytest.fixture
-def sim() -> Iterator[KrakenSimulator]:
-    """Start an exchange."""
-    with KrakenSimulator(seed=3) as sim:
-        yield sim
+pytestmark = [pytest.mark.once, pytest.mark.simulator(seed=3)]
 
 
 def access(sim: KrakenSimulator) -> tuple[str, str, str]:

@@ -45,23 +45,9 @@ PATIENT = Retries(waits=(0.01, 0.02), settle_waits=(0.1, 0.15, 0.45))
 
 pytestmark = [
     pytest.mark.once,
+    pytest.mark.simulator(seed=20, listing_delay=LISTING),
     pytest.mark.filterwarnings("ignore:enable_cleanup_closed:DeprecationWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def shared_sim() -> Iterator[KrakenSimulator]:
-    """One exchange for all tests."""
-    with KrakenSimulator(seed=20, listing_delay=LISTING) as sim:
-        yield sim
-
-
-@pytest.fixture
-def sim(shared_sim: KrakenSimulator) -> KrakenSimulator:
-    """Return an exchange as good as new."""
-    shared_sim.configure(faults=[], listing_delay=LISTING, tier=None)
-    shared_sim.reset()
-    return shared_sim
 
 
 def access(sim: KrakenSimulator) -> tuple[str, str, str]:

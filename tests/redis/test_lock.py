@@ -33,18 +33,6 @@ def lock(face: Face, server: AnyServer) -> CallLock:
     return face.lock(face.client(server))
 
 
-@pytest.fixture
-def view(redis_client: redis.Redis) -> View:
-    """Look into Redis."""
-    return View(redis_client)
-
-
-@pytest.fixture
-def rival(redis_client: redis.Redis) -> Rival:
-    """Make another process."""
-    return Rival(redis_client)
-
-
 @contextmanager
 def running_out(lock: CallLock) -> Iterator[Lease]:
     """Hold a lock with the shortest TTL until its lease has run out; what its end raises is the test's."""

@@ -17,7 +17,7 @@ from kraken_nonce_redis import CoolDown, HoldTimeout, InvalidArgument, Pace
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.pace import CoolDowns, Tier, priority_of
-from kraken_nonce_redis.testing import Fault, KrakenSimulator
+from kraken_nonce_redis.testing import Fault
 from tests.support.faces import KEY
 from tests.support.helpers import KEYS, SECOND, Stopwatch, View, eventually, fails, run
 from tests.support.pace_workers import Worker, all_at_once
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from kraken_nonce_redis import CallLock
     from kraken_nonce_redis._arguments import Priority
+    from kraken_nonce_redis.testing import KrakenSimulator
     from tests.conftest import MakeProxy
     from tests.support.faces import Caller, Face
     from tests.support.servers import AnyServer, Server
@@ -40,6 +41,8 @@ NOISE = 0.05
 """Seconds by which a busy machine may be late."""
 THREE = Pace(startup_rate=0, tier=Tier(4, 1.0))
 """Three calls at once, and then one a second."""
+
+pytestmark = pytest.mark.simulator(latency=LATENCY)
 
 T = TypeVar("T")
 
@@ -57,36 +60,6 @@ def say(capsys: pytest.CaptureFixture[str], text: str) -> None:
     """Show a figure."""
     with capsys.disabled():
         print(f"\n  {text}", end="")
-
-
-@pytest.fixture(scope="module")
-def one_simulator() -> Iterator[KrakenSimulator]:
-    """Start one process for all tests."""
-    with KrakenSimulator() as sim:
-        yield sim
-
-
-@pytest.fixture
-def sim(one_simulator: KrakenSimulator) -> Iterator[KrakenSimulator]:
-    """Give a simulator as good as new, with a network before it."""
-    one_simulator.reset()
-    one_simulator.configure(latency=LATENCY)
-    yield one_simulator
-    one_simulator.configure(
-        latency=(0.0, 0.0),
-        tier=None,
-        counter=None,
-        most_at_once=None,
-        most_per_second=None,
-        lockout_after=None,
-        faults=[],
-    )
-
-
-@pytest.fixture
-def view(redis_client: redis.Redis) -> View:
-    """Look into Redis."""
-    return View(redis_client)
 
 
 class Fleet:

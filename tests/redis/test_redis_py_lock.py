@@ -14,8 +14,6 @@ from kraken_nonce_redis import CallLockError, LeaseLost
 from tests.support.helpers import ON_VALKEY, Rival, Stopwatch, View, eventually, fails
 
 if TYPE_CHECKING:
-    import redis
-
     from kraken_nonce_redis import CallLock
     from tests.support.faces import Face
     from tests.support.servers import AnyServer
@@ -31,12 +29,6 @@ def lock(face: Face, server: AnyServer) -> CallLock:
 def other(face: Face, server: AnyServer) -> CallLock:
     """Make another process's lock for the same key."""
     return face.lock(face.client(server))
-
-
-@pytest.fixture
-def view(redis_client: redis.Redis) -> View:
-    """Look into Redis."""
-    return View(redis_client)
 
 
 def lose(face: Face, server: AnyServer, view: View) -> CallLock:

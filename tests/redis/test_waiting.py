@@ -24,8 +24,6 @@ from tests.support.helpers import KEYS, ON_VALKEY, OneAtATime, Rival, Stopwatch,
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import redis
-
     from kraken_nonce_redis import CallLock
     from kraken_nonce_redis._arguments import Priority
     from tests.conftest import MakeProxy
@@ -36,18 +34,6 @@ if TYPE_CHECKING:
 HAND_OVER = 0.25
 """Seconds in which the next waiter has the lock, on a busy machine; a heartbeat would take up to a second."""
 DEAD_WAITER = 2.0
-
-
-@pytest.fixture
-def view(redis_client: redis.Redis) -> View:
-    """Look into Redis."""
-    return View(redis_client)
-
-
-@pytest.fixture
-def rival(redis_client: redis.Redis) -> Rival:
-    """Make another process."""
-    return Rival(redis_client)
 
 
 class Queue:

