@@ -9,7 +9,6 @@ import http.server
 import importlib
 import inspect
 import logging
-import multiprocessing
 import os
 import sys
 import threading
@@ -36,6 +35,7 @@ from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from kraken_nonce_redis.ccxt._adapter import _PROBE_NONCE, check_seam
 from kraken_nonce_redis.retries import Retries
+from tests.support.children import CONTEXT
 from tests.support.helpers import Stopwatch, eventually
 
 if TYPE_CHECKING:
@@ -704,10 +704,7 @@ def call_often(face: str, package: str, config: dict[str, Any], number: int) -> 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[ProcessPoolExecutor]:
     """Start processes that share nothing with this one."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        PROCESSES, mp_context=spawn, initializer=_enter, initargs=(spawn.Barrier(PROCESSES),)
-    ) as pool:
+    with ProcessPoolExecutor(PROCESSES, CONTEXT, initializer=_enter, initargs=(CONTEXT.Barrier(PROCESSES),)) as pool:
         yield pool
 
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import importlib
-import multiprocessing
 import os
 import sys
 import threading
@@ -33,6 +32,7 @@ from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from kraken_nonce_redis.pace import Pace, Tier
 from kraken_nonce_redis.retries import Retries
 from kraken_nonce_redis.testing import KrakenSimulator
+from tests.support.children import CONTEXT
 from tests.support.helpers import View
 
 if TYPE_CHECKING:
@@ -167,9 +167,8 @@ def worker(kind: Kind, access: dict[str, Any], count: int, together: Barrier) ->
 
 def run_processes(kinds: list[Kind], access: dict[str, Any], count: int) -> None:
     """Run a process of each kind; all begin at once."""
-    context = multiprocessing.get_context("spawn")
-    together = context.Barrier(len(kinds))
-    processes = [context.Process(target=worker, args=(kind, access, count, together), daemon=True) for kind in kinds]
+    together = CONTEXT.Barrier(len(kinds))
+    processes = [CONTEXT.Process(target=worker, args=(kind, access, count, together), daemon=True) for kind in kinds]
     for process in processes:
         process.start()
     for process in processes:

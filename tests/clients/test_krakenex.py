@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import multiprocessing
 import pickle
 import socket
 import threading
@@ -29,6 +28,7 @@ from kraken_nonce_redis import (
     Retries,
     StoreUnavailable,
 )
+from tests.support.children import CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -312,7 +312,7 @@ class TestSeam:
 def test_processes(sim: KrakenSimulator, valkey: Server) -> None:
     """Where stock krakenex is refused for its nonces, ours never is, and calls arrive one by one in nonce order."""
     sim.configure(latency=(0.0005, 0.008))
-    with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as processes:
+    with ProcessPoolExecutor(PROCESSES, CONTEXT) as processes:
 
         def run(module: str, redis: str | None) -> list[str]:
             tasks = [

@@ -111,9 +111,8 @@ def test_killed_at_random(sim: KrakenSimulator, valkey: Server, tmp_path: Path) 
 
     def start() -> BotProcess:
         ordertype = luck.choice(["limit", "market"])
-        retries = {"settle_waits": SETTLE.settle_waits}
         options = {"redis": valkey.url, "ttl": 1, "call_timeout": 0.4, "wait_timeout": 30}
-        return BotProcess(notes, access(sim), ordertype=ordertype, retries=retries, **options)
+        return BotProcess(notes, access(sim), ordertype=ordertype, retries=SETTLE, **options)
 
     bots = [start() for _ in range(BOTS_AT_ONCE)]
     try:
@@ -121,7 +120,7 @@ def test_killed_at_random(sim: KrakenSimulator, valkey: Server, tmp_path: Path) 
             time.sleep(luck.uniform(0.2, 1.5))
             victim = luck.randrange(len(bots))
             assert not bots[victim].ended, "a bot failed by itself"
-            bots[victim].kill()
+            bots[victim].close()
             bots[victim] = start()
         before = len(sim.orders())
         eventually(lambda: len(sim.orders()) > before + 5, 60)  # those who live go on
@@ -129,7 +128,7 @@ def test_killed_at_random(sim: KrakenSimulator, valkey: Server, tmp_path: Path) 
         eventually(lambda: any("slow" in request.fault and request.finished is None for request in sim.requests()), 20)
     finally:
         for bot in bots:
-            bot.kill()
+            bot.close()
     sim.configure(faults=[], latency=(0.0, 0.0))
     took = Stopwatch()
     inherited = learn(sim, valkey)

@@ -70,7 +70,7 @@ class Fleet:
         self.sim = sim
         self._workers: list[Worker] = []
 
-    def add(self, number: int, pace: dict[str, Any], **what: Any) -> None:
+    def add(self, number: int, pace: Pace, **what: Any) -> None:
         """Add processes that make calls in a loop."""
         common = {
             "redis": self.server.url,
@@ -97,7 +97,7 @@ class Fleet:
     def clear(self) -> None:
         """End the processes, and forget what they did."""
         while self._workers:
-            self._workers.pop().__exit__(None, None, None)
+            self._workers.pop().close()
         self.server.client().flushall()
         self.sim.reset()
 
@@ -141,13 +141,13 @@ def most_in_a_second(times: list[float]) -> int:
 @pytest.mark.once
 def test_a_deploy_of_ten(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
     """Ten processes that start at once make at most 20 calls in any second of the first ten, all together."""
-    fleet.add(10, {"startup_rate": 0}, seconds=2)
+    fleet.add(10, Pace(startup_rate=0), seconds=2)
     fleet.run()
     burst = most_in_a_second(arrivals(fleet.sim))
 
     def measure() -> list[float]:
         fleet.clear()
-        fleet.add(10, {}, seconds=10 if FULL else 3)
+        fleet.add(10, Pace(), seconds=10 if FULL else 3)
         fleet.run()
         assert most_in_a_second([at for at in grants(fleet.sim) if at < 10]) <= 20
         return [at for at in arrivals(fleet.sim) if at < 10]
@@ -170,7 +170,7 @@ def test_minimum_interval_over_processes(fleet: Fleet, capsys: pytest.CaptureFix
 
     def measure() -> tuple[float, float]:
         fleet.clear()
-        fleet.add(8, {"min_interval": 0.2, "startup_rate": 0}, calls=each)
+        fleet.add(8, Pace(min_interval=0.2, startup_rate=0), calls=each)
         fleet.run()
         times = arrivals(fleet.sim)
         if FULL:
@@ -189,7 +189,7 @@ def test_minimum_interval_over_processes(fleet: Fleet, capsys: pytest.CaptureFix
 def test_pro_tier_over_processes(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
     """Eight busy processes use up the counter and are never refused; an order waits for one call in flight at most."""
     seconds = 60 if FULL else 10
-    pace = {"tier": "pro"}
+    pace = Pace(tier="pro")
     costs = {"Balance": 1, "TradesHistory": 2, "AddOrder": 0}
 
     def measure() -> tuple[float, int, float, float]:
@@ -238,7 +238,7 @@ def wait_now(client: redis.Redis, cost: float) -> float:
 
 def dying(server: Server, *, cost: float, ttl: float) -> Worker:
     """Start a process that gets the lock under `THREE` and keeps it until it is killed."""
-    return Worker("holds", redis=server.url, key=KEY, ttl=ttl, cost=cost, pace={"startup_rate": 0, "tier": [4, 1.0]})
+    return Worker("holds", redis=server.url, key=KEY, ttl=ttl, cost=cost, pace=THREE)
 
 
 @pytest.mark.once

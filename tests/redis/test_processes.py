@@ -8,6 +8,7 @@ import sys
 import time
 from bisect import bisect_left, bisect_right
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import pytest
 from tests.support.faces import FACES, KEY
 from tests.support.helpers import Rival, View, assert_distinct_and_in_order, eventually
 from tests.support.servers import REDIS_7, VALKEY, Server
-from tests.support.workers import Worker, Workers, environment
+from tests.support.workers import Worker, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -295,7 +296,7 @@ def test_ctrl_c_in_asyncio_run(valkey: Server, view: View) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", WAIT_IN_ASYNCIO_RUN, valkey.url, KEY],
         stderr=subprocess.PIPE,
-        env=environment(),
+        cwd=Path(__file__).parents[2],
         start_new_session=True,
     ) as program:
         view.until_waiting(1)
