@@ -11,6 +11,7 @@ import pytest
 
 from kraken_nonce_redis.testing import KrakenSimulator
 from kraken_nonce_redis.testing._limits import Limits
+from tests.support.children import stop_forking
 from tests.support.faces import FACES, Face
 from tests.support.proxy import SCRIPTS, Proxy
 from tests.support.servers import (
@@ -75,13 +76,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out of `make test` what is marked `test_all`."""
+    """Leave out of `make test` what is marked `test_all`, and what starts several servers."""
     if EVERYTHING:
         return
-    left_out = [item for item in items if item.get_closest_marker("test_all")]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+
+    def is_left_out(item: pytest.Item) -> bool:
+        assert isinstance(item, pytest.Function)
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        topologies = [*item.fixturenames, parameters.get("topology"), parameters.get("replicated")]
+        return "sentinel" in topologies or "cluster" in topologies or bool(item.get_closest_marker("test_all"))
+
+    config.hook.pytest_deselected(items=[item for item in items if is_left_out(item)])
+    items[:] = [item for item in items if not is_left_out(item)]
+
+
+def pytest_unconfigure() -> None:
+    """Leave no process behind."""
+    stop_forking()
 
 
 @pytest.fixture(scope="session")

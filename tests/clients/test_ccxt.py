@@ -9,7 +9,6 @@ import http.server
 import importlib
 import inspect
 import logging
-import os
 import sys
 import threading
 import time
@@ -37,6 +36,7 @@ from kraken_nonce_redis.ccxt._adapter import _PROBE_NONCE, check_seam
 from kraken_nonce_redis.retries import Retries
 from tests.support.children import CONTEXT
 from tests.support.helpers import Stopwatch, eventually
+from tests.support.tiers import by_tier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,7 +51,7 @@ MODULES = {"sync": "", "async": ".async_support", "pro": ".pro"}
 NOWHERE = "redis://127.0.0.1:1"
 SYMBOL = "BTC/USD"
 SIGNED_ITSELF = {"url": "/0/private/Balance", "method": "POST", "headers": {"API-Sign": "x"}, "body": "nonce=1"}
-PROCESSES, CALLS = 4, 50 if os.environ.get("KRAKEN_NONCE_FULL") else 25
+PROCESSES, CALLS = 4, by_tier(12, 25, 50)
 
 pytestmark = pytest.mark.filterwarnings("ignore:enable_cleanup_closed:DeprecationWarning")
 

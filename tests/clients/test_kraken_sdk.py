@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import importlib
-import os
 import sys
 import threading
 import time
@@ -34,6 +33,7 @@ from kraken_nonce_redis.retries import Retries
 from kraken_nonce_redis.testing import KrakenSimulator
 from tests.support.children import CONTEXT
 from tests.support.helpers import View
+from tests.support.tiers import by_tier, in_test_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,7 +50,7 @@ FORM: dict[str, Any] = {"ordertype": "limit", "type": "buy", "pair": "XBTUSD", "
 Kind = Literal["stock", "stock async", "krakenex", "sync", "async", "token"]
 
 
-ORDERS = 50 if os.environ.get("KRAKEN_NONCE_FULL") else 25
+ORDERS = by_tier(10, 25, 50)
 """For each process."""
 
 
@@ -179,7 +179,7 @@ def run_processes(kinds: list[Kind], access: dict[str, Any], count: int) -> None
 class TestProcesses:
     """What the adapter is for."""
 
-    @pytest.mark.parametrize(("stock", "ours"), [("stock", "sync"), ("stock async", "async")])
+    @pytest.mark.parametrize(("stock", "ours"), [("stock async", "async"), *in_test_all(("stock", "sync"))])
     def test_four_processes(self, sim: KrakenSimulator, access: dict[str, Any], stock: Kind, ours: Kind) -> None:
         """Four bots place orders with one key: the stock client is refused, this one not once."""
         sim.configure(latency=SPREAD)

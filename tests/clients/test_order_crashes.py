@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.helpers import Stopwatch, eventually, run
 from tests.support.order_bots import BotProcess, Krakenex, read_notes
+from tests.support.tiers import by_tier
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from kraken_nonce_redis.events import OrderSettled
     from tests.support.servers import Server
 
-FULL = bool(os.environ.get("KRAKEN_NONCE_FULL"))
-CRASHES = 100 if FULL else 6
+CRASHES = by_tier(3, 6, 100)
 BOTS_AT_ONCE = 4
 TIMEOUT = 1.2  # of a call; until twice as long after it was made the next holder waits
 SETTLE = Retries(settle_waits=(0.2, 0.4))

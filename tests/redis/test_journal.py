@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from kraken_nonce_redis._redis.commands import Granted, Pending
 
+pytestmark = pytest.mark.matrix
+
 INTENT = commands.intent("0123456789abcdef", "AddOrder", ["a-b-c"])
 
 

@@ -1,7 +1,7 @@
 """Calls start no more often than the pace allows, over processes, and whoever may go first does.
 
-The tests with many processes print their figures (pytest -s). With KRAKEN_NONCE_FULL=1 in the environment they
-measure as long as the figures in the documentation were measured; else for a part of that time.
+The tests with many processes print their figures (pytest -s); `make soak` measures as long as the figures in the
+documentation were measured.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from tests.support.servers import AnyServer, Server
 
+pytestmark = pytest.mark.matrix
+
 ALL = pytest.mark.parametrize("name", scripts.names())
 LIBRARIES = sorted(path.stem for path in (scripts.folder() / "lib").glob("*.lua"))
 HIGHEST = 2**63 - 1

@@ -24,6 +24,7 @@ from tests.simulation.server import Server as SmallServer
 from tests.simulation.server import library
 from tests.simulation.world import BEGIN, World, simulate
 from tests.support.helpers import KEYS
+from tests.support.tiers import by_tier
 
 if TYPE_CHECKING:
     import redis
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from tests.simulation.server import Lua
     from tests.support.servers import Server
 
-SCHEDULES = int(os.environ.get("KRAKEN_NONCE_SCHEDULES", "4000"))
+SCHEDULES = int(os.environ.get("KRAKEN_NONCE_SCHEDULES", by_tier(1_200, 6_000, 60_000)))
 PARTS = 6
 """So many tests share the schedules, for several processes to run them."""
 SEED = os.environ.get("KRAKEN_NONCE_SEED")

@@ -7,6 +7,7 @@ What the environment holds reaches the first of them alone: tests hand over what
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["pytest", "tests.support.order_bots", "tests.support.pace_workers"])
+
+
+def stop_forking() -> None:
+    """End the process from which the others are forked, which would outlive the test run by a moment."""
+    multiprocessing.forkserver._forkserver._stop()
 
 
 class Child:

@@ -11,7 +11,9 @@ The environment variable ``KRAKEN_NONCE_TIER`` names the tier; ``test`` is the d
 from __future__ import annotations
 
 import os
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import pytest
 
 T = TypeVar("T")
 
@@ -28,3 +30,10 @@ EVERYTHING = TIER != "test"
 def by_tier(test: T, everything: T, soak: T) -> T:
     """Return the length that a test has in this run's tier."""
     return dict(zip(TIERS, (test, everything, soak), strict=True))[TIER]
+
+
+def in_test_all(*values: Any) -> list[Any]:
+    """Return values of a parameter, or of several as tuples, that `make test` leaves out."""
+    return [
+        pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.test_all) for value in values
+    ]
