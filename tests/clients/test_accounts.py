@@ -411,6 +411,7 @@ def placed(sim: KrakenSimulator) -> Mapping[str, list[str | None]]:
 class TestCopyTrading:
     """One master order mirrored to five users."""
 
+    @pytest.mark.test_all
     def test_from_two_processes_at_once(self, copier: Copier, sim: KrakenSimulator) -> None:
         """Two copiers on the same six keys, a process for each account of each: every order once, no call refused."""
         copiers = [copier.start() for _ in range(2)]
@@ -425,6 +426,7 @@ class TestCopyTrading:
         assert len(orders["master"]) == 2
         assert [request.error for request in sim.requests() if request.error] == []
 
+    @pytest.mark.test_all
     def test_one_users_trouble_stops_no_other(self, copier: Copier, sim: KrakenSimulator) -> None:
         """A user with a wrong secret and one with an unknown key are reported, and the other three have their copy."""
         code, out, err = copier.run(

@@ -224,7 +224,11 @@ def test_the_small_server(valkey: Server) -> None:
     run_state_machine_as_test(
         partial(BesideARealServer, valkey.client()),
         settings=settings(
-            max_examples=60, stateful_step_count=40, deadline=None, database=None, report_multiple_bugs=False
+            max_examples=by_tier(25, 60, 600),
+            stateful_step_count=40,
+            deadline=None,
+            database=None,
+            report_multiple_bugs=False,
         ),
     )
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pytest", "tests.support.order_bots", "tests.support.pace_workers"])
+CONTEXT.set_forkserver_preload(
+    ["pytest", "tests.support.order_bots", "tests.support.pace_workers", "tests.support.workers"]
+)
 
 
 def stop_forking() -> None:
