@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kraken_nonce_redis import Pace
     from kraken_nonce_redis._arguments import Priority
     from kraken_nonce_redis._redis.commands import Command
-    from tests.simulation.scheduler import Task
+    from tests.simulation.scheduler import Moment, Task
 
 API_KEY = "key"
 MESSAGE = 0.001
