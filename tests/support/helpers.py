@@ -147,6 +147,15 @@ class View:
         """Wait until so many wait."""
         eventually(lambda: self.waiting == number)
 
+    @property
+    def places(self) -> int:
+        """How many places in the queue were given out so far."""
+        return int(self.client.hget(self.keys.state, "ticket") or 0)
+
+    def until_places(self, number: int) -> None:
+        """Wait until so many were given out: unlike the number of those who wait, it only ever goes up."""
+        eventually(lambda: self.places >= number)
+
     def unlock(self) -> None:
         """End the current lease by force, as an operator may."""
         assert run(self.client, commands.unlock(self.keys, self.state.holder))

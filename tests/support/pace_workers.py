@@ -72,12 +72,12 @@ def _calls(pipe: Connection, what: dict[str, Any]) -> None:
 
 
 def _holds(pipe: Connection, what: dict[str, Any]) -> None:
-    """Get the lock and keep it until killed."""
+    """Get the lock, say its nonce, and keep it until killed."""
     lock = CallLock.from_url(what["redis"], what["key"], ttl=what["ttl"], pace=what["pace"])
     with CallLock.from_url(what["redis"], "another key").hold():  # connects, and loads the script
         pass
     pipe.send("ready")
     pipe.recv()
-    with lock.hold(cost=what["cost"]):
-        pipe.send("holding")
+    with lock.hold(cost=what["cost"]) as lease:
+        pipe.send(lease.nonce)
         time.sleep(3600)
