@@ -24,23 +24,38 @@ bin := $(VENV)/bin
 # ccxt alone has a thousand modules, of which few are used: they are compiled when they are imported.
 pip_install := $(bin)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: help demo test lint bench clean
+# The oldest versions that pyproject.toml allows.
+oldest := redis==5.0.1 krakenex==2.2.0 ccxt==4.4.85 python-kraken-sdk==3.0.0
+
+.PHONY: help demo test test-all soak lint bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   eight processes on one API key: stock krakenex, then this library"
-	@echo "make test   the tests, on every server that this machine has"
-	@echo "make lint   ruff, mypy, pyright, luacheck"
-	@echo "make bench  the benchmarks, beside their rivals; a few minutes"
-	@echo "make clean  remove what the others made"
+	@echo "make demo      eight processes on one API key: stock krakenex, then this library"
+	@echo "make test      the tests to run before each commit; three minutes"
+	@echo "make test-all  every test on every server, and with the oldest versions; a quarter of an hour"
+	@echo "make soak      every test at full length; hours"
+	@echo "make lint      ruff, mypy, pyright, luacheck"
+	@echo "make bench     the benchmarks, beside their rivals; a few minutes"
+	@echo "make clean     remove what the others made"
 	@echo
 	@echo "ARGS='...' goes to the demo or to pytest; PYTHON=... chooses the interpreter."
 
 demo: $(VENV)/.demo-installed
 	$(bin)/kraken-nonce demo $(ARGS)
 
+pytest = $(bin)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
 test: $(VENV)/.test-installed
-	$(bin)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	KRAKEN_NONCE_TIER=test $(pytest)
+
+test-all: $(VENV)/.test-installed
+	KRAKEN_NONCE_TIER=all $(pytest)
+	@echo "With the oldest versions: $(oldest)"
+	@$(MAKE) test VENV=$(VENV)-oldest WITH="$(oldest)" ARGS="-m 'not once' $(ARGS)"
+
+soak: $(VENV)/.test-installed
+	KRAKEN_NONCE_TIER=soak $(pytest)
 
 lint: $(VENV)/.lint-installed
 	$(bin)/ruff check .

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import functools
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
 
 import kraken_nonce_redis
+from kraken_nonce_redis.testing import KrakenSimulator
+from kraken_nonce_redis.testing._limits import Limits
+from tests.support.children import stop_forking
 from tests.support.faces import FACES, Face
 from tests.support.helpers import new_process
 from tests.support.proxy import SCRIPTS, Proxy
@@ -23,6 +28,7 @@ from tests.support.servers import (
     faketime_library,
     require,
 )
+from tests.support.tiers import EVERYTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,6 +38,18 @@ if TYPE_CHECKING:
     from tests.support.topologies import ClusterTopology, SentinelTopology, TlsTopology, Topology
 
 S = TypeVar("S", bound=AnyServer)
+
+SIMULATOR = {
+    "accounts": ("account-1",),
+    "seed": 0,
+    "own": False,
+    "latency": (0.0, 0.0),
+    "nonce_window": 0,
+    "listing_delay": (0.0, 0.0),
+    "faults": (),
+    **asdict(Limits()),
+}
+"""What the mark `simulator` can set, as it is without it."""
 
 
 class PrivateServer(Protocol):
@@ -50,9 +68,33 @@ class MakeProxy(Protocol):
         ...
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker that keeps a test out of CI's second run."""
-    config.addinivalue_line("markers", "once: depends neither on redis-py nor on its version; the newest run is enough")
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on every server of the matrix, or in `make test` on Valkey alone unless it is marked `matrix`."""
+    chosen = {mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")}
+    matrix = EVERYTHING or metafunc.definition.get_closest_marker("matrix") is not None
+    for fixture, kinds in (("server", KINDS), ("real_server", REAL_KINDS)):
+        if fixture in metafunc.fixturenames and fixture not in chosen:
+            metafunc.parametrize(fixture, kinds if matrix else [VALKEY], indirect=True, ids=lambda kind: kind.name)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out of `make test` what is marked `test_all`, and what starts several servers."""
+    if EVERYTHING:
+        return
+
+    def is_left_out(item: pytest.Item) -> bool:
+        assert isinstance(item, pytest.Function)
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        topologies = [*item.fixturenames, parameters.get("topology"), parameters.get("replicated")]
+        return "sentinel" in topologies or "cluster" in topologies or bool(item.get_closest_marker("test_all"))
+
+    config.hook.pytest_deselected(items=[item for item in items if is_left_out(item)])
+    items[:] = [item for item in items if not is_left_out(item)]
+
+
+def pytest_unconfigure() -> None:
+    """Leave no process behind."""
+    stop_forking()
 
 
 @pytest.fixture(autouse=True)
@@ -87,15 +129,15 @@ def _clean(server: S) -> Iterator[S]:
     server.close_clients()
 
 
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
+@pytest.fixture
 def server(request: pytest.FixtureRequest, shared_server: Callable[[Kind], Any]) -> Iterator[AnyServer]:
-    """Every server of the matrix in turn, fakeredis as well; empty and with default settings."""
+    """Each server that the tier has for a test, fakeredis as well; empty and with default settings."""
     yield from _clean(shared_server(request.param))
 
 
-@pytest.fixture(params=REAL_KINDS, ids=lambda kind: kind.name)
+@pytest.fixture
 def real_server(request: pytest.FixtureRequest, shared_server: Callable[[Kind], Any]) -> Iterator[Server]:
-    """Every server of the matrix that is a process, for tests with processes of their own."""
+    """Each server that the tier has for a test and that is a process, for tests with processes of their own."""
     yield from _clean(shared_server(request.param))
 
 
@@ -188,6 +230,35 @@ def proxy() -> Iterator[MakeProxy]:
             return stack.enter_context(Proxy(server.port, counted=counted))
 
         yield place
+
+
+@pytest.fixture(scope="session")
+def shared_simulator() -> Iterator[Callable[[tuple[str, ...], int], KrakenSimulator]]:
+    """Give the session's one simulator with some accounts and a seed, started when it is first asked for."""
+    with ExitStack() as stack:
+
+        @functools.cache
+        def give(accounts: tuple[str, ...], seed: int) -> KrakenSimulator:
+            return stack.enter_context(KrakenSimulator(accounts, seed=seed))
+
+        yield give
+
+
+@pytest.fixture
+def sim(
+    request: pytest.FixtureRequest, shared_simulator: Callable[[tuple[str, ...], int], KrakenSimulator]
+) -> Iterator[KrakenSimulator]:
+    """Give a simulator as good as new, with the settings that the mark `simulator` names.
+
+    With `own=True` its API keys are those of one test: what this process knows of a key's nonces stays.
+    """
+    mark = request.node.get_closest_marker("simulator")
+    settings = SIMULATOR | (mark.kwargs if mark else {})
+    accounts, seed, own = (settings.pop(name) for name in ("accounts", "seed", "own"))
+    with KrakenSimulator(accounts, seed=seed) if own else nullcontext(shared_simulator(accounts, seed)) as sim:
+        sim.configure(**settings)
+        sim.reset()
+        yield sim
 
 
 @pytest.fixture(params=FACES.values(), ids=FACES)

@@ -23,7 +23,6 @@ from kraken_nonce_redis._check.findings import ADVICE, STEPS, cause_of
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.cli.app import app
-from kraken_nonce_redis.testing import KrakenSimulator
 from tests.support.helpers import eventually
 
 if TYPE_CHECKING:
@@ -32,10 +31,9 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
+    from kraken_nonce_redis.testing import KrakenSimulator
     from tests.conftest import PrivateServer
     from tests.support.servers import Server
-
-pytestmark = pytest.mark.once
 
 NAMES: Final = ("master", "alice", "bob")
 OTHER_SECRET: Final = "kQH5HW/8p1uGOVjbgWA7FunAmGO8lsSUXNsu3eow76sz84Q18fWxnyRzBHCd3pd5nE9qa99HAZtuZuj6F1huXg=="
@@ -43,6 +41,8 @@ OTHER_KEY: Final = "kEyThatKrakenDoesNotKnow/0123456789+abcdefghijklmnopqrst"
 NOBODY: Final = "http://127.0.0.1:1"
 SECOND: Final = 10**9
 DEAD_REDIS: Final = "redis://:p4ssw0rd@127.0.0.1:1/0"
+
+pytestmark = [pytest.mark.once, pytest.mark.simulator(accounts=NAMES)]
 
 
 class Front:
@@ -96,28 +96,6 @@ class Front:
             return answer
 
         self.replace["Time"] = shifted
-
-
-@pytest.fixture(scope="module")
-def shared_sim() -> Iterator[KrakenSimulator]:
-    """Give one simulator to all tests that leave the nonces of its accounts where the clock is."""
-    with KrakenSimulator(NAMES) as sim:
-        yield sim
-
-
-@pytest.fixture
-def sim(shared_sim: KrakenSimulator) -> KrakenSimulator:
-    """Return a simulator as good as new."""
-    shared_sim.configure(nonce_window=0, lockout_after=None)
-    shared_sim.reset()
-    return shared_sim
-
-
-@pytest.fixture
-def own_sim() -> Iterator[KrakenSimulator]:
-    """Give accounts whose keys no other test uses: what this process knows of their nonces stays."""
-    with KrakenSimulator(NAMES) as sim:
-        yield sim
 
 
 @pytest.fixture
@@ -348,13 +326,9 @@ class TestCredentials:
         assert re.search(r"alice\n  configuration FAILED ", check(KRAKEN_USER_ALICE_API_SECRET=None).stdout)
 
 
+@pytest.mark.simulator(accounts=NAMES, own=True)
 class TestNonce:
     """Nonces that are ahead."""
-
-    @pytest.fixture
-    def sim(self, own_sim: KrakenSimulator) -> KrakenSimulator:
-        """Return a simulator with keys of its own."""
-        return own_sim
 
     def test_a_nonce_ahead_of_ours_with_the_way_out(self, check: Check, run: Check, sim: KrakenSimulator) -> None:
         """Kraken refuses, twice; the commands that are named help, and the others aren't concerned."""
@@ -535,13 +509,9 @@ class TestConnections:
         assert calls(sim, "alice") == []
 
 
+@pytest.mark.simulator(accounts=NAMES, own=True)
 class TestClock:
     """Differences between the clocks."""
-
-    @pytest.fixture
-    def sim(self, own_sim: KrakenSimulator) -> KrakenSimulator:
-        """Return a simulator with keys of its own."""
-        return own_sim
 
     def test_redis_far_ahead(self, check: Check, front: Front, sim: KrakenSimulator) -> None:
         """No nonce from the future is sent: it could not be taken back."""

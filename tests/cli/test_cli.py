@@ -26,6 +26,7 @@ from kraken_nonce_redis.cli.demo import Crew
 from kraken_nonce_redis.cli.demo_figures import figures
 from kraken_nonce_redis.cli.options import lead, moment, span
 from kraken_nonce_redis.testing import SimulatedRequest
+from tests.support.tiers import in_test_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -663,7 +664,7 @@ def test_server_prints_its_url_and_ends_with_ctrl_c(start: Start, cli: Cli, tmp_
 
 
 @needs_proc
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGKILL, *in_test_all(signal.SIGTERM, signal.SIGHUP)])
 def test_server_ends_when_its_process_is_ended(start: Start, tmp_path: Path, how: signal.Signals) -> None:
     """However it ends, also by kill -9, no server and no files are left."""
     server = start("server")
@@ -700,6 +701,7 @@ def test_server_refuses_a_folder_with_blanks(cli: Cli) -> None:
     assert "no blanks" in result.stderr
 
 
+@pytest.mark.test_all
 @needs_proc
 def test_server_that_dies_is_reported(start: Start) -> None:
     """The command does not pretend to serve when its server is gone."""
@@ -715,6 +717,7 @@ def test_server_that_dies_is_reported(start: Start) -> None:
 # demo
 
 
+@pytest.mark.test_all
 def test_the_demo_shows_the_difference_in_time(start: Start) -> None:
     """As it is called by everyone first: a table, exit code 0, under 20 s."""
     started = time.monotonic()
@@ -748,6 +751,7 @@ def test_the_demo_on_a_given_redis_leaves_nothing_there(start: Start, valkey: Se
     assert report["stock"]["calls_per_second"] > report["ours"]["calls_per_second"]
 
 
+@pytest.mark.test_all
 def test_the_demo_fails_when_calls_are_refused(monkeypatch: pytest.MonkeyPatch, valkey: Server) -> None:
     """It really looks: with stock krakenex in the place of ours, the exit code is 1 and the reason is given."""
     run = Crew.run
@@ -776,7 +780,7 @@ def in_the_second_run(server: Server) -> bool:
 
 
 @needs_proc
-@pytest.mark.parametrize("moment", ["starting", "stock", "ours"])
+@pytest.mark.parametrize("moment", ["ours", *in_test_all("starting", "stock")])
 def test_ctrl_c_ends_the_demo_and_everything_it_started(
     start: Start, valkey: Server, tmp_path: Path, moment: str
 ) -> None:
@@ -800,8 +804,8 @@ def test_ctrl_c_ends_the_demo_and_everything_it_started(
 
 
 @needs_proc
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("moment", ["starting", "running"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, *in_test_all(signal.SIGTERM)])
+@pytest.mark.parametrize("moment", ["running", *in_test_all("starting")])
 def test_a_demo_that_is_ended_leaves_no_process(start: Start, tmp_path: Path, moment: str, how: signal.Signals) -> None:
     """Not even kill -9 leaves orphans or files."""
     demo = start("demo", "--processes", "3", "--seconds", "20")
@@ -816,6 +820,7 @@ def test_a_demo_that_is_ended_leaves_no_process(start: Start, tmp_path: Path, mo
     eventually(lambda: not list(tmp_path.iterdir()))
 
 
+@pytest.mark.test_all
 @needs_proc
 def test_a_demo_process_that_dies_is_reported(start: Start) -> None:
     """The demo does not hang, nor count a dead process as a success."""

@@ -17,13 +17,13 @@ import pytest
 
 from kraken_nonce_redis import InvalidArgument, Pace
 from kraken_nonce_redis.accounts import Account, Accounts, read_environment, read_file
-from kraken_nonce_redis.testing import KrakenSimulator
 from tests.project.test_docs import BLOCK, ELSEWHERE, ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from kraken_nonce_redis.testing import KrakenSimulator
     from tests.support.servers import Server
 
 pytestmark = pytest.mark.once
@@ -394,13 +394,6 @@ class Copier:
 
 
 @pytest.fixture
-def sim() -> Any:
-    """Give the master and five users their accounts."""
-    with KrakenSimulator(["master", *USERS], latency=(0.001, 0.01)) as sim:
-        yield sim
-
-
-@pytest.fixture
 def copier(sim: KrakenSimulator, valkey: Server, tmp_path: Path) -> Copier:
     """Make the example ready to run."""
     return Copier(sim, valkey.url, tmp_path)
@@ -414,9 +407,11 @@ def placed(sim: KrakenSimulator) -> Mapping[str, list[str | None]]:
     return orders
 
 
+@pytest.mark.simulator(accounts=("master", *USERS), latency=(0.001, 0.01))
 class TestCopyTrading:
     """One master order mirrored to five users."""
 
+    @pytest.mark.test_all
     def test_from_two_processes_at_once(self, copier: Copier, sim: KrakenSimulator) -> None:
         """Two copiers on the same six keys, a process for each account of each: every order once, no call refused."""
         copiers = [copier.start() for _ in range(2)]
@@ -431,6 +426,7 @@ class TestCopyTrading:
         assert len(orders["master"]) == 2
         assert [request.error for request in sim.requests() if request.error] == []
 
+    @pytest.mark.test_all
     def test_one_users_trouble_stops_no_other(self, copier: Copier, sim: KrakenSimulator) -> None:
         """A user with a wrong secret and one with an unknown key are reported, and the other three have their copy."""
         code, out, err = copier.run(

@@ -9,8 +9,6 @@ import http.server
 import importlib
 import inspect
 import logging
-import multiprocessing
-import os
 import sys
 import threading
 import time
@@ -36,8 +34,9 @@ from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from kraken_nonce_redis.ccxt._adapter import _PROBE_NONCE, check_seam
 from kraken_nonce_redis.retries import Retries
-from kraken_nonce_redis.testing import KrakenSimulator
+from tests.support.children import CONTEXT
 from tests.support.helpers import Stopwatch, eventually
+from tests.support.tiers import by_tier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,13 +44,14 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from kraken_nonce_redis._calls.call import Call
+    from kraken_nonce_redis.testing import KrakenSimulator
     from tests.support.servers import Server
 
 MODULES = {"sync": "", "async": ".async_support", "pro": ".pro"}
 NOWHERE = "redis://127.0.0.1:1"
 SYMBOL = "BTC/USD"
 SIGNED_ITSELF = {"url": "/0/private/Balance", "method": "POST", "headers": {"API-Sign": "x"}, "body": "nonce=1"}
-PROCESSES, CALLS = 4, 50 if os.environ.get("KRAKEN_NONCE_FULL") else 25
+PROCESSES, CALLS = 4, by_tier(12, 25, 50)
 
 pytestmark = pytest.mark.filterwarnings("ignore:enable_cleanup_closed:DeprecationWarning")
 
@@ -99,21 +99,6 @@ def config_for(sim: KrakenSimulator, url: str) -> dict[str, Any]:
         "urls": {"api": {"public": sim.url, "private": sim.url}},
         "redis": url,
     }
-
-
-@pytest.fixture(scope="module")
-def shared_sim() -> Iterator[KrakenSimulator]:
-    """One simulator for all tests."""
-    with KrakenSimulator() as sim:
-        yield sim
-
-
-@pytest.fixture
-def sim(shared_sim: KrakenSimulator) -> KrakenSimulator:
-    """Return a simulator as good as new."""
-    shared_sim.reset()
-    shared_sim.configure(latency=(0.0, 0.0))
-    return shared_sim
 
 
 @pytest.fixture(params=MODULES)
@@ -719,10 +704,7 @@ def call_often(face: str, package: str, config: dict[str, Any], number: int) -> 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[ProcessPoolExecutor]:
     """Start processes that share nothing with this one."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        PROCESSES, mp_context=spawn, initializer=_enter, initargs=(spawn.Barrier(PROCESSES),)
-    ) as pool:
+    with ProcessPoolExecutor(PROCESSES, CONTEXT, initializer=_enter, initargs=(CONTEXT.Barrier(PROCESSES),)) as pool:
         yield pool
 
 

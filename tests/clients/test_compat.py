@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import multiprocessing
 import os
 import queue
 import signal
@@ -27,6 +26,7 @@ from kraken_nonce_redis import (
     krakenex,
 )
 from kraken_nonce_redis.testing import KrakenSimulator
+from tests.support.children import CONTEXT
 from tests.support.helpers import SECOND, assert_distinct_and_in_order
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ Taken = tuple[float, float, int]
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, valkey: Server) -> None:
-    """Set this process up as a bot that has just started; those that it starts inherit the URL."""
+    """Set this process up as a bot that has just started."""
     monkeypatch.setenv("KRAKEN_NONCE_REDIS_URL", valkey.url)
     monkeypatch.setattr(compat, "_manager", None)
 
@@ -49,16 +49,17 @@ def environment(monkeypatch: pytest.MonkeyPatch, valkey: Server) -> None:
 # Other processes
 
 
-def _run(task: Callable[..., Any], args: tuple[Any, ...], together: Barrier, results: Any) -> None:
+def _run(url: str, task: Callable[..., Any], args: tuple[Any, ...], together: Barrier, results: Any) -> None:
+    os.environ["KRAKEN_NONCE_REDIS_URL"] = url
     together.wait(60)
     results.put(task(*args))
 
 
 def in_processes(task: Callable[..., Any], *args: Iterable[Any]) -> list[Any]:
     """Run a function in one process for each tuple of arguments, all at once; return what they return."""
-    context = multiprocessing.get_context("spawn")
-    together, results = context.Barrier(len(args)), context.Queue()
-    processes = [context.Process(target=_run, args=(task, tuple(a), together, results), daemon=True) for a in args]
+    url = os.environ["KRAKEN_NONCE_REDIS_URL"]
+    together, results = CONTEXT.Barrier(len(args)), CONTEXT.Queue()
+    processes = [CONTEXT.Process(target=_run, args=(url, task, tuple(a), together, results), daemon=True) for a in args]
     for process in processes:
         process.start()
     try:

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import functools
 import importlib
-import multiprocessing
-import os
 import sys
 import threading
 import time
@@ -33,7 +31,9 @@ from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from kraken_nonce_redis.pace import Pace, Tier
 from kraken_nonce_redis.retries import Retries
 from kraken_nonce_redis.testing import KrakenSimulator
+from tests.support.children import CONTEXT
 from tests.support.helpers import View
+from tests.support.tiers import by_tier, in_test_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,23 +50,8 @@ FORM: dict[str, Any] = {"ordertype": "limit", "type": "buy", "pair": "XBTUSD", "
 Kind = Literal["stock", "stock async", "krakenex", "sync", "async", "token"]
 
 
-ORDERS = 50 if os.environ.get("KRAKEN_NONCE_FULL") else 25
+ORDERS = by_tier(10, 25, 50)
 """For each process."""
-
-
-@pytest.fixture(scope="module")
-def shared_sim() -> Iterator[KrakenSimulator]:
-    """One exchange for all tests."""
-    with KrakenSimulator() as sim:
-        yield sim
-
-
-@pytest.fixture
-def sim(shared_sim: KrakenSimulator) -> KrakenSimulator:
-    """Return an exchange as good as new."""
-    shared_sim.reset()
-    shared_sim.configure(latency=(0.0, 0.0))
-    return shared_sim
 
 
 @pytest.fixture
@@ -182,9 +167,8 @@ def worker(kind: Kind, access: dict[str, Any], count: int, together: Barrier) ->
 
 def run_processes(kinds: list[Kind], access: dict[str, Any], count: int) -> None:
     """Run a process of each kind; all begin at once."""
-    context = multiprocessing.get_context("spawn")
-    together = context.Barrier(len(kinds))
-    processes = [context.Process(target=worker, args=(kind, access, count, together), daemon=True) for kind in kinds]
+    together = CONTEXT.Barrier(len(kinds))
+    processes = [CONTEXT.Process(target=worker, args=(kind, access, count, together), daemon=True) for kind in kinds]
     for process in processes:
         process.start()
     for process in processes:
@@ -195,7 +179,7 @@ def run_processes(kinds: list[Kind], access: dict[str, Any], count: int) -> None
 class TestProcesses:
     """What the adapter is for."""
 
-    @pytest.mark.parametrize(("stock", "ours"), [("stock", "sync"), ("stock async", "async")])
+    @pytest.mark.parametrize(("stock", "ours"), [("stock async", "async"), *in_test_all(("stock", "sync"))])
     def test_four_processes(self, sim: KrakenSimulator, access: dict[str, Any], stock: Kind, ours: Kind) -> None:
         """Four bots place orders with one key: the stock client is refused, this one not once."""
         sim.configure(latency=SPREAD)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import multiprocessing
 import pickle
 import socket
 import threading
@@ -29,30 +28,16 @@ from kraken_nonce_redis import (
     Retries,
     StoreUnavailable,
 )
-from kraken_nonce_redis.testing import KrakenSimulator
+from tests.support.children import CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from kraken_nonce_redis.testing import KrakenSimulator
     from tests.support.servers import Server
 
 PROCESSES, CALLS = 4, 50
 ORDER = {"pair": "XBTUSD", "type": "buy", "ordertype": "limit", "price": "20000", "volume": "0.001"}
-
-
-@pytest.fixture(scope="module")
-def shared_sim() -> Iterator[KrakenSimulator]:
-    """One simulator for all tests."""
-    with KrakenSimulator() as sim:
-        yield sim
-
-
-@pytest.fixture
-def sim(shared_sim: KrakenSimulator) -> KrakenSimulator:
-    """Return a simulator as good as new."""
-    shared_sim.configure(latency=(0.0, 0.0), tier=None)
-    shared_sim.reset()
-    return shared_sim
 
 
 @pytest.fixture
@@ -327,7 +312,7 @@ class TestSeam:
 def test_processes(sim: KrakenSimulator, valkey: Server) -> None:
     """Where stock krakenex is refused for its nonces, ours never is, and calls arrive one by one in nonce order."""
     sim.configure(latency=(0.0005, 0.008))
-    with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as processes:
+    with ProcessPoolExecutor(PROCESSES, CONTEXT) as processes:
 
         def run(module: str, redis: str | None) -> list[str]:
             tasks = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ import kraken_nonce_redis.ccxt.async_support
 from kraken_nonce_redis.kraken_sdk import User
 from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.testing import KrakenSimulator
+from tests.support.children import CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,8 +76,7 @@ def test_four_kinds_of_clients(valkey: Server) -> None:
     """krakenex, ccxt, ccxt with asyncio and python-kraken-sdk share a key: none is refused, one call at a time."""
     kinds: list[Callable[..., None]] = [with_krakenex, with_ccxt, with_ccxt_async, with_kraken_sdk]
     with KrakenSimulator(latency=(0.0005, 0.008)) as sim:
-        spawn = multiprocessing.get_context("spawn")
-        processes = [spawn.Process(target=kind, args=(sim.key, sim.secret, sim.url, valkey.url)) for kind in kinds]
+        processes = [CONTEXT.Process(target=kind, args=(sim.key, sim.secret, sim.url, valkey.url)) for kind in kinds]
         for process in processes:
             process.start()
         for process in processes:

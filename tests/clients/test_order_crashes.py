@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from typing import TYPE_CHECKING, Any
@@ -15,29 +14,21 @@ from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.helpers import Stopwatch, eventually, run
 from tests.support.order_bots import BotProcess, Krakenex, read_notes
+from tests.support.tiers import by_tier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from kraken_nonce_redis._redis.commands import Pending
     from kraken_nonce_redis.events import OrderSettled
     from tests.support.servers import Server
 
-FULL = bool(os.environ.get("KRAKEN_NONCE_FULL"))
-CRASHES = 100 if FULL else 6
+CRASHES = by_tier(3, 6, 100)
 BOTS_AT_ONCE = 4
 TIMEOUT = 1.2  # of a call; until twice as long after it was made the next holder waits
 SETTLE = Retries(settle_waits=(0.2, 0.4))
 
-pytestmark = [pytest.mark.once]
-
-
-@pytest.fixture
-def sim() -> Iterator[KrakenSimulator]:
-    """Start an exchange."""
-    with KrakenSimulator(seed=3) as sim:
-        yield sim
+pytestmark = [pytest.mark.once, pytest.mark.simulator(seed=3)]
 
 
 def access(sim: KrakenSimulator) -> tuple[str, str, str]:
@@ -119,9 +110,8 @@ def test_killed_at_random(sim: KrakenSimulator, valkey: Server, tmp_path: Path) 
 
     def start() -> BotProcess:
         ordertype = luck.choice(["limit", "market"])
-        retries = {"settle_waits": SETTLE.settle_waits}
         options = {"redis": valkey.url, "ttl": 1, "call_timeout": 0.4, "wait_timeout": 30}
-        return BotProcess(notes, access(sim), ordertype=ordertype, retries=retries, **options)
+        return BotProcess(notes, access(sim), ordertype=ordertype, retries=SETTLE, **options)
 
     bots = [start() for _ in range(BOTS_AT_ONCE)]
     try:
@@ -129,7 +119,7 @@ def test_killed_at_random(sim: KrakenSimulator, valkey: Server, tmp_path: Path) 
             time.sleep(luck.uniform(0.2, 1.5))
             victim = luck.randrange(len(bots))
             assert not bots[victim].ended, "a bot failed by itself"
-            bots[victim].kill()
+            bots[victim].close()
             bots[victim] = start()
         before = len(sim.orders())
         eventually(lambda: len(sim.orders()) > before + 5, 60)  # those who live go on
@@ -137,7 +127,7 @@ def test_killed_at_random(sim: KrakenSimulator, valkey: Server, tmp_path: Path) 
         eventually(lambda: any("slow" in request.fault and request.finished is None for request in sim.requests()), 20)
     finally:
         for bot in bots:
-            bot.kill()
+            bot.close()
     sim.configure(faults=[], latency=(0.0, 0.0))
     took = Stopwatch()
     inherited = learn(sim, valkey)

@@ -1,11 +1,10 @@
 """An order is never placed twice and never lost silently: real clients, a simulated Kraken that fails at every point.
 
-With KRAKEN_NONCE_FULL=1 in the environment each cell of the matrix has 500 orders, which takes an hour.
+In `make soak` each cell of the matrix has 500 orders, which takes an hour.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from datetime import UTC, datetime
@@ -27,6 +26,7 @@ from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.helpers import eventually, run
 from tests.support.order_bots import BOTS, Beliefs, form
+from tests.support.tiers import by_tier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._redis.commands import Pending
     from tests.support.servers import Server
 
-FULL = bool(os.environ.get("KRAKEN_NONCE_FULL"))
-ORDERS = 500 if FULL else 6
+ORDERS = by_tier(6, 6, 500)
 POINTS: tuple[Any, ...] = ("reading", "acting", "answering")
 FAULTS = ("cut", "502", "EService:Unavailable", "slow")
 # The slow call is placed and listed well before the last look at the lists, as Kraken's documentation lets one hope.
@@ -45,23 +44,9 @@ PATIENT = Retries(waits=(0.01, 0.02), settle_waits=(0.1, 0.15, 0.45))
 
 pytestmark = [
     pytest.mark.once,
+    pytest.mark.simulator(seed=20, listing_delay=LISTING),
     pytest.mark.filterwarnings("ignore:enable_cleanup_closed:DeprecationWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def shared_sim() -> Iterator[KrakenSimulator]:
-    """One exchange for all tests."""
-    with KrakenSimulator(seed=20, listing_delay=LISTING) as sim:
-        yield sim
-
-
-@pytest.fixture
-def sim(shared_sim: KrakenSimulator) -> KrakenSimulator:
-    """Return an exchange as good as new."""
-    shared_sim.configure(faults=[], listing_delay=LISTING, tier=None)
-    shared_sim.reset()
-    return shared_sim
 
 
 def access(sim: KrakenSimulator) -> tuple[str, str, str]:
@@ -81,7 +66,7 @@ def pending(valkey: Server, sim: KrakenSimulator) -> tuple[Pending, ...]:
 def test_matrix(sim: KrakenSimulator, valkey: Server, kind: str, what: str, point: Any, ordertype: str) -> None:
     """Each fault at each point, on each client: the orders at the exchange are those that the client was told of."""
     slow = what == "slow"
-    wanted = ORDERS // 2 if slow and not FULL else ORDERS
+    wanted = by_tier(3, 3, ORDERS) if slow else ORDERS
     beliefs = Beliefs()
     events: list[Any] = []
     options = {"redis": valkey.url, "call_timeout": TIMEOUT if slow else 5, "retries": PATIENT if slow else QUICK}

@@ -12,27 +12,19 @@ from pykrakenapi import KrakenAPI  # type: ignore[import-untyped]
 from pykrakenapi.pykrakenapi import KrakenAPIError  # type: ignore[import-untyped]
 
 from kraken_nonce_redis import krakenex
-from kraken_nonce_redis.testing import KrakenSimulator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from kraken_nonce_redis.testing import KrakenSimulator
     from tests.support.servers import Server
 
 pytestmark = pytest.mark.filterwarnings("ignore:'T' is deprecated:FutureWarning")  # pykrakenapi's use of pandas
 
 
-@pytest.fixture(scope="module")
-def sim() -> Iterator[KrakenSimulator]:
-    """One exchange for all tests."""
-    with KrakenSimulator() as sim:
-        yield sim
-
-
 @pytest.fixture
 def kraken(sim: KrakenSimulator, valkey: Server) -> Iterator[KrakenAPI]:
     """Return what a user of pykrakenapi makes, on an exchange as good as new."""
-    sim.reset()
     with closing(krakenex.API(sim.key, sim.secret, redis=valkey.url)) as api:
         api.uri = sim.url
         yield KrakenAPI(api, tier="Pro", retry=0, crl_sleep=0)

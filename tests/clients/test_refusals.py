@@ -21,8 +21,6 @@ from tests.support.helpers import SECOND, View
 from tests.support.order_bots import BOTS, REFUSALS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.support.servers import Server
 
 COUNT = 10
@@ -33,23 +31,9 @@ LOCKOUT = "EGeneral:Temporary lockout"
 
 pytestmark = [
     pytest.mark.once,
+    pytest.mark.simulator(seed=20),
     pytest.mark.filterwarnings("ignore:enable_cleanup_closed:DeprecationWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def shared_sim() -> Iterator[KrakenSimulator]:
-    """One exchange for all tests."""
-    with KrakenSimulator(seed=20) as sim:
-        yield sim
-
-
-@pytest.fixture
-def sim(shared_sim: KrakenSimulator) -> KrakenSimulator:
-    """Return an exchange as good as new."""
-    shared_sim.configure(faults=[], latency=(0.0, 0.0))
-    shared_sim.reset()
-    return shared_sim
 
 
 @pytest.fixture(params=BOTS)

@@ -5,14 +5,12 @@ before or after it was accepted, arrives late, is refused; the process dies; Red
 ends and another bot comes in between. In the end all that is still on its way arrives, the last bot finds out what is
 pending, and what everybody was told is held against what is at the exchange.
 
-KRAKEN_NONCE_SCHEDULES in the environment says how many there are in each mode; by default 2,000, and 60,000 with
-KRAKEN_NONCE_FULL=1.
+KRAKEN_NONCE_SCHEDULES in the environment says how many there are in each mode.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -42,6 +40,7 @@ from kraken_nonce_redis._core.waiting import ProcessState, doing
 from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.commands import Granted, Pending, State
+from tests.support.tiers import by_tier
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -53,7 +52,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.once
 
-SCHEDULES = int(os.environ.get("KRAKEN_NONCE_SCHEDULES") or (60_000 if os.environ.get("KRAKEN_NONCE_FULL") else 2_000))
+SCHEDULES = int(os.environ.get("KRAKEN_NONCE_SCHEDULES") or by_tier(1_000, 6_000, 60_000))
 KEY = "key"
 WAITS = (1.0, 2.0, 5.0)
 LATEST = 4.5

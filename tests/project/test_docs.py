@@ -62,8 +62,9 @@ for kind in (ccxt.kraken, ccxt.async_support.kraken):
 def blocks() -> Iterator[object]:
     """Yield each block of Python with the page that it is on."""
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        marks = () if page.stem == "README" else pytest.mark.test_all  # each is an interpreter of its own
         for number, block in enumerate(BLOCK.findall(page.read_text("utf-8")), 1):
-            yield pytest.param(block, id=f"{page.stem}-{number}")
+            yield pytest.param(block, id=f"{page.stem}-{number}", marks=marks)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.support.servers import Server
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.test_all]
 
 ROOT = Path(__file__).parents[2]
 

@@ -160,7 +160,7 @@ def test_server_that_refuses_to_start_says_why() -> None:
 def test_servers_end_with_a_killed_test_run(tmp_path: Path) -> None:
     """Even a test run that is killed leaves no server process and no directory behind."""
     script = (
-        "from tests import servers; s = servers.Server(servers.VALKEY); s.start();"
+        "from tests.support import servers; s = servers.Server(servers.VALKEY); s.start();"
         "print(s.pid, s.client().config_get('dir'), flush=True); import time; time.sleep(60)"
     )
     with subprocess.Popen(
@@ -200,10 +200,10 @@ def test_interrupt_of_the_terminal_spares_servers(valkey: Server) -> None:
 # A clock that can be set.
 
 
-def offset(client: redis.Redis, ask: str) -> float:
-    """Return how far the server's clock is ahead of ours, asked directly or from Lua."""
+def clock(client: redis.Redis, ask: str) -> float:
+    """Return what the server's clock shows, asked directly or from Lua."""
     now = client.time() if ask == "command" else client.eval("return redis.call('TIME')", 0)
-    return int(now[0]) + int(now[1]) / 1e6 - time.time()
+    return int(now[0]) + int(now[1]) / 1e6
 
 
 @pytest.mark.parametrize("ask", ["command", "script"])
@@ -212,7 +212,9 @@ def test_clock_steps_at_once_and_both_ways(faketime_server: Server, ask: str) ->
     client = faketime_server.client()
     for seconds in (0, -3600, 3600, -0.5, 0):
         faketime_server.clock_offset(seconds)
-        assert offset(client, ask) == pytest.approx(seconds, abs=0.2)
+        before = time.time()
+        shown = clock(client, ask) - seconds
+        assert before - 0.2 < shown < time.time() + 0.2
 
 
 def test_clock_decides_about_expiry(faketime_server: Server) -> None:
@@ -470,7 +472,7 @@ def test_client_hears_the_cut_after_a_fork(link: Link) -> None:
 
 def test_many_connections_at_once(link: Link) -> None:
     """A few hundred clients pass through one proxy."""
-    clients = [link.connect() for _ in range(300)]
+    clients = [link.connect(socket_timeout=60) for _ in range(300)]
     threads = [threading.Thread(target=client.eval, args=(COUNT, 1, "n")) for client in clients]
     for thread in threads:
         thread.start()

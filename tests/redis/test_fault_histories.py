@@ -8,7 +8,6 @@ printed; docs/faults.md has it as a table.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from tests.support.histories import untold
 from tests.support.mishaps import AWAY, LATE, MISHAPS, Mishap, mixture
 from tests.support.servers import FAKETIME_MISSING, HOST, VALKEY, faketime_library, require
 from tests.support.stages import LEAD, PROCESSES, SOCKET_TIMEOUT, Crew, ServerStage, Stage
+from tests.support.tiers import by_tier, in_test_all
 from tests.support.topologies import ClusterTopology, cut_replication
 
 if TYPE_CHECKING:
@@ -29,9 +29,14 @@ if TYPE_CHECKING:
     from tests.conftest import MakeProxy, PrivateServer
     from tests.support.topologies import Topology
 
-FULL = bool(os.environ.get("KRAKEN_NONCE_FULL"))
-SEEDS = range(12 if FULL else 1)
-LENGTH = 10 if FULL else 5
+SEEDS = range(by_tier(1, 2, 12))
+LENGTH = by_tier(5, 5, 10)
+BEFORE_EACH_COMMIT = {
+    "FLUSHALL",
+    "server killed, back with nothing",
+    "network: every fourth reply lost",
+    "holder stopped for 1.5 leases",
+}
 
 pytestmark = pytest.mark.once
 
@@ -58,7 +63,11 @@ def judged(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
     return judged
 
 
-@pytest.mark.parametrize("mishap", MISHAPS, ids=lambda mishap: mishap.name)
+@pytest.mark.parametrize(
+    "mishap",
+    [mishap if mishap.name in BEFORE_EACH_COMMIT else in_test_all(mishap)[0] for mishap in MISHAPS],
+    ids=lambda mishap: mishap.name,
+)
 def test_one_fault(
     crew: Crew,
     private_server: PrivateServer,
@@ -78,6 +87,7 @@ def test_one_fault(
     judged(stage, mishap.name, mishap.told)
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_mixture(
     crew: Crew, private_server: PrivateServer, proxy: MakeProxy, tmp_path: Path, judged: Callable[..., None], seed: int
@@ -107,14 +117,6 @@ def at_work(crew: Crew, tmp_path: Path) -> Callable[..., contextlib.AbstractCont
             yield stage
 
     return at_work
-
-
-@pytest.fixture(params=["sentinel", "cluster"])
-def replicated(request: pytest.FixtureRequest, shared_topology: Callable[[str], Any]) -> Iterator[Any]:
-    """Give each topology with replicas in turn, empty and well."""
-    topology = shared_topology(request.param)
-    yield topology
-    topology.close_clients()
 
 
 def test_lost_writes(at_work: Any, replicated: Any, judged: Callable[..., None]) -> None:
@@ -169,6 +171,7 @@ def test_a_slot_that_moves(at_work: Any, cluster: ClusterTopology, judged: Calla
 # Clocks.
 
 
+@pytest.mark.test_all
 def test_a_replica_with_a_slow_clock(
     crew: Crew, private_server: PrivateServer, proxy: MakeProxy, tmp_path: Path, judged: Callable[..., None]
 ) -> None:
@@ -200,6 +203,7 @@ def test_a_replica_with_a_slow_clock(
     judged(stage, "writes lost, replica with a clock 0.5 s slow takes over at once", AWAY | LATE)
 
 
+@pytest.mark.test_all
 def test_clock_steps_on_client_machines(
     crew: Crew, private_server: PrivateServer, proxy: MakeProxy, tmp_path: Path, judged: Callable[..., None]
 ) -> None:

@@ -14,19 +14,9 @@ if TYPE_CHECKING:
 
     from kraken_nonce_redis._redis.commands import Granted, Pending
 
+pytestmark = pytest.mark.matrix
+
 INTENT = commands.intent("0123456789abcdef", "AddOrder", ["a-b-c"])
-
-
-@pytest.fixture
-def view(redis_client: redis.Redis) -> View:
-    """Look into Redis."""
-    return View(redis_client)
-
-
-@pytest.fixture
-def rival(redis_client: redis.Redis) -> Rival:
-    """Make another process."""
-    return Rival(redis_client)
 
 
 def take(client: redis.Redis, member: str = "process:1", *, ttl: float = 30.0, intent: str = INTENT) -> Granted:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tests.support.faces import Face
     from tests.support.servers import AnyServer, Server
 
+pytestmark = pytest.mark.matrix
+
 MARGIN = SECOND
 HIGHEST = 2**63 - 1
 
@@ -369,6 +371,7 @@ def test_threads_and_tasks_at_once(face: Face, server: AnyServer) -> None:
     assert_distinct_and_in_order(taken)
 
 
+@pytest.mark.test_all
 @pytest.mark.once
 def test_the_claim() -> None:
     """Through every kind of fault that the benchmark knows, no nonce comes twice and none goes backward."""

@@ -25,6 +25,7 @@ from kraken_nonce_redis.pace import HEADROOM, Tier
 from kraken_nonce_redis.testing._limits import Limits, Usage
 from kraken_nonce_redis.testing._protocol import Refusal
 from tests.support.helpers import KEYS, run
+from tests.support.tiers import by_tier, in_test_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,7 +40,9 @@ PATIENCE = 1_050_000
 """What the scripts take for a second in which starts are counted."""
 
 properties = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=by_tier(10, 25, 250),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
@@ -481,7 +484,7 @@ PACES = {
 }
 
 
-@pytest.mark.parametrize("orders", [1, 3, 12])
+@pytest.mark.parametrize("orders", [3, *in_test_all(1, 12)])
 @pytest.mark.parametrize("rest", [0, 100_000])
 @pytest.mark.parametrize("pace", PACES.values(), ids=PACES)
 def test_a_query_is_never_starved(world: World, pace: Pace, rest: int, orders: int) -> None:
@@ -530,7 +533,7 @@ def test_calls_that_cost_and_go_first(world: World, others: int) -> None:
     assert all(8 <= len(row) <= 11 for row in names.split("Q")[2:-1]), names
 
 
-@pytest.mark.parametrize("orders", [1, 3, 12])
+@pytest.mark.parametrize("orders", [3, *in_test_all(1, 12)])
 @pytest.mark.parametrize("interval", [0, 0.05])
 def test_an_order_never_waits_for_a_query_that_waits(world: World, interval: float, orders: int) -> None:
     """Queries that wait for the counter cost an order one call in flight, however many orders there are before it."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tests.support.servers import Server
     from tests.support.topologies import ClusterTopology
 
+pytestmark = pytest.mark.matrix
+
 USER = "bot"
 PASSWORD = "s3cret-w0rd"
 DOCS = Path(__file__).parents[2] / "docs" / "redis.md"

@@ -6,28 +6,26 @@ import signal
 import subprocess
 import sys
 import time
-from bisect import bisect_left, bisect_right
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.faces import FACES, KEY
-from tests.support.helpers import Rival, View, assert_distinct_and_in_order, eventually
-from tests.support.servers import REDIS_7, VALKEY, Server
-from tests.support.workers import Worker, Workers, environment
+from tests.support.helpers import SECOND, Rival, View, assert_distinct_and_in_order, eventually
+from tests.support.tiers import by_tier, in_test_all
+from tests.support.workers import Worker, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ON_TWO_SERVERS = pytest.mark.parametrize("real_server", [VALKEY, REDIS_7], indirect=True, ids=lambda kind: kind.name)
+    from tests.support.servers import Server
+
 ON_BOTH_FACES = pytest.mark.parametrize("name", FACES)
 HOLD = 0.005
 TTL = 2.0
-NOTICED = 0.5
-"""Seconds in which something that is noticed at once is noticed on a busy machine."""
-DEAD_WAITER = 2.0
 
 
 @pytest.fixture
@@ -53,12 +51,12 @@ def worker(valkey: Server) -> Iterator[Callable[..., Worker]]:
 # Many at once.
 
 
-@ON_TWO_SERVERS
-def test_eight_processes_take_ten_thousand_each(real_server: Server) -> None:
+def test_eight_processes_take_nonces(real_server: Server) -> None:
     """8 processes x 10,000 nonces: all distinct, and each above all that were there when it was asked for."""
+    each = by_tier(1_000, 10_000, 10_000)
     with Workers(8, real_server.url) as workers:
-        taken = [tuple(one) for some in workers.do("take", count=10_000, timeout=120) for one in some]
-    assert len(taken) == 80_000
+        taken = [one for some in workers.do("take", count=each, timeout=120) for one in some]
+    assert len(taken) == 8 * each
     assert_distinct_and_in_order(taken)
 
 
@@ -82,21 +80,12 @@ class Shares:
         self.end = min(one[-2][1] for one in turns)
         self.steady = [[turn for turn in one if turn[0] >= self.begin and turn[1] <= self.end] for one in turns]
         self.hold = median(turn[2] - turn[1] for one in self.steady for turn in one)
-        self._grants = sorted(turn[1] for one in turns for turn in one)
 
     @property
     def evenness(self) -> float:
         """Least by most grants."""
         counts = [len(one) for one in self.steady]
         return min(counts) / max(counts)
-
-    def most_overtakings(self) -> int:
-        """Return how many others had the lock, at most, while one waited for it."""
-        return max(
-            bisect_left(self._grants, turn[1]) - bisect_right(self._grants, turn[0])
-            for one in self.steady
-            for turn in one
-        )
 
     @property
     def worst_wait(self) -> float:
@@ -110,24 +99,22 @@ class Shares:
 
 @pytest.mark.parametrize(
     ("number", "seconds", "faces"),
-    [(8, 3, ("threads",)), (8, 3, ("threads", "asyncio")), (32, 6.5, ("threads",))],
-    ids=["8", "8 of both faces", "32"],
+    [(8, 2, ("threads", "asyncio")), *in_test_all((8, 3, ("threads",)), (32, 6.5, ("threads",)))],
+    ids=["8 of both faces", "8", "32"],
 )
-def test_fairness(
+def test_one_after_the_other(
     valkey: Server, view: View, capsys: pytest.CaptureFixture[str], number: int, seconds: float, faces: tuple[str, ...]
 ) -> None:
-    """Processes that hold the lock for 5 ms each: never two, each gets the same, none is overtaken.
+    """Processes that hold the lock for 5 ms each, again and again: never two, and nothing is left.
 
-    How long they wait for it is shown, and judged by benchmarks/contended.py: other work on a machine changes it.
+    Their shares and their waits are shown, and judged in virtual time (tests/simulation/test_bounds.py) and by
+    benchmarks/contended.py: other work on a machine changes them.
     """
     with Workers(number, valkey.url, *faces) as workers:
         turns = workers.do("turns", seconds=seconds, hold=HOLD)
     assert_one_at_a_time([turn for one in turns for turn in one])
     view.assert_nothing_left()
     shares = Shares(turns)
-    # One may have asked a moment before, and yet come in second by the clocks of the two.
-    assert shares.most_overtakings() <= number
-    assert shares.evenness >= 0.95
     with capsys.disabled():
         print(f"\n  {number} processes: least/most {shares.evenness:.2f}, worst wait {shares.worst_wait:.2f} x ideal")
 
@@ -154,14 +141,15 @@ def test_faults_among_many(valkey: Server, view: View, worker: Callable[..., Wor
 
 @ON_BOTH_FACES
 def test_killed_holder(worker: Callable[..., Worker], view: View, name: str) -> None:
-    """Kill -9 of a holder costs the others the rest of its TTL, to the moment, and nothing is left of it."""
+    """Kill -9 of a holder costs the others the rest of its TTL, and nothing is left of it."""
     holder, waiter = worker(name, ttl=TTL), worker(name, ttl=TTL)
-    held_since, _ = holder.do("hold")
+    _, nonce = holder.do("hold")
     waiter.tell("hold")
     view.until_waiting(1)
     holder.kill()
-    there, _ = waiter.hear()
-    assert TTL - 0.1 < there - held_since < TTL + NOTICED
+    _, later = waiter.hear()
+    # By the clock of the server, whose time is in the nonces.
+    assert later - nonce >= TTL * SECOND
     assert isinstance(waiter.do("release"), float)
     view.assert_nothing_left()
 
@@ -169,16 +157,16 @@ def test_killed_holder(worker: Callable[..., Worker], view: View, name: str) -> 
 @pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 @ON_BOTH_FACES
 def test_dead_waiter(worker: Callable[..., Worker], view: View, name: str, way: signal.Signals) -> None:
-    """Kill -9 or SIGSTOP of a waiter costs the one behind it 2 s at most after the release, and nothing is left."""
+    """Kill -9 or SIGSTOP of a waiter costs the one behind it an offer, no lease, and nothing is left."""
     holder, dead, waiter = worker(name), worker(name), worker(name)
     holder.do("hold")
     for n, one in enumerate((dead, waiter)):
         one.tell("hold")
         view.until_waiting(n + 1)
     dead.send(way)
-    released = holder.do("release")
-    there, _ = waiter.hear()
-    assert there - released < DEAD_WAITER
+    holder.do("release")
+    there, nonce = waiter.hear()
+    assert isinstance(nonce, int)
     waiter.do("release")
     if way is signal.SIGSTOP:
         dead.send(signal.SIGCONT)
@@ -238,16 +226,14 @@ def test_ctrl_c_while_waiting(worker: Callable[..., Worker], view: View) -> None
     for n, one in enumerate((first, second)):
         one.tell("hold")
         view.until_waiting(n + 1)
-    pressed = time.monotonic()
     first.send(signal.SIGINT)
-    ended, error = first.hear()
+    _, error = first.hear()
     assert error == "KeyboardInterrupt"
-    assert ended - pressed < NOTICED
     assert view.waiting == 1
-    released = time.monotonic()
+    assert view.state.holder == rival.member(), "it did not have to wait for the end of the lease"
     rival.release()
-    there, _ = second.hear()
-    assert there - released < NOTICED
+    _, nonce = second.hear()
+    assert isinstance(nonce, int)
     second.do("release")
     view.assert_nothing_left()
     assert isinstance(first.do("hold")[1], int), "the process can go on with the lock"
@@ -267,10 +253,10 @@ def test_ctrl_c_again_and_again(worker: Callable[..., Worker], view: View) -> No
         time.sleep(number * 0.0002)
         one.send(signal.SIGINT)
         rival.release()
-        _, what = one.hear(5)
+        _, what = one.hear()
         if what != "KeyboardInterrupt":
             one.do("release")
-        eventually(lambda: view.state.holder == "", NOTICED)
+        eventually(lambda: view.state.holder == "")
     view.assert_nothing_left()
 
 
@@ -295,13 +281,13 @@ def test_ctrl_c_in_asyncio_run(valkey: Server, view: View) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", WAIT_IN_ASYNCIO_RUN, valkey.url, KEY],
         stderr=subprocess.PIPE,
-        env=environment(),
+        cwd=Path(__file__).parents[2],
         start_new_session=True,
     ) as program:
         view.until_waiting(1)
         time.sleep(0.1)
         program.send_signal(signal.SIGINT)
-        _, said = program.communicate(timeout=3)
+        _, said = program.communicate(timeout=20)
     assert said.strip().endswith(b"KeyboardInterrupt")
     assert b"was never" not in said
     assert view.waiting == 0

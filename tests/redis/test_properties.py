@@ -23,6 +23,7 @@ from kraken_nonce_redis import CallLock, NonceAllocator
 from kraken_nonce_redis._redis import commands
 from tests.support.faces import KEY
 from tests.support.helpers import KEYS, SECOND
+from tests.support.tiers import by_tier
 
 if TYPE_CHECKING:
     import redis
@@ -166,7 +167,11 @@ def test_nonces_over_any_history(valkey: Server) -> None:
     run_state_machine_as_test(
         partial(NonceHistory, valkey),
         settings=settings(
-            max_examples=40, stateful_step_count=30, deadline=None, database=None, report_multiple_bugs=False
+            max_examples=by_tier(15, 40, 400),
+            stateful_step_count=30,
+            deadline=None,
+            database=None,
+            report_multiple_bugs=False,
         ),
     )
 
@@ -488,6 +493,10 @@ def test_the_lock_over_any_history(valkey: Server) -> None:
     run_state_machine_as_test(
         partial(LockHistory, client),
         settings=settings(
-            max_examples=80, stateful_step_count=50, deadline=None, database=None, report_multiple_bugs=False
+            max_examples=by_tier(25, 80, 800),
+            stateful_step_count=50,
+            deadline=None,
+            database=None,
+            report_multiple_bugs=False,
         ),
     )

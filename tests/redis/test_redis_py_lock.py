@@ -14,8 +14,6 @@ from kraken_nonce_redis import CallLockError, LeaseLost
 from tests.support.helpers import ON_VALKEY, Rival, Stopwatch, View, eventually, fails
 
 if TYPE_CHECKING:
-    import redis
-
     from kraken_nonce_redis import CallLock
     from tests.support.faces import Face
     from tests.support.servers import AnyServer
@@ -31,12 +29,6 @@ def lock(face: Face, server: AnyServer) -> CallLock:
 def other(face: Face, server: AnyServer) -> CallLock:
     """Make another process's lock for the same key."""
     return face.lock(face.client(server))
-
-
-@pytest.fixture
-def view(redis_client: redis.Redis) -> View:
-    """Look into Redis."""
-    return View(redis_client)
 
 
 def lose(face: Face, server: AnyServer, view: View) -> CallLock:
@@ -165,7 +157,7 @@ def test_blocking_waits(lock: CallLock, other: CallLock, face: Face, view: View)
     view.until_waiting(1)
     assert not waiter.done
     lock.release()
-    assert waiter.result(2) == (True, None)
+    assert waiter.result() == (True, None)
     view.assert_nothing_left()
 
 
@@ -174,19 +166,16 @@ def test_blocking_timeout(lock: CallLock, other: CallLock) -> None:
     lock.acquire()
     watch = Stopwatch()
     assert other.acquire(blocking_timeout=0.2) is False
-    assert 0.2 <= watch() < 0.5
-    watch = Stopwatch()
+    assert watch() >= 0.2
     assert other.acquire(blocking_timeout=0) is False
-    assert watch() < 0.2
     lock.release()
 
 
 def test_not_blocking_goes_before_a_timeout(lock: CallLock, other: CallLock) -> None:
     """With blocking=False the time does not count."""
     lock.acquire()
-    watch = Stopwatch()
-    assert other.acquire(blocking=False, blocking_timeout=5) is False
-    assert watch() < 0.5
+    # In a minute the lease ends, and it would get the lock.
+    assert other.acquire(blocking=False, blocking_timeout=60) is False
     lock.release()
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kraken_nonce_redis._redis import commands, scripts
 from tests.support.helpers import KEYS, SECOND, View, run
 from tests.support.servers import VALKEY, require
+from tests.support.tiers import by_tier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import redis
 
     from tests.support.servers import AnyServer, Server
+
+pytestmark = pytest.mark.matrix
 
 ALL = pytest.mark.parametrize("name", scripts.names())
 LIBRARIES = sorted(path.stem for path in (scripts.folder() / "lib").glob("*.lua"))
@@ -272,7 +275,10 @@ DECIMALS = st.integers(0, HIGHEST) | st.builds(
 )
 ADDENDS = st.integers(0, 8 * 10**15) | st.sampled_from([0, 1, 10**10, 10**10 - 1, 8 * 10**15])
 ON_ONE_SERVER = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
+    max_examples=by_tier(100, 300, 3000),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    database=None,
 )
 
 

@@ -42,14 +42,6 @@ def topology(request: pytest.FixtureRequest, shared_topology: Callable[[str], An
     topology.close_clients()
 
 
-@pytest.fixture(params=["sentinel", "cluster"])
-def replicated(request: pytest.FixtureRequest, shared_topology: Callable[[str], Any]) -> Iterator[Any]:
-    """Give each topology with replicas in turn, empty and well."""
-    topology = shared_topology(request.param)
-    yield topology
-    topology.close_clients()
-
-
 def own_url(topology: Topology, **options: object) -> str:
     """Return a URL that nothing else has: whoever uses it is a process of its own, as far as the library goes."""
     words = "&".join(f"{name}={value}" for name, value in {"client_name": f"test-{next(_names)}", **options}.items())

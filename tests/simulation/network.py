@@ -101,12 +101,7 @@ class Network:
     def send(self, process: Process, command: Command[Any], words: tuple[Any, ...], generation: int) -> Moment:
         """Send a request; the moment is its reply, or the error when there is none."""
         now = self._scheduler.now
-        fate = "ok"
-        if self._unreachable(process):
-            fate = "request lost"
-        elif self.trouble and self._random.random() < self.trouble:
-            fate = self._random.choice(["request lost", "reply lost", "reply late", "request late"])
-            self._history.note("network: %s of %s: %s", command.name, process.name, fate)
+        fate = "request lost" if self._unreachable(process) else self.fate(process, command)
         if fate == "request lost" or generation != self.generation:
             moment = Moment()
             self._fail(moment, lost=generation == self.generation and self._random.random() < 0.5)
@@ -121,6 +116,14 @@ class Network:
         if fate != "ok":
             self._time_out(request, now)
         return request.moment
+
+    def fate(self, process: Process, command: Command[Any]) -> str:
+        """Return what happens to a request on its way."""
+        if not self.trouble or self._random.random() >= self.trouble:
+            return "ok"
+        fate = self._random.choice(["request lost", "reply lost", "reply late", "request late"])
+        self._history.note("network: %s of %s: %s", command.name, process.name, fate)
+        return fate
 
     def _time_out(self, request: Request, sent: float) -> None:
         error = redis.exceptions.TimeoutError("no answer")

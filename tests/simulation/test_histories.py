@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks import history as nonces
+from tests.support import nonces
 from tests.support.histories import Call, History, Loss, judge, recovery, untold
 
 if TYPE_CHECKING:

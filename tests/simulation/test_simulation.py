@@ -24,6 +24,7 @@ from tests.simulation.server import Server as SmallServer
 from tests.simulation.server import library
 from tests.simulation.world import BEGIN, World, simulate
 from tests.support.helpers import KEYS
+from tests.support.tiers import by_tier
 
 if TYPE_CHECKING:
     import redis
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from tests.simulation.server import Lua
     from tests.support.servers import Server
 
-SCHEDULES = int(os.environ.get("KRAKEN_NONCE_SCHEDULES", "4000"))
+SCHEDULES = int(os.environ.get("KRAKEN_NONCE_SCHEDULES", by_tier(1_200, 6_000, 60_000)))
 PARTS = 6
 """So many tests share the schedules, for several processes to run them."""
 SEED = os.environ.get("KRAKEN_NONCE_SEED")
@@ -223,7 +224,11 @@ def test_the_small_server(valkey: Server) -> None:
     run_state_machine_as_test(
         partial(BesideARealServer, valkey.client()),
         settings=settings(
-            max_examples=60, stateful_step_count=40, deadline=None, database=None, report_multiple_bugs=False
+            max_examples=by_tier(25, 60, 600),
+            stateful_step_count=40,
+            deadline=None,
+            database=None,
+            report_multiple_bugs=False,
         ),
     )
 

@@ -37,6 +37,8 @@ MARKET = {"pair": "XBTUSD", "type": "buy", "ordertype": "market", "volume": "1.2
 HEX_ID = "0123456789ABCDEF0123456789ABCDEF"
 DASHED_ID = "01234567-89ab-cdef-0123-456789abcdef"
 
+pytestmark = pytest.mark.simulator(accounts=("alice", "bob"))
+
 
 class Client(krakenex.API):  # type: ignore[misc]
     """Stock krakenex with nonces that a test can choose."""
@@ -67,21 +69,6 @@ class Client(krakenex.API):  # type: ignore[misc]
     def error(self, method: str, nonce: int | None = None, **data: Any) -> str:
         """Return the one error of a call, or an empty string."""
         return "".join(self.private(method, nonce, **data)["error"])
-
-
-@pytest.fixture(scope="module")
-def shared_sim() -> Iterator[KrakenSimulator]:
-    """One process for all tests that leave the constructor's arguments alone."""
-    with KrakenSimulator(["alice", "bob"]) as sim:
-        yield sim
-
-
-@pytest.fixture
-def sim(shared_sim: KrakenSimulator) -> KrakenSimulator:
-    """Return a simulator as good as new."""
-    shared_sim.reset()
-    shared_sim.configure(latency=(0.0, 0.0), nonce_window=0)
-    return shared_sim
 
 
 @pytest.fixture

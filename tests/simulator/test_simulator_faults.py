@@ -21,12 +21,10 @@ from kraken_nonce_redis.testing._faults import FaultPlan
 from kraken_nonce_redis.testing._protocol import signature
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from kraken_nonce_redis.testing import SimulatedRequest
     from kraken_nonce_redis.testing._faults import Point
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.simulator(seed=7)]
 
 ORDER = {"pair": "XBTUSD", "type": "buy", "ordertype": "limit", "price": "20000", "volume": "0.001"}
 POINTS: tuple[Point, ...] = ("reading", "acting", "answering")
@@ -81,21 +79,6 @@ class Api:
     def error(self, method: str, nonce: int | None = None, **data: str) -> str:
         """Return the error of a call, or an empty string."""
         return "".join(self.answer(method, nonce, **data)["error"])
-
-
-@pytest.fixture(scope="module")
-def shared_sim() -> Iterator[KrakenSimulator]:
-    """One process for all tests that leave the constructor's arguments alone."""
-    with KrakenSimulator(seed=7) as sim:
-        yield sim
-
-
-@pytest.fixture
-def sim(shared_sim: KrakenSimulator) -> KrakenSimulator:
-    """Return a simulator as good as new."""
-    shared_sim.reset()
-    shared_sim.configure(faults=[])
-    return shared_sim
 
 
 @pytest.fixture

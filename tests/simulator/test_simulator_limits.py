@@ -350,30 +350,27 @@ class Api(krakenex.API):  # type: ignore[misc]
         return "".join(self.query_private(method, data, timeout=10)["error"])
 
 
-@pytest.fixture(scope="module")
-def sim() -> Iterator[KrakenSimulator]:
-    """One process, with a limit from the start."""
-    with KrakenSimulator(counter=(3, 0.01), lockout_seconds=60) as sim:
-        yield sim
-
-
 @pytest.fixture
 def api(sim: KrakenSimulator) -> Iterator[Api]:
-    """Yield a client of a simulator as good as new."""
-    sim.reset()
+    """Yield a client of the simulator."""
     api = Api(sim.key, sim.secret)
     api.uri = sim.url
     yield api
     api.close()
 
 
+@pytest.mark.simulator(counter=(3, 0.01), lockout_seconds=60)
 class TestOverHttp:
     """The same from outside, as a client sees it."""
 
-    def test_limits_of_the_constructor(self, sim: KrakenSimulator, api: Api) -> None:
+    def test_limits_of_the_constructor(self) -> None:
         """A limit given to the constructor holds from the first call on, and refused calls are in the log."""
-        assert [api.error() for _ in range(5)] == ["", "", "", FULL, FULL]
-        assert [request.error for request in sim.requests()] == [()] * 3 + [(FULL,)] * 2
+        with KrakenSimulator(counter=(3, 0.01), lockout_seconds=60) as sim:
+            api = Api(sim.key, sim.secret)
+            api.uri = sim.url
+            with api.session:
+                assert [api.error() for _ in range(5)] == ["", "", "", FULL, FULL]
+            assert [request.error for request in sim.requests()] == [()] * 3 + [(FULL,)] * 2
 
     def test_configure(self, sim: KrakenSimulator, api: Api) -> None:
         """Limits can be set while it runs; those that are not named stay, and None switches one off."""
@@ -387,7 +384,6 @@ class TestOverHttp:
         assert [api.error() for _ in range(4)] == ["", "", "", FULL]
         sim.configure(counter=None)
         assert api.error() == ""
-        sim.configure(counter=(3, 0.01))
 
     def test_a_wrong_setting_changes_nothing(self, sim: KrakenSimulator, api: Api) -> None:
         """configure() refuses what makes no sense, and everything stays as it was."""
@@ -397,7 +393,6 @@ class TestOverHttp:
 
     def test_throttled_names_a_time_to_come(self, sim: KrakenSimulator) -> None:
         """The time in `Throttled` is a whole Unix second after which calls are taken again."""
-        sim.reset()
         sim.configure(most_at_once=2, throttle_seconds=0.5, counter=None, latency=(0.1, 0.1))
 
         def call(number: int) -> str:
@@ -413,4 +408,3 @@ class TestOverHttp:
         assert 0 < until - time.time() < 2
         time.sleep(until - time.time() + 0.01)
         assert call(100) == ""
-        sim.configure(most_at_once=None, counter=(3, 0.01), latency=(0.0, 0.0))

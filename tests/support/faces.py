@@ -235,8 +235,10 @@ class Asyncio(Face):
             servant.end()
 
     def cancel(self, thread: threading.Thread) -> None:
-        """Cancel a thread's task."""
+        """Cancel a thread's task, unless it has come to its end."""
         while (servant := self._servants.get(thread)) is None:
+            if not thread.is_alive():
+                return
             time.sleep(0.0001)  # its first call is about to come
         self._loop.call_soon_threadsafe(servant.cancel)
 

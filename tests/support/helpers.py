@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from benchmarks.history import judge
 from kraken_nonce_redis import _process
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis._redis.places import Places
 from tests.support.faces import KEY
+from tests.support.nonces import judge
 from tests.support.servers import VALKEY
 
 if TYPE_CHECKING:
@@ -153,6 +153,15 @@ class View:
     def until_waiting(self, number: int) -> None:
         """Wait until so many wait."""
         eventually(lambda: self.waiting == number)
+
+    @property
+    def places(self) -> int:
+        """How many places in the queue were given out so far."""
+        return int(self.client.hget(self.keys.state, "ticket") or 0)
+
+    def until_places(self, number: int) -> None:
+        """Wait until so many were given out: unlike the number of those who wait, it only ever goes up."""
+        eventually(lambda: self.places >= number)
 
     def unlock(self) -> None:
         """End the current lease by force, as an operator may."""

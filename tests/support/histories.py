@@ -12,8 +12,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.history import judge as judge_nonces
 from kraken_nonce_redis import errors
+from tests.support.nonces import judge as judge_nonces
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -11,8 +11,6 @@ import contextlib
 import inspect
 import json
 import os
-import subprocess
-import sys
 import time
 import uuid
 from dataclasses import asdict, dataclass, field
@@ -26,10 +24,11 @@ import kraken_nonce_redis.ccxt
 import kraken_nonce_redis.ccxt.async_support
 from kraken_nonce_redis import NotCarriedOut, OutcomeUnknown, Retries, kraken_sdk
 from kraken_nonce_redis import krakenex as our_krakenex
-from tests.support.workers import ROOT, environment
+from tests.support.children import Child
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from multiprocessing.connection import Connection
     from pathlib import Path
 
     from kraken_nonce_redis.events import Event
@@ -257,29 +256,36 @@ def note_event(event: Event) -> None:
     note(type(event).__name__, **asdict(event))
 
 
-def main(settings: dict[str, Any]) -> None:
+def main(
+    _pipe: Connection,
+    notes: Path,
+    access: tuple[str, str, str],
+    kind: str,
+    ordertype: str,
+    hang: str,
+    orders: int,
+    options: dict[str, Any],
+) -> None:
     """Place orders one after the other, for ever or so many."""
     global _notes  # noqa: PLW0603
-    _notes = os.open(settings["notes"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    options = {**settings["options"], "retries": Retries(**{k: tuple(v) for k, v in settings["retries"].items()})}
-    access = settings["uri"], settings["key"], settings["secret"]
-    bot = BOTS[settings["bot"]](*access, on_event=note_event, **options)
+    _notes = os.open(notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    bot = BOTS[kind](*access, on_event=note_event, **options)
     if isinstance(bot, Krakenex):
         bot.client.__class__ = Noting
-        bot.client.at = settings["hang"]
-    for _ in range(settings["orders"]):
+        bot.client.at = hang
+    for _ in range(orders):
         beliefs = Beliefs()
         if isinstance(bot, Krakenex):
             cl_ord_id = str(uuid.uuid4())
             note("wants", cl_ord_id=cl_ord_id)
             with contextlib.suppress(NotCarriedOut, OutcomeUnknown, requests.RequestException):
-                bot.client.query_private("AddOrder", {**form(settings["ordertype"]), "cl_ord_id": cl_ord_id})
+                bot.client.query_private("AddOrder", {**form(ordertype), "cl_ord_id": cl_ord_id})
         else:
-            beliefs.ask(bot, settings["ordertype"])
+            beliefs.ask(bot, ordertype)
     note("ends")
 
 
-class BotProcess:
+class BotProcess(Child):
     """Such a process, as a test sees it."""
 
     def __init__(
@@ -291,51 +297,13 @@ class BotProcess:
         ordertype: str = "limit",
         hang: str = "",
         orders: int = 10**9,
-        retries: dict[str, Any] | None = None,
+        retries: Retries | None = None,
         **options: Any,
     ) -> None:
-        self.notes = notes
-        uri, key, secret = access
-        settings = {
-            "notes": str(notes),
-            "uri": uri,
-            "key": key,
-            "secret": secret,
-            "bot": bot,
-            "ordertype": ordertype,
-            "hang": hang,
-            "orders": orders,
-            "retries": retries or {},
-            "options": options,
-        }
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.order_bots", json.dumps(settings)],
-            cwd=ROOT,
-            env=environment(),
-            start_new_session=True,
-        )
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has ended by itself."""
-        return self._process.poll() is not None
-
-    def kill(self) -> None:
-        """Kill -9 it."""
-        self._process.kill()
-        self._process.wait()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
+        options |= {"retries": retries or Retries()}
+        super().__init__(main, notes, access, bot, ordertype, hang, orders, options)
 
 
 def read_notes(path: Path) -> list[dict[str, Any]]:
     """Return what bots have noted."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))

@@ -126,11 +126,13 @@ class Proxy:
     def _run(self, coroutine: Coroutine[None, None, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=10)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A task of our own: asyncio's, for a coroutine function, may not be cancelled in Python 3.12.
+        task = self._loop.create_task(self._link(reader, writer))
         self._links.add(task)
         task.add_done_callback(self._links.discard)
+
+    async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             server = await asyncio.open_connection(HOST, self.target_port)
         except (OSError, asyncio.CancelledError):

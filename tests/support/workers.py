@@ -1,7 +1,7 @@
 """Processes of their own that use the library as a test tells them: started, talked to, stopped, killed.
 
-A worker is told what to do by lines of JSON on its input and says what came of it by lines on its output. What it runs
-is in `Work`; times are those of the monotonic clock, which all processes of a machine share.
+A worker is told what to do and says what came of it. What it runs is in `Work`; times are those of the monotonic
+clock, which all processes of a machine share.
 """
 
 from __future__ import annotations
@@ -9,85 +9,39 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import redis
 
+from tests.support.children import Child
 from tests.support.faces import FACES, KEY
 from tests.support.fault_workers import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from multiprocessing.connection import Connection
 
     from tests.support.faces import Face
 
-ROOT = Path(__file__).parents[2]
 TIME, TIME_NS = time.time, time.time_ns
 
 
-def environment() -> dict[str, str]:
-    """Return the environment for a process that finds what the test run found."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), *sys.path]))}
-
-
-class Worker:
+class Worker(Child):
     """A process, as the test sees it."""
 
     def __init__(self, url: str, face: str = "threads", **settings: Any) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.workers", url, face, json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=ROOT,
-            env=environment(),
-            # Ctrl-C is for the test run, and for those workers to whom a test sends it.
-            start_new_session=True,
-        )
-        self.pid = self._process.pid
+        super().__init__(main, url, face, settings)
 
     def tell(self, work: str, **settings: Any) -> None:
         """Have it begin some work."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([work, settings]).encode() + b"\n")
-        self._process.stdin.flush()
-
-    def hear(self, timeout: float = 30) -> Any:
-        """Return what it says next."""
-        assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], timeout)[0]:
-            raise AssertionError(f"worker {self.pid} says nothing for {timeout:g} s")
-        line = self._process.stdout.readline()
-        if not line:
-            raise AssertionError(f"worker {self.pid} ended with {self._process.wait()}")
-        return json.loads(line)
+        self.say((work, settings))
 
     def do(self, work: str, timeout: float = 30, **settings: Any) -> Any:
         """Have it do some work; return what came of it."""
         self.tell(work, **settings)
         return self.hear(timeout)
-
-    def send(self, number: signal.Signals) -> None:
-        """Send it a signal."""
-        os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        """Kill -9 it."""
-        self._process.kill()
-        self._process.wait()
-
-    def close(self) -> None:
-        """End it, whatever state it is in."""
-        self.kill()
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
-            with contextlib.suppress(OSError):
-                stream.close()
 
 
 class Workers(list[Worker]):
@@ -270,21 +224,12 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def main(url: str, face: str, settings: str) -> None:
-    """Do as told, line by line."""
+def main(pipe: Connection, url: str, face: str, settings: dict[str, Any]) -> None:
+    """Do as told, until nobody is there to tell."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    work = Work(FACES[face](), url, json.loads(settings))
-    for name, arguments in _orders():
-        positional = arguments.pop("arguments", [])
-        said = getattr(work, name)(*positional, **arguments)
-        sys.stdout.write(json.dumps(said) + "\n")
-        sys.stdout.flush()
-
-
-def _orders() -> Iterator[Any]:
-    for line in sys.stdin:
-        yield json.loads(line)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    work = Work(FACES[face](), url, settings)
+    with contextlib.suppress(EOFError):
+        while True:
+            name, arguments = pipe.recv()
+            positional = arguments.pop("arguments", [])
+            pipe.send(getattr(work, name)(*positional, **arguments))

@@ -1,4 +1,4 @@
-"""Judges who got which nonce when; `claim.py` and the tests share it."""
+"""Judges who got which nonce when; `benchmarks/claim.py` shares it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,342 @@
+"""What waiting, failing and leaving may cost: the bounds that docs/guarantees.md promises, in virtual time.
+
+On a real machine such a bound would also measure how busy it is. There the tests look at the order of events; how long
+things take in seconds is what the benchmarks measure.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kraken_nonce_redis import HoldTimeout, Pace, StoreUnavailable
+from kraken_nonce_redis._core.waiting import HEARTBEAT
+from kraken_nonce_redis._threads.store import SOCKET_TIMEOUT
+from kraken_nonce_redis.pace import Tier
+from tests.simulation.callers import Interrupted
+from tests.simulation.records import DEAD_WAITER
+from tests.simulation.stage import MESSAGE, ROUND_TRIP, Stage, Turn
+from tests.support.tiers import by_tier, in_test_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.simulation.process import Process
+
+HAND_OVER = 4 * MESSAGE + 1e-5
+"""The release, the offer, the question of the waiter whose turn it is, and the answer."""
+RETRY = 2 * ROUND_TRIP + ROUND_TRIP
+"""A message heard to be lost, a new connection, and the question again."""
+
+pytestmark = pytest.mark.once
+
+
+def kept(stage: Stage, until: float) -> Turn:
+    """Let a process hold the lock until a time, at which it gives it back."""
+    return stage.turn(stage.process(), keep=until - 3 * ROUND_TRIP)
+
+
+def released(turn: Turn) -> float:
+    """Return when a turn's holder began to give the lock back."""
+    assert turn.released is not None
+    return turn.released - ROUND_TRIP
+
+
+# Waiting.
+
+
+def test_a_hand_over_is_four_messages() -> None:
+    """Whoever is next has the lock as soon as messages can be exchanged, not at its next look."""
+    stage = Stage()
+    turns = [kept(stage, 1.3), *(stage.turn(stage.process(), at=0.1 * n) for n in range(1, 9))]
+    stage.run()
+    for before, after in pairwise(turns):
+        assert after.granted is not None
+        assert after.granted - released(before) <= HAND_OVER
+    assert stage.queue == {}
+
+
+@pytest.mark.parametrize("callers", [1, 30])
+def test_a_process_that_waits_sends_one_command_a_second(callers: int) -> None:
+    """However many of its callers wait, and for as long as they do."""
+    stage = Stage(ttl=600)
+    kept(stage, 100)
+    process = stage.process()
+    for _ in range(callers):
+        stage.turn(process, at=1)
+    stage.run(99)
+    sent = [when for when in stage.commands_of(process) if when > 3]
+    assert 90 < len(sent) <= 97
+    assert min(after - before for before, after in pairwise(sent)) >= HEARTBEAT - 1e-6
+
+
+@pytest.mark.parametrize(("processes", "seconds"), [(8, 2.0), *in_test_all((32, 6.5))])
+def test_everybody_gets_the_same(processes: int, seconds: float) -> None:
+    """Processes that want the lock all the time get it equally often, and wait for one turn of each of the others."""
+    stage = Stage()
+    hold = 0.005
+    turns: list[list[Turn]] = [[] for _ in range(processes)]
+
+    async def work(process: Process, mine: list[Turn]) -> None:
+        while stage.now < seconds:
+            mine.append(Turn(stage.now))
+            await stage.hold(process, mine[-1], hold)
+
+    for mine in turns:
+        process = stage.process()
+        stage.start(process, work(process, mine))
+    stage.run()
+    counts = [len(mine) for mine in turns]
+    assert min(counts) / max(counts) >= 0.95
+    ideal = (processes - 1) * (hold + HAND_OVER)
+    assert max(turn.waited for mine in turns for turn in mine[1:-1]) <= 1.25 * ideal
+    # While one waits, each of the others has the lock once.
+    grants = sorted(turn.granted or 0.0 for mine in turns for turn in mine)
+    for turn in (turn for mine in turns for turn in mine[1:-1]):
+        overtakings = bisect.bisect_left(grants, turn.granted or 0.0) - bisect.bisect_right(grants, turn.asked)
+        assert overtakings <= processes - 1
+
+
+# Those who die, or leave.
+
+
+@pytest.mark.parametrize("face", ["killed", "stopped"])
+def test_a_dead_holder_costs_its_lease(face: str) -> None:
+    """The next one has the lock in the moment in which the lease of a holder ends that is killed or stopped."""
+    stage = Stage(ttl=5.0)
+    process = stage.process()
+    dead = stage.turn(process, keep=60)
+    waiting = stage.turn(stage.process(), at=1)
+    stage.at(2, lambda: gone(process, face))
+    stage.run()
+    assert dead.granted is not None
+    assert waiting.granted is not None
+    assert 5 - ROUND_TRIP <= waiting.granted - dead.granted <= 5 + 2 * HAND_OVER
+
+
+def gone(process: Process, how: str) -> None:
+    """Kill a process, or stop it for longer than anybody waits."""
+    if how == "killed":
+        process.crashed = True
+    else:
+        process.stopped_until = 1e6
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped", "deaf"])
+@pytest.mark.parametrize("places", [1, 5])
+@pytest.mark.parametrize("moment", [0.5, 0.999, 1.2, 1.4999])
+def test_a_dead_waiter_costs_two_seconds(how: str, places: int, moment: float) -> None:
+    """However many of its callers waited: those behind it lose 2 s at most, and nothing is left of it."""
+    stage = Stage()
+    holder = kept(stage, 1.5)
+    process = stage.process()
+    for n in range(places):
+        stage.turn(process, at=0.1 + n / 100)
+    behind = stage.turn(stage.process(), at=0.2)
+
+    def die() -> None:
+        if how == "deaf":
+            stage.network.subscriptions[process.process_state.channel].deaf = True
+        else:
+            gone(process, how)
+
+    stage.at(moment, die)
+    stage.run(60)
+    assert behind.granted is not None
+    assert behind.granted - released(holder) <= DEAD_WAITER + ROUND_TRIP
+    assert stage.queue == {}
+
+
+def test_a_timeout_is_kept_and_costs_the_others_nothing() -> None:
+    """Who gives up hears so in time, is out of the queue at once, and those behind it lose no time."""
+    stage = Stage()
+    holder = kept(stage, 1.3)
+    process = stage.process()
+    impatient = stage.turn(process, at=0.1, timeout=0.2)
+    behind = stage.turn(process, at=0.15)
+    stage.run()
+    assert isinstance(impatient.error, HoldTimeout)
+    assert impatient.ended is not None
+    assert impatient.ended - impatient.asked <= 0.2 + 2 * ROUND_TRIP + 1e-6
+    assert behind.granted is not None
+    assert behind.granted - released(holder) <= HAND_OVER
+
+
+@pytest.mark.parametrize("after", range(0, 40, 2), ids=lambda after: f"{after / 2:g} ms")
+def test_a_cancelled_waiter_costs_nothing(after: int) -> None:
+    """Wherever a caller is in getting the lock when it is interrupted, the next one has the lock at once.
+
+    Given a lock that is released 10 ms after a caller asked for it, and another caller behind it,
+    if the first one is interrupted that many half milliseconds after it asked,
+    then the other one has the lock after two hand-overs at most, for the first one may have it just then.
+    """
+    stage = Stage()
+    holder = kept(stage, 1.01)
+    process, turn = stage.process(), Turn(1.0)
+    behind = stage.turn(stage.process(), at=1.002)
+
+    async def ask() -> None:
+        await process.sleep(1.0)
+        await stage.hold(process, turn)
+
+    task = stage.start(process, survive(ask))
+    stage.at(1.0 + after / 2000, lambda: task.interrupt(Interrupted()))
+    stage.run(60)
+    assert behind.granted is not None
+    assert behind.granted - released(holder) <= 2 * HAND_OVER + RETRY
+    assert stage.queue == {}
+
+
+async def survive(call: Callable[[], Any]) -> None:
+    """Make a call that may be interrupted."""
+    with contextlib.suppress(Interrupted):
+        await call()
+
+
+# Messages that get lost.
+
+
+@pytest.mark.parametrize("what", ["request lost", "reply lost"])
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_a_lost_message_of_a_free_lock_costs_a_retry(n: int, what: str) -> None:
+    """It never costs a lease: two turns, of two commands each, are over a retry later than without."""
+    stage = Stage()
+    process, turns = stage.process(), [Turn(0.0), Turn(0.0)]
+
+    async def work() -> None:
+        await stage.hold(process, Turn(0.0))  # connects, and loads the scripts
+        stage.network.lose(n, what)
+        turns[0].asked = stage.now
+        for turn in turns:
+            await stage.hold(process, turn)
+
+    stage.start(process, work())
+    stage.run()
+    first, last = turns
+    assert last.released is not None
+    assert last.released - first.asked <= 4 * ROUND_TRIP + RETRY
+
+
+@pytest.mark.parametrize("what", ["request lost", "reply lost"])
+@pytest.mark.parametrize("n", range(1, 7))
+def test_a_lost_message_of_a_waiter_costs_a_heartbeat(n: int, what: str) -> None:
+    """Whichever of its messages is lost, a waiter has the lock a heartbeat after the release at the latest."""
+    stage = Stage()
+    process = stage.process()
+    stage.turn(process)  # connects
+    holder = stage.turn(stage.process(), at=0.5, keep=1.7)
+    waiter = stage.turn(process, at=1)
+    stage.at(0.99, lambda: stage.network.lose(n, what))
+    stage.run()
+    assert waiter.granted is not None
+    assert waiter.granted - released(holder) <= HEARTBEAT + HAND_OVER + RETRY
+
+
+def test_a_lost_subscription_costs_a_round_trip() -> None:
+    """A connection for offers that is closed is noticed, and the callers ask again."""
+    stage = Stage()
+    holder = kept(stage, 2.2)
+    process = stage.process()
+    waiter = stage.turn(process, at=1)
+    stage.at(2.1999, lambda: stage.network.cut(stage.network.subscriptions[process.process_state.channel]))
+    stage.run()
+    assert waiter.granted is not None
+    assert waiter.granted - released(holder) <= HAND_OVER + 3 * RETRY
+
+
+def test_a_network_that_is_silent_takes_two_socket_timeouts() -> None:
+    """However many callers are in line: those behind the first don't wait for an answer again."""
+    stage = Stage()
+    process = stage.process()
+    callers = [Turn(5.0) for _ in range(10)]
+
+    async def work(number: int, turn: Turn) -> None:
+        await process.sleep(5.0)
+        await (stage.hold if number % 2 else stage.nonce)(process, turn)
+
+    def fall_silent() -> None:
+        stage.network.silent = True
+        process.cut_off_until = 1e6
+
+    stage.turn(process)  # connects
+    for number, turn in enumerate(callers):
+        stage.start(process, work(number, turn))
+    stage.at(4.0, fall_silent)
+    stage.run(60)
+    for turn in callers:
+        assert isinstance(turn.error, StoreUnavailable)
+        assert turn.ended is not None
+        assert turn.ended - turn.asked <= 2 * SOCKET_TIMEOUT + RETRY
+
+
+# The pace.
+
+
+def busily(stage: Stage, number: int, calls: int, until: float, **wishes: Any) -> list[list[Turn]]:
+    """Let processes that begin at once make calls that take 10 ms, one after the other."""
+    turns: list[list[Turn]] = [[] for _ in range(number)]
+
+    async def work(process: Process, mine: list[Turn]) -> None:
+        while len(mine) < calls and stage.now < until:
+            mine.append(Turn(stage.now))
+            await stage.hold(process, mine[-1], 0.01, **wishes)
+
+    for mine in turns:
+        process = stage.process()
+        stage.start(process, work(process, mine))
+    return turns
+
+
+def starts(turns: list[list[Turn]]) -> list[float]:
+    """Return when calls began, in order."""
+    return sorted(turn.granted for mine in turns for turn in mine if turn.granted is not None)
+
+
+def test_a_deploy_of_ten() -> None:
+    """Ten processes that begin at once make at most 20 calls in any second of the first ten, and nearly so many."""
+    stage = Stage(pace=Pace())
+    turns = busily(stage, 10, 10**9, 12.0)
+    stage.run()
+    times = [when for when in starts(turns) if when < 10]
+    in_a_second = [bisect.bisect_left(times, when + 1 - ROUND_TRIP) - n for n, when in enumerate(times)]
+    assert max(in_a_second) == 20
+    assert len(times) > 20
+
+
+def test_a_minimum_interval_is_kept_and_costs_nothing_more() -> None:
+    """Eight processes keep 0.2 s between any two calls, and lose no time over it."""
+    stage = Stage(pace=Pace(min_interval=0.2, startup_rate=0))
+    turns = busily(stage, 8, by_tier(4, 13, 13), 1e9)
+    stage.run()
+    times = starts(turns)
+    gaps = [after - before for before, after in pairwise(times)]
+    assert min(gaps) >= 0.2 - ROUND_TRIP
+    assert times[-1] - times[0] <= 0.2 * len(gaps) * 1.05
+
+
+def test_an_order_waits_for_one_call_in_flight() -> None:
+    """However many queries wait for the counter, an order that costs nothing waits for the one that is on its way."""
+    stage = Stage(pace=Pace(startup_rate=0, tier=Tier(20, 1.0)))
+    busily(stage, 8, 10**9, 60.0, cost=1)
+    process, orders = stage.process(), [stage.turn(stage.process(), at=25.0)]
+    orders += [stage.turn(process, at=26.0 + n * 0.37, priority="high") for n in range(60)]
+    stage.run()
+    assert max(order.waited for order in orders[1:]) <= 0.01 + 2 * HAND_OVER + RETRY
+
+
+@pytest.mark.parametrize("queue", [0, 3])
+def test_a_killed_process_takes_no_tokens_with_it(queue: int) -> None:
+    """A process killed while it is first in line costs the next one the 0.75 s that it had for its offer, no more."""
+    stage = Stage(pace=Pace(startup_rate=0, tier=Tier(4, 1.0)))
+    first, dead = stage.process(), stage.process()
+    stage.turn(first, cost=3)
+    stage.turn(dead, at=0.1, cost=2)
+    behind = [stage.turn(first, at=0.2 + n / 100, cost=2 if n == 0 else 0) for n in range(queue + 1)]
+    stage.at(0.5, lambda: gone(dead, "killed"))
+    stage.run(60)
+    assert behind[0].granted is not None
+    assert behind[0].granted <= 2 + 0.75 + 2 * HAND_OVER + RETRY
