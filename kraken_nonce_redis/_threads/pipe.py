@@ -277,8 +277,6 @@ class _Link:
                 return False
             if self.lost is not None:
                 return False
-            if not data:
-                raise redis.ConnectionError("Connection closed by server.")
             self.heard = clock.now()
             answered = self._stream.hear(data)
             taken = False
@@ -286,6 +284,8 @@ class _Link:
             if taken:
                 # A reply may be lost, so the next one would be taken for another's.
                 self.lose(redis.ConnectionError("interrupted while reading"))
+        if not data:
+            raise redis.ConnectionError("Connection closed by server.")
         leave = next(filter(None, map(_reason_to_leave, answered)), None)
         if leave is not None:
             raise leave

@@ -50,7 +50,7 @@ class NonceAllocator(AllocatorCore):
         """Return an allocator for a URL, as `kraken_nonce_redis.urls` describes them."""
         allocator = cls.__new__(cls)
         AllocatorCore.__init__(allocator, Keyspace.of(namespace, api_key, scope), max_lead, durable)
-        allocator._target = Target.of(url)  # noqa: SLF001 - this is a constructor
+        allocator._target = Target.of_url(url)  # noqa: SLF001 - this is a constructor
         return allocator
 
     async def next(self) -> int:

@@ -166,10 +166,8 @@ class Target:
     connect: Callable[[Places], Connections]
 
     @classmethod
-    def of(cls, source: Client | str) -> Target:
-        """Return the target of a client or URL. Raises `InvalidArgument`."""
-        if isinstance(source, str):
-            return cls._of_url(source)
+    def of(cls, source: Client) -> Target:
+        """Return the target of a client."""
         if isinstance(source, RedisCluster):
             nodes = tuple((node.host, int(node.port)) for node in source.nodes_manager.startup_nodes.values())
             first = next(iter(source.nodes_manager.startup_nodes.values()))
@@ -177,7 +175,8 @@ class Target:
         return cls._of_server(source, lambda _: ServerConnections(source))
 
     @classmethod
-    def _of_url(cls, url: str) -> Target:
+    def of_url(cls, url: str) -> Target:
+        """Return the target of a URL. Raises `InvalidArgument`."""
         address = urls.parse(url)
         try:
             if address.kind == "cluster":

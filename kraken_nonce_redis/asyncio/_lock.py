@@ -61,7 +61,7 @@ class CallLock(LockCore[Lease]):
     def from_url(cls, url: str, api_key: str, **settings: Unpack[LockSettings]) -> Self:
         """Return a lock for a URL, as `kraken_nonce_redis.urls` describes them."""
         lock = cls.__new__(cls)
-        lock._begin(Target.of(url), api_key, **settings)  # noqa: SLF001 - this is a constructor
+        lock._begin(Target.of_url(url), api_key, **settings)  # noqa: SLF001 - this is a constructor
         return lock
 
     @property

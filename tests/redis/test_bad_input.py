@@ -317,7 +317,7 @@ def user(server: Server, *rules: str) -> dict[str, str]:
 
 def test_the_least_permissions(face: Face, real_server: Server) -> None:
     """A user that may do no more than the scripts do, on our keys and channels alone, can use everything."""
-    client = face.client(real_server, **user(real_server, *least_permissions()))
+    client = face.client(real_server, client_name=None, **user(real_server, *least_permissions()))
     nonces, lock = face.allocator(client), face.lock(client)
     view = View(real_server.client())
     assert nonces.jump_forward(1) < nonces.next() < nonces.reserve(2)[0]
@@ -343,7 +343,7 @@ def test_the_least_permissions(face: Face, real_server: Server) -> None:
 )
 def test_missing_permissions(face: Face, real_server: Server, rules: list[str], parts: list[str]) -> None:
     """A user that lacks a permission is told so, and nothing was changed."""
-    client = face.client(real_server, **user(real_server, *rules))
+    client = face.client(real_server, client_name=None, **user(real_server, *rules))
     for call in every_call(face, client):
         with fails(StorePermissionDenied, KEYS.state, *parts):
             call()
@@ -352,7 +352,7 @@ def test_missing_permissions(face: Face, real_server: Server, rules: list[str], 
 
 def test_missing_permissions_to_listen(face: Face, real_server: Server) -> None:
     """A user that may not listen on our channels is told so when it has to wait, and leaves no place behind."""
-    client = face.client(real_server, **user(real_server, "~*", "resetchannels", *COMMANDS))
+    client = face.client(real_server, client_name=None, **user(real_server, "~*", "resetchannels", *COMMANDS))
     view = View(real_server.client())
     Rival(view.client).take()
     with fails(StorePermissionDenied, "permission"):

@@ -248,10 +248,12 @@ def test_no_extra_round_trip(face: Face, valkey: Server, proxy: MakeProxy) -> No
     held(lock)
     for cost in (1, 2, 0):
         time.sleep(0.002)
+        assert not lock.locked()  # which comes after the release
         before = way.commands
         with lock.hold(cost=cost):
             assert way.commands - before == 1
-        assert way.commands - before == 2
+        assert not lock.locked()
+        assert way.commands - before == 3
 
 
 def test_nobody_polls(face: Face, valkey: Server, proxy: MakeProxy) -> None:
