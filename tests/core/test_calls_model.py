@@ -11,6 +11,7 @@ KRAKEN_NONCE_SCHEDULES in the environment says how many there are in each mode.
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from random import Random
