@@ -5,7 +5,7 @@ before or after it was accepted, arrives late, is refused; the process dies; Red
 ends and another bot comes in between. In the end all that is still on its way arrives, the last bot finds out what is
 pending, and what everybody was told is held against what is at the exchange.
 
-KRAKEN_NONCE_SCHEDULES in the environment says how many there are in each mode; by default 2,000, and 60,000 with
+KRAKEN_NONCE_CALL_SCHEDULES in the environment says how many there are in each mode; by default 2,000, and 60,000 with
 KRAKEN_NONCE_FULL=1.
 """
 
@@ -53,7 +53,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.once
 
-SCHEDULES = int(os.environ.get("KRAKEN_NONCE_SCHEDULES") or (60_000 if os.environ.get("KRAKEN_NONCE_FULL") else 2_000))
+SCHEDULES = int(
+    os.environ.get("KRAKEN_NONCE_CALL_SCHEDULES", "60000" if os.environ.get("KRAKEN_NONCE_FULL") else "2000")
+)
 KEY = "key"
 WAITS = (1.0, 2.0, 5.0)
 LATEST = 4.5
