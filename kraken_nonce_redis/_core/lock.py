@@ -262,7 +262,7 @@ class LockCore(Generic[L]):
             yield from self._leaving(owner, lease, failed=True)
         except BaseException as error:
             if not isinstance(error, Exception) and lease.record != before:
-                lease.record = lease.record.unheard()
+                lease.record = lease.record.unheard()  # of this flow's call, not of one before it
             if self._held(owner) is lease:
                 if isinstance(error, GeneratorExit):
                     self._abandon(owner, lease)
