@@ -273,6 +273,7 @@ class LockCore(Generic[L]):
 
     def _holding(self, owner: object, wishes: Wishes) -> Flow[L]:
         """Get a lease, or one more hold on the one that the owner has."""
+        wishes.check()
         pace = self.pace.settings(wishes.cost, startup_protection=wishes.startup_protection) if self.pace else ""
         held = self._held(owner)
         if held is not None:
