@@ -269,7 +269,7 @@ class LockCore(Generic[L]):
             yield from self._leaving(owner, lease, failed=True)
         except BaseException as error:
             if not isinstance(error, Exception) and lease.record != before:
-                lease.record = lease.record.unheard()
+                lease.record = lease.record.unheard()  # of this flow's call, not of one before it
             if self._held(owner) is lease:
                 if isinstance(error, GeneratorExit):
                     self._abandon(owner, lease)
@@ -280,6 +280,7 @@ class LockCore(Generic[L]):
 
     def _holding(self, owner: object, wishes: Wishes) -> Flow[L]:
         """Get a lease, or one more hold on the one that the owner has."""
+        wishes.check()
         pace = self.pace.settings(wishes.cost, startup_protection=wishes.startup_protection) if self.pace else ""
         held = self._held(owner)
         if held is not None:

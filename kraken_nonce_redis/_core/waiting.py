@@ -397,17 +397,13 @@ def acquiring(
     caller stays in Redis: its place, its offer or its lease is given up, at once or, when Redis is away, by the
     agenda.
     """
-
-    def ask(ticket: int | None) -> Command[Answer]:
-        return commands.acquire(
-            keys, member, ttl, ticket=ticket, priority=wishes.priority, pace=pace, intent=wishes.intent
-        ).durable(durability)
-
     waiter = Waiter(keys, member, None if wishes.timeout is None else clock.now() + wishes.timeout)
     key_waiters = process_state.waiters_of(keys)
     key_waiters.enter(waiter)
     try:
-        return (yield from _asking(process_state, key_waiters, waiter, ask))
+        return (
+            yield from _asking(process_state, key_waiters, waiter, wishes, ttl=ttl, pace=pace, durability=durability)
+        )
     except (StoreUnavailable, GeneratorExit):
         process_state.give_back(commands.release(keys, member), max(ttl, QUEUE_LIFE))
         raise
@@ -424,7 +420,11 @@ def _asking(
     process_state: ProcessState,
     key_waiters: KeyWaiters,
     waiter: Waiter,
-    ask: Callable[[int | None], Command[Answer]],
+    wishes: Wishes,
+    *,
+    ttl: float,
+    pace: str,
+    durability: Durability | None,
 ) -> Flow[Acquired]:
     """Ask for the lock until it is granted; between two questions sleep until it is offered, or the time is ripe."""
     while True:
@@ -432,7 +432,17 @@ def _asking(
         started = clock.now()
         patient = waiter.until is None or started < waiter.until
         listening = process_state.listening
-        answer: Answer = yield Run(ask(waiter.ticket if patient else None))
+        answer: Answer = yield Run(
+            commands.acquire(
+                waiter.keys,
+                waiter.member,
+                ttl,
+                ticket=waiter.ticket if patient else None,
+                priority=wishes.priority,
+                pace=pace,
+                intent=wishes.intent,
+            ).durable(durability)
+        )
         if isinstance(answer, Granted):
             return Acquired(waiter.member, answer.nonces, started + answer.left, answer.pending)
         if isinstance(answer, Busy):

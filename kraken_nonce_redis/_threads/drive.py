@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def drive(flow: Generator[Any, Any, T], carry_out: Callable[[Any], Any]) -> T:
-    """Carry out a flow's steps and return what it comes to."""
+def drive(flow: Generator[Any, Any, T], carry_out: Callable[..., Any], *more: Any) -> T:
+    """Carry out a flow's steps, by a function that gets each of them and ``more``; return what the flow comes to."""
     try:
         step = next(flow)
         while True:
             try:
-                result = carry_out(step)
+                result = carry_out(step, *more)
             except BaseException as error:  # noqa: BLE001 - the flow cleans up and raises it again
                 step = flow.throw(error)
             else:

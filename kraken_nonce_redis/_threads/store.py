@@ -239,7 +239,7 @@ class Store:
 
     def drive(self, flow: Generator[Any, Any, T], carry_out: Callable[[Any], Any] | None = None) -> T:
         """Carry out a flow's steps and return what it comes to. ``carry_out`` does those that are not Redis' matter."""
-        return drive(flow, lambda step: self._carry_out(step, carry_out))
+        return drive(flow, self._carry_out, carry_out)
 
     def _carry_out(self, step: Step, other: Callable[[Any], Any] | None) -> Any:
         if isinstance(step, Run):

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-async def drive(flow: Generator[Any, Any, T], carry_out: Callable[[Any], Awaitable[Any]]) -> T:
-    """Carry out a flow's steps and return what it comes to."""
+async def drive(flow: Generator[Any, Any, T], carry_out: Callable[..., Awaitable[Any]], *more: Any) -> T:
+    """Carry out a flow's steps, by a function that gets each of them and ``more``; return what the flow comes to."""
     try:
         step = next(flow)
         while True:
             try:
-                result = await carry_out(step)
+                result = await carry_out(step, *more)
             except BaseException as error:  # noqa: BLE001 - the flow cleans up and raises it again
                 step = flow.throw(error)
             else:

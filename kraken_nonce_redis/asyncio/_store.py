@@ -118,7 +118,7 @@ class Store:
 
     async def drive(self, flow: Generator[Any, Any, T], carry_out: Callable[[Any], Awaitable[Any]] | None = None) -> T:
         """Carry out a flow's steps and return what it comes to. ``carry_out`` does those that are not Redis' matter."""
-        return await drive(flow, lambda step: self._carry_out(step, carry_out))
+        return await drive(flow, self._carry_out, carry_out)
 
     async def _carry_out(self, step: Step, other: Callable[[Any], Awaitable[Any]] | None) -> Any:
         match step:
