@@ -18,7 +18,7 @@ from kraken_nonce_redis._core.steps import Listen, Pause, Run
 from kraken_nonce_redis._core.waiting import ProcessState, doing
 from kraken_nonce_redis._threads.connections import checked, connections
 from kraken_nonce_redis._threads.drive import drive
-from kraken_nonce_redis.errors import UNREACHABLE, StoreUnavailable, from_redis
+from kraken_nonce_redis.errors import UNREACHABLE, StoreUnavailable, raise_from_redis
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class _OfferListener:
             except BaseException as error:
                 self._close()
                 if isinstance(error, RedisError | OSError):
-                    raise from_redis(error, "subscribe", self._process_state.channel) from error
+                    raise_from_redis(error, "subscribe", self._process_state.channel)
                 raise
 
     def _subscribe(self) -> None:
@@ -151,11 +151,10 @@ class Store:
             except NoScriptError:
                 raw, acknowledged = self._connections.send(command, self.process_state.eval(command))
         except RedisError as error:
-            failure = from_redis(error, command.name, command.keys[0])
             if isinstance(error, UNREACHABLE):
                 self._failures[node] = self._failures.get(node, 0) + 1
                 self._failed_for = clock.now() - began
-            raise failure from error
+            raise_from_redis(error, command.name, command.keys[0])
         result = command.result(raw)
         self.process_state.learn(command, result)
         if command.durability is not None:

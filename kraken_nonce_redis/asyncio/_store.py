@@ -20,7 +20,7 @@ from kraken_nonce_redis._core.steps import Listen, Pause, Run
 from kraken_nonce_redis._core.waiting import ProcessState, doing
 from kraken_nonce_redis.asyncio._connections import connections
 from kraken_nonce_redis.asyncio._drive import drive
-from kraken_nonce_redis.errors import UNREACHABLE, StoreError, StoreUnavailable, from_redis
+from kraken_nonce_redis.errors import UNREACHABLE, StoreError, StoreUnavailable, from_redis, raise_from_redis
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 
 if TYPE_CHECKING:
@@ -70,11 +70,10 @@ class Store:
                 except NoScriptError:
                     raw, acknowledged = await self.connections.send(command, self.process_state.eval(command))
             except RedisError as error:
-                failure = from_redis(error, command.name, command.keys[0])
                 if isinstance(error, UNREACHABLE):
                     self._failures[node] = self._failures.get(node, 0) + 1
                     self._failed_for = clock.now() - began
-                raise failure from error
+                raise_from_redis(error, command.name, command.keys[0])
             finally:
                 if self._loop_ends:
                     await self.connections.close()
