@@ -184,8 +184,8 @@ def connections(source: Client | str) -> Connections:
         else:
             client = redis.asyncio.Redis.from_url(place.url, **place.options, retry=once)
         client.connection_pool.make_connection()  # which looks at the options, and connects later
-    except (ValueError, TypeError):
-        raise urls.unusable() from None
+    except (ValueError, TypeError) as error:
+        raise urls.unusable(error) from None
     return ServerConnections(client, sentinels)
 
 
