@@ -30,9 +30,17 @@ API key at most.
 
 from __future__ import annotations
 
-from typing import Any, Final
+import re
+import ssl
+import traceback
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
+import redis.asyncio.sentinel
 import redis.exceptions
+import redis.sentinel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class KrakenNonceError(Exception):
@@ -84,7 +92,11 @@ class StoreError(KrakenNonceError):
     Attributes:
         operation: what was being done, such as ``"acquire"``.
         key: the Redis key concerned, or ``""``.
+        answered: whether the server answered what was asked, if only to refuse it; False when it was not reached in
+            time or refused the login.
     """
+
+    answered = True
 
     def __init__(self, operation: str, key: str, problem: str) -> None:
         super().__init__(f"{operation} {key}: {problem}" if key else f"{operation}: {problem}")
@@ -251,22 +263,60 @@ def keeps_connection(error: BaseException) -> bool:
 # Before 7.0 a server wraps the errors of a script's commands, so redis-py's class says little.
 _DEPOSED = ("readonly", "read only replica", "noreplicas", "masterdown")
 
+_Reading: TypeAlias = tuple[type[StoreError], str]
+
 _UNREACHABLE = (StoreUnavailable, "Redis can't be reached")
 _FULL = (StoreOutOfMemory, "the server is over its maxmemory; nothing was changed")
 _REPLICA = (StoreReadOnly, "the server is a read-only replica; connect to the master")
 _PERMISSIONS = (StorePermissionDenied, "the user lacks a permission")
-_LOGIN = (StorePermissionDenied, "the server refuses the user name or password")
+_LOGIN = (
+    StorePermissionDenied,
+    "the server refuses the user name or password; a URL has them as redis://user:password@host",
+)
+_NO_LOGIN = (StorePermissionDenied, "the server asks for a password and got none: redis://:password@host")
+_NO_PASSWORD = (StorePermissionDenied, "the server's default user has no password; leave it out")
+_NO_USERS = (StorePermissionDenied, "the server knows no user names (Redis before 6): redis://:password@host")
+_SENTINEL_LOGIN = (
+    StorePermissionDenied,
+    "a Sentinel refuses the user name or password; a URL has them as sentinel_username and sentinel_password",
+)
+_NO_SENTINEL = (
+    StoreUnavailable,
+    "no Sentinel names a master: they are down, don't know the service, or hold its master for dead",
+)
 _NO_MASTER = (StoreUnavailable, "the replica has lost its master")
 _NO_CLUSTER = (StoreUnavailable, "the cluster is down")
 _MOVING = (StoreUnavailable, "the cluster is moving the key")
 _CLUSTERED = (StoreUnsupported, "the server is part of a cluster: use redis+cluster:// or a RedisCluster client")
+_NO_HELLO = (StoreUnsupported, "the server doesn't know HELLO; use the option protocol=2")
+_STRANGER = (StoreError, "what answers there is no Redis")
+_WANTS_TLS = (
+    StoreUnavailable,
+    "the server closed the connection before it said anything; for TLS, use rediss:// and the certificate it wants",
+)
+_NO_TLS = (
+    StoreUnavailable,
+    "the server doesn't answer in TLS; if it has none, the URL begins with redis://",
+)
+_UNTRUSTED = (
+    StoreUnavailable,
+    "the server's certificate is not trusted; the option ssl_ca_certs names the file of its authority's",
+)
+_NO_CERTIFICATE = (
+    StoreUnavailable,
+    "the server ended the TLS connection; if it asks for a certificate, give ssl_certfile and ssl_keyfile",
+)
+_TLS_FILES = (StoreUnavailable, "a certificate, a key or another ssl_ option can't be used")
+
+_NO_MASTER_FOUND = (redis.sentinel.MasterNotFoundError, redis.asyncio.sentinel.MasterNotFoundError)
 
 # The first that fits counts: some of redis-py's errors are subclasses of others.
-_KINDS: tuple[tuple[type[Exception], tuple[type[StoreError], str]], ...] = (
+_KINDS: tuple[tuple[type[Exception], _Reading], ...] = (
     (redis.exceptions.AuthenticationError, _LOGIN),
     (redis.exceptions.AuthorizationError, _LOGIN),
     (redis.exceptions.TimeoutError, (StoreUnavailable, "Redis did not answer in time")),
     (redis.exceptions.BusyLoadingError, (StoreUnavailable, "the server is still loading")),
+    *((theirs, _NO_SENTINEL) for theirs in _NO_MASTER_FOUND),
     (redis.exceptions.ConnectionError, _UNREACHABLE),
     (redis.exceptions.ReadOnlyError, _REPLICA),
     (redis.exceptions.OutOfMemoryError, _FULL),
@@ -275,11 +325,12 @@ _KINDS: tuple[tuple[type[Exception], tuple[type[StoreError], str]], ...] = (
     (redis.exceptions.ClusterDownError, _NO_CLUSTER),
     (redis.exceptions.TryAgainError, _MOVING),
     (redis.exceptions.MovedError, _CLUSTERED),
+    (redis.exceptions.InvalidResponse, _STRANGER),
     (OSError, _UNREACHABLE),
 )
 
 # What a server says, wherever in the text: before 7.0 it wraps the errors of a script's commands.
-_WORDS: tuple[tuple[str, tuple[type[StoreError], str]], ...] = (
+_WORDS: tuple[tuple[str, _Reading], ...] = (
     ("wrongtype", (ForeignValue, "the key holds a value of another program; use another namespace")),
     ("oom command", _FULL),
     ("readonly", _REPLICA),
@@ -302,14 +353,135 @@ _WORDS: tuple[tuple[str, tuple[type[StoreError], str]], ...] = (
     ("noreplicas", (StoreUnavailable, "the server has too few replicas and refuses to write")),
 )
 
+# What a server says before the first command: to HELLO, AUTH, CLIENT SETNAME, SELECT.
+_WORDS_AT_LOGIN: tuple[tuple[str, _Reading], ...] = (
+    ("authentication required", _NO_LOGIN),
+    ("hello must be called", _NO_LOGIN),
+    ("without any password", _NO_PASSWORD),
+    ("no password is set", _NO_PASSWORD),
+    ("number of arguments for 'auth'", _NO_USERS),
+    ("unknown command", _NO_HELLO),
+    ("noproto", _NO_HELLO),
+    ("max number of clients", (StoreUnavailable, "the server takes no more connections (its maxclients)")),
+    (
+        "protected mode",
+        (StorePermissionDenied, "the server is in protected mode; it wants a password, or local clients"),
+    ),
+    ("client names cannot", (StoreError, "the server refuses the client_name; it may hold no spaces")),
+    ("db index", (StoreError, "the server has no database of that number")),
+    ("not allowed in cluster mode", (StoreUnsupported, "a cluster has the database 0 alone")),
+    ("connection closed by server", _WANTS_TLS),
+)
+
 
 def from_redis(error: Exception, operation: str, key: str) -> StoreError:
-    """Return the error of our tree for what redis-py raised in an operation on a key."""
+    """Return the error of our tree for what redis-py raised in an operation on a key.
+
+    It must be raised on its own, with no cause and no context, as `raise_from_redis` does: what servers and redis-py
+    say can quote passwords.
+    """
+    kind, problem = _reading(error)
+    said = quotable(error)
+    failure = kind(operation, key, f"{problem} ({said})" if said else problem)
+    failure.answered = not isinstance(error, (*UNREACHABLE, OSError))
+    return failure
+
+
+def raise_from_redis(error: Exception, operation: str, key: str) -> NoReturn:
+    """Raise the error of our tree for what redis-py raised, without the latter as its cause or context."""
+    failure = from_redis(error, operation, key)
+    try:
+        raise failure from None
+    finally:
+        failure.__context__ = None
+
+
+def quotable(error: Exception) -> str:
+    """Return as much of the text of redis-py's error as can be shown: no password, one line, not too long.
+
+    A login is quoted by a server that does not know HELLO, and by some versions of redis-py when no Sentinel answers.
+    What is said to later commands, and what the system says of a connection, knows of none.
+    """
+    if isinstance(error, _NO_MASTER_FOUND):
+        return ""
+    said = str(error)
+    if _while_logging_in(error):
+        system = _of_system(error)
+        names = [f"'{name}'" for name in _NAMED_AT_LOGIN if f"'{name}'" in said]
+        said = (system.strerror or "") if system is not None else ", ".join(names[:1])
+    elif re.search(r"\b(auth|hello)\b", said, re.IGNORECASE):
+        return ""
+    line = " ".join(said.split())
+    return "".join(each if each.isprintable() else "?" for each in line)[:_LONGEST_QUOTED]
+
+
+_LONGEST_QUOTED: Final = 400
+_NAMED_AT_LOGIN: Final = ("auth", "hello", "client|setname", "client|setinfo", "client", "select")
+_CHAIN: Final = 8
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what it came from; of a long chain, or a ring, the first ones."""
+    each: BaseException | None = error
+    for _ in range(_CHAIN):
+        if each is None:
+            return
+        yield each
+        each = each.__cause__ or each.__context__
+
+
+def _functions(error: BaseException) -> list[str]:
+    """Return the names of the functions that an error came through, the innermost last."""
+    return [frame.f_code.co_qualname for frame, _ in traceback.walk_tb(error.__traceback__)]
+
+
+def _while_logging_in(error: BaseException) -> bool:
+    # redis-py's on_connect, and with some versions on_connect_check_health, is the first to talk to the server.
+    return any(".on_connect" in name for each in _chain(error) for name in _functions(each))
+
+
+def _of_system(error: BaseException) -> OSError | None:
+    """Return the error of a socket or of TLS that an error came from."""
+    return next((each for each in _chain(error) if isinstance(each, OSError)), None)
+
+
+def _reading(error: Exception) -> _Reading:
+    """Return what an error of redis-py means."""
     said = str(error).lower()
-    fitting: tuple[tuple[type[StoreError], str], ...] = (
-        *(entry for theirs, entry in _KINDS if isinstance(error, theirs)),
-        *(entry for words, entry in _WORDS if words in said),
+    logging_in = _while_logging_in(error)
+    fitting: tuple[_Reading, ...] = (
+        *(reading for words, reading in _WORDS_AT_LOGIN if logging_in and words in said),
+        *_readings_of_connection(error, logging_in=logging_in),
+        *(reading for theirs, reading in _KINDS if isinstance(error, theirs)),
+        *(reading for words, reading in _WORDS if words in said),
         (StoreError, "the server refused"),
     )
-    kind, problem = fitting[0]
-    return kind(operation, key, f"{problem} ({error})")
+    if fitting[0] is _NO_SENTINEL and "authenticationerror" in said:
+        return _SENTINEL_LOGIN
+    return fitting[0]
+
+
+def _readings_of_connection(error: Exception, *, logging_in: bool) -> Iterator[_Reading]:
+    """Yield what the system's error behind one of redis-py's means, as far as it tells of TLS."""
+    system = _of_system(error)
+    if system is None or not (type(error) in UNREACHABLE or error is system):
+        return
+    functions = [name for each in _chain(error) for name in _functions(each)]
+    if isinstance(system, ssl.SSLCertVerificationError):
+        yield _UNTRUSTED
+    elif not _LOADING_FILES.isdisjoint(_functions(system)[-1:]):
+        yield _TLS_FILES
+    elif not _SHAKING_HANDS.isdisjoint(functions):
+        yield _NO_CERTIFICATE if isinstance(system, ssl.SSLError) and "ALERT" in (system.reason or "") else _NO_TLS
+    elif logging_in and isinstance(system, ssl.SSLError):
+        yield _NO_CERTIFICATE
+    elif logging_in and isinstance(system, ConnectionError):
+        yield _WANTS_TLS
+
+
+# Functions of redis-py that make a TLS context, for threads and asyncio, and those of Python that wait for the
+# handshake. A version in which they have other names is told less precisely.
+_LOADING_FILES: Final = frozenset(
+    {"SSLConnection._connect", "SSLConnection._wrap_socket_with_ssl", "RedisSSLContext.get"},
+)
+_SHAKING_HANDS: Final = frozenset({"SSLSocket.do_handshake", "BaseEventLoop._create_connection_transport"})

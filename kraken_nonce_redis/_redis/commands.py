@@ -7,6 +7,7 @@ number can't hold them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, Literal, Self, TypeAlias, TypeVar
@@ -14,7 +15,7 @@ from urllib.parse import quote, unquote
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis._redis import resp, scripts
-from kraken_nonce_redis.errors import ForeignValue, NonceTooFarAhead
+from kraken_nonce_redis.errors import ForeignValue, NonceTooFarAhead, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -78,7 +79,7 @@ class Command(Generic[T]):
         return self
 
     def result(self, raw: object) -> T:
-        """Read what the script returned: words with a space between them."""
+        """Read what the script returned: words with a space between them. Raises `StoreError`, `NonceTooFarAhead`."""
         reply = text(raw).split(" ")
         if reply[0] == "foreign":
             value = " ".join(reply[1:])
@@ -91,7 +92,9 @@ class Command(Generic[T]):
                 lead=0,
                 max_lead=0,
             )
-        return self.read(reply)
+        with contextlib.suppress(ValueError, LookupError):
+            return self.read(reply)
+        raise StoreError(self.name, self.keys[0], "what answers there is no Redis: it has run none of our scripts")
 
 
 @functools.lru_cache(maxsize=4096)

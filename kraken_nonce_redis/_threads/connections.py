@@ -69,8 +69,8 @@ def client_from_url(url: str) -> redis.Redis | ClusterAddress:
         else:
             client = redis.Redis.from_url(place.url, **place.options, retry=Retry(NoBackoff(), 1))
         client.connection_pool.make_connection()  # which looks at the options, and connects later
-    except (ValueError, TypeError):
-        raise urls.unusable() from None
+    except (ValueError, TypeError) as error:
+        raise urls.unusable(error) from None
     return client
 
 

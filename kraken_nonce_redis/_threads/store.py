@@ -20,7 +20,7 @@ from kraken_nonce_redis._core.waiting import ProcessState
 from kraken_nonce_redis._redis.pipeline import Slot
 from kraken_nonce_redis._threads.connections import Target, checked
 from kraken_nonce_redis._threads.drive import drive
-from kraken_nonce_redis.errors import KrakenNonceError, StoreUnavailable, StoreUnsupported, from_redis
+from kraken_nonce_redis.errors import KrakenNonceError, StoreUnavailable, StoreUnsupported, raise_from_redis
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class _OfferListener:
             except BaseException as error:
                 self._close()
                 if isinstance(error, RedisError | OSError):
-                    raise from_redis(error, "subscribe", self._process_state.channel) from error
+                    raise_from_redis(error, "subscribe", self._process_state.channel)
                 raise
 
     def _subscribe(self) -> None:
@@ -196,7 +196,7 @@ class Store:
             except NoScriptError:
                 return self._result(command, send(command, request(command, whole=True)))
         except (RedisError, OSError) as error:
-            raise from_redis(error, command.name, command.keys[0]) from error
+            raise_from_redis(error, command.name, command.keys[0])
 
     def _result(self, command: Command[T], replies: Sequence[Any]) -> T:
         for reply in replies:

@@ -184,8 +184,8 @@ class Target:
                 return cls._of_cluster(address.hosts, address.options)
             client, _ = _client(address)
             client.connection_pool.make_connection()  # which looks at the options, and connects later
-        except (ValueError, TypeError):
-            raise urls.unusable() from None
+        except (ValueError, TypeError) as error:
+            raise urls.unusable(error) from None
         # Connections to Sentinels belong to a loop, so each loop has a client of its own.
         return cls._of_server(client, lambda _: ServerConnections(*_client(address)))
 

@@ -18,7 +18,7 @@ from kraken_nonce_redis._core.steps import Listen, Pause, Run, Tell
 from kraken_nonce_redis._core.waiting import ProcessState
 from kraken_nonce_redis._redis.pipeline import Slot
 from kraken_nonce_redis.asyncio._drive import drive
-from kraken_nonce_redis.errors import KrakenNonceError, StoreError, from_redis
+from kraken_nonce_redis.errors import KrakenNonceError, StoreError, from_redis, raise_from_redis
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Store:
             except NoScriptError:
                 return self._result(command, await send(command, request(command, whole=True)))
         except (RedisError, OSError) as error:
-            raise from_redis(error, command.name, command.keys[0]) from error
+            raise_from_redis(error, command.name, command.keys[0])
 
     def _result(self, command: Command[T], replies: Sequence[Any]) -> T:
         for reply in replies:

@@ -27,7 +27,7 @@ from kraken_nonce_redis.cli.demo_figures import Figures, figures
 from kraken_nonce_redis.cli.exit_codes import Failure
 from kraken_nonce_redis.cli.options import connect, examples
 from kraken_nonce_redis.cli.requirements import require
-from kraken_nonce_redis.errors import from_redis
+from kraken_nonce_redis.errors import raise_from_redis
 from kraken_nonce_redis.testing import KrakenSimulator
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _own_namespace(url: str, api_key: str) -> Generator[str]:
         finally:
             client.delete(keys.state, keys.queue)
     except RedisError as error:
-        raise from_redis(error, "clean up", keys.state) from error
+        raise_from_redis(error, "clean up", keys.state)
 
 
 class Show:

@@ -20,7 +20,7 @@ from kraken_nonce_redis.cli.options import (
     redis_option,
 )
 from kraken_nonce_redis.doctor import LEVELS, diagnose, examine
-from kraken_nonce_redis.errors import from_redis
+from kraken_nonce_redis.errors import raise_from_redis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -77,7 +77,7 @@ def _servers(source: Source) -> Iterator[tuple[str, redis.Redis]]:
         cluster = source.connect() if isinstance(source, ClusterAddress) else source
         masters = [(str(node.name), cluster.get_redis_connection(node)) for node in cluster.get_primaries()]
     except (redis.RedisError, OSError) as error:
-        raise from_redis(error, "doctor", "") from error
+        raise_from_redis(error, "doctor", "")
     yield from masters
 
 

@@ -21,7 +21,7 @@ from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.doctor.answers import Keys, Refused, Seen, Tick, User
 from kraken_nonce_redis.doctor.trial import TAG, Trial, trouble
-from kraken_nonce_redis.errors import ForeignValue, InvalidArgument, StoreError, from_redis
+from kraken_nonce_redis.errors import ForeignValue, InvalidArgument, StoreError, quotable, raise_from_redis
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -66,7 +66,7 @@ def examine(client: redis.Redis, namespace: str = DEFAULT_NAMESPACE) -> Seen:
     try:
         return _examine(client, namespace)
     except (RedisError, OSError) as error:
-        raise from_redis(error, "doctor", "") from error
+        raise_from_redis(error, "doctor", "")
 
 
 def _examine(client: redis.Redis, namespace: str) -> Seen:
@@ -114,7 +114,7 @@ def _ask(question: Callable[[], T]) -> T | Refused:
     try:
         return question()
     except ResponseError as error:
-        return Refused(trouble(error) or str(error))
+        return Refused(trouble(error) or quotable(error))
     except (ValueError, TypeError, LookupError, AttributeError):
         # Servers that only resemble Redis shape some answers so that redis-py stumbles over them.
         return Refused("redis-py can't read the answer")
@@ -188,7 +188,7 @@ def _keys(client: redis.Redis, store: Store, namespace: str) -> Keys:
         except ForeignValue:
             foreign.append(keys.state)
         except StoreError as error:
-            if isinstance(error.__cause__, redis.ConnectionError | redis.TimeoutError):
+            if not error.answered:
                 raise
             break  # which the trial of the scripts explains
         else:

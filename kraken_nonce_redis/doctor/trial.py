@@ -6,7 +6,6 @@ import contextlib
 import secrets
 from typing import TYPE_CHECKING, Any, Final, Self
 
-import redis
 from redis.exceptions import MovedError, NoPermissionError, NoScriptError, RedisError, ResponseError
 
 from kraken_nonce_redis import _clock as clock
@@ -20,12 +19,13 @@ from kraken_nonce_redis.doctor.answers import (
     NOT_THESE_KEYS,
     Refused,
 )
-from kraken_nonce_redis.errors import StoreError
+from kraken_nonce_redis.errors import StoreError, quotable
 from kraken_nonce_redis.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import redis
     from redis.client import PubSub
 
     from kraken_nonce_redis._redis.commands import Command
@@ -131,7 +131,7 @@ class Trial:
                 self._client.publish(channel, "doctor")
                 return _hears(listening, "message")
             except ResponseError as error:
-                return Refused(trouble(error) or str(error))
+                return Refused(trouble(error) or quotable(error))
 
     def scripts(self, store: Store) -> dict[str, str]:
         """Run each script as the library does; return those that don't do what they should, with the reason."""
@@ -140,7 +140,7 @@ class Trial:
             try:
                 result = store.run(command)
             except StoreError as error:
-                if isinstance(error.__cause__, redis.ConnectionError | redis.TimeoutError):
+                if not error.answered:
                     raise
                 reason = str(error).removeprefix(f"{error.operation} {error.key}: ")[:_LONGEST_REASON]
             else:

@@ -38,7 +38,7 @@ LOGIN = {"username": "me", "password": SECRET}
         ("redis+cluster://a", [("a", 6379)], "", {}),
         ("redis+cluster://a:1,b:2/0", [("a", 1), ("b", 2)], "", {}),
         (f"redis+cluster://me:{SECRET}@a,b", [("a", 6379), ("b", 6379)], "", LOGIN),
-        ("rediss+cluster://a?ssl_ca_certs=/ca", [("a", 6379)], "", {"ssl": True, "ssl_ca_certs": "/ca"}),
+        (f"rediss+cluster://a?ssl_ca_certs={__file__}", [("a", 6379)], "", {"ssl": True, "ssl_ca_certs": __file__}),
     ],
 )
 def test_what_a_url_means(url: str, hosts: list[tuple[str, int]], service: str, options: dict[str, Any]) -> None:
@@ -52,10 +52,10 @@ def test_what_a_url_means(url: str, hosts: list[tuple[str, int]], service: str, 
 def test_logins_of_sentinels() -> None:
     """Sentinels get certificates and timeouts like the servers, and a login of their own."""
     place = urls.parse(
-        f"rediss+sentinel://me:other@a/main?ssl_ca_certs=/ca&sentinel_username=me&sentinel_password={SECRET}&db=1"
+        f"rediss+sentinel://me:other@a/main?ssl_ca_certs={__file__}&sentinel_username=me&sentinel_password={SECRET}&db=1"
     )
-    assert place.sentinel_options == {**TIMEOUTS, **LOGIN, "ssl": True, "ssl_ca_certs": "/ca"}
-    assert place.options == {**TIMEOUTS, **LOGIN, "password": "other", "ssl": True, "ssl_ca_certs": "/ca", "db": 1}
+    assert place.sentinel_options == {**TIMEOUTS, **LOGIN, "ssl": True, "ssl_ca_certs": __file__}
+    assert place.options == {**TIMEOUTS, **LOGIN, "password": "other", "ssl": True, "ssl_ca_certs": __file__, "db": 1}
 
 
 @pytest.mark.parametrize(
