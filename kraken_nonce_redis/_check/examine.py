@@ -14,8 +14,8 @@ from kraken_nonce_redis._check.findings import ADVICE, Finding, Report, failed
 from kraken_nonce_redis._check.troubles import EXPECTED, Trouble, not_kraken, result_of, trouble_of
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
+from kraken_nonce_redis._texts import lead, printable, span
 from kraken_nonce_redis._threads.store import store_for
-from kraken_nonce_redis.cli.options import lead, printable, span
 from kraken_nonce_redis.errors import StoreError
 from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.retries import Retries

@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 import requests
 
 from kraken_nonce_redis._check.findings import Cause, cause_of
-from kraken_nonce_redis.cli.options import span
+from kraken_nonce_redis._texts import span
 from kraken_nonce_redis.errors import (
     CoolDown,
     HoldTimeout,

@@ -11,6 +11,7 @@ import click
 
 from kraken_nonce_redis._arguments import DEFAULT_NAMESPACE
 from kraken_nonce_redis._check.findings import STEPS, Report, failed
+from kraken_nonce_redis._texts import printable
 from kraken_nonce_redis.accounts import SINGLE
 from kraken_nonce_redis.cli.exit_codes import Failure
 from kraken_nonce_redis.cli.options import (
@@ -20,7 +21,6 @@ from kraken_nonce_redis.cli.options import (
     file_option,
     json_option,
     namespace_option,
-    printable,
     redis_option,
 )
 from kraken_nonce_redis.cli.requirements import require

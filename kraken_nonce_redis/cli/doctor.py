@@ -8,17 +8,10 @@ from typing import TYPE_CHECKING, Final
 import click
 import redis
 
+from kraken_nonce_redis._texts import printable
 from kraken_nonce_redis._threads.connections import ClusterAddress
 from kraken_nonce_redis.cli.exit_codes import ExitCode
-from kraken_nonce_redis.cli.options import (
-    Answer,
-    connect,
-    examples,
-    json_option,
-    namespace_option,
-    printable,
-    redis_option,
-)
+from kraken_nonce_redis.cli.options import Answer, connect, examples, json_option, namespace_option, redis_option
 from kraken_nonce_redis.doctor import LEVELS, diagnose, examine
 from kraken_nonce_redis.errors import raise_from_redis
 

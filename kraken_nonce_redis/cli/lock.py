@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._texts import lead, printable, span
 from kraken_nonce_redis.cli.exit_codes import Failure
-from kraken_nonce_redis.cli.options import Answer, examples, json_option, lead, note, printable, span, target_options
+from kraken_nonce_redis.cli.options import Answer, examples, json_option, note, target_options
 
 if TYPE_CHECKING:
     from kraken_nonce_redis._redis.commands import State

@@ -8,6 +8,7 @@ import click
 
 from kraken_nonce_redis import migration
 from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._texts import lead, moment
 from kraken_nonce_redis.cli.exit_codes import ExitCode
 from kraken_nonce_redis.cli.options import (
     Answer,
@@ -15,9 +16,7 @@ from kraken_nonce_redis.cli.options import (
     duration,
     examples,
     json_option,
-    lead,
     max_lead_option,
-    moment,
     note,
     target_options,
 )

@@ -20,11 +20,11 @@ from click.testing import CliRunner
 from kraken_nonce_redis import CallLock, LeaseLost, NonceAllocator
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace, digest
+from kraken_nonce_redis._texts import lead, moment, span
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.cli.app import app
 from kraken_nonce_redis.cli.demo import Crew
 from kraken_nonce_redis.cli.demo_figures import figures
-from kraken_nonce_redis.cli.options import lead, moment, span
 from kraken_nonce_redis.testing import SimulatedRequest
 from tests.support.tiers import in_test_all
 
