@@ -183,10 +183,14 @@ class KeyWaiters:
 
     def failed(self, error: KrakenNonceError, now: float) -> float:
         """Tell everyone."""
+        self.fail(error)
+        return now + HEARTBEAT
+
+    def fail(self, error: KrakenNonceError) -> None:
+        """Tell everyone that the lock can't be had."""
         for waiter in self.everyone():
             waiter.failure = error
             waiter.wake()
-        return now + HEARTBEAT
 
 
 def until_heartbeat(left: float) -> float:
@@ -281,6 +285,11 @@ class ProcessState:
         for key_waiters in list(self.waiters_by_key.values()):
             for waiter in key_waiters.everyone():
                 waiter.wake()
+
+    def fail(self, error: KrakenNonceError) -> None:
+        """Tell all waiters that they can't get the lock any more."""
+        for key_waiters in list(self.waiters_by_key.values()):
+            key_waiters.fail(error)
 
     def new_member(self, token: str | None) -> str:
         """Return the id of a new acquisition; a caller's token is a part of it."""

@@ -39,6 +39,7 @@ class Pipe:
         self._pipeline = Pipeline(resend=resend)
         self._link: _Link | None = None
         self._connecting: asyncio.Task[None] | None = None
+        self._pid = os.getpid()
 
     @property
     def is_open(self) -> bool:
@@ -74,7 +75,7 @@ class Pipe:
         return slot.outcome()
 
     def begin(self, slot: Slot) -> None:
-        """Hand a request to the kernel, or when there is a connection."""
+        """Hand a request to the kernel, or when there is a connection. In a forked child it fails."""
         self._pipeline.put(slot)
         self._write()
 
@@ -84,6 +85,16 @@ class Pipe:
             self._connecting.cancel()
         if self._link is not None:
             self.lose(self._link, redis.ConnectionError("closed"))
+
+    def disown(self) -> None:
+        """Leave the connection to the parent, in a forked child that goes on with its parent's loop."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+        link, self._link = self._link, None
+        if link is not None:
+            link.disown()
+        self._pipeline.lose(_forked())
+        self._pipeline.fail(_forked())
 
     def lose(self, link: _Link, error: Exception) -> None:
         """Take note that a connection is of no use any more."""
@@ -96,7 +107,9 @@ class Pipe:
     def _write(self) -> None:
         if not self._pipeline.waiting:
             return
-        if self._link is not None:
+        if self._pid != os.getpid():
+            self.disown()
+        elif self._link is not None:
             self._link.send(self._pipeline.take())
         elif self._connecting is None:
             self._connecting = asyncio.get_running_loop().create_task(self._connect(), name="kraken-nonce-connect")
@@ -156,7 +169,8 @@ class _Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Give the replies to those who wait for them."""
         if self._pid != os.getpid():
-            return  # a forked child, which goes on with its parent's loop
+            self._pipe.disown()
+            return
         self.heard = clock.now()
         try:
             answered = self._stream.hear(data)
@@ -183,11 +197,19 @@ class _Link(asyncio.Protocol):
         if not self._transport.is_closing():
             self._transport.abort()
 
+    def disown(self) -> None:
+        """Leave the connection to the parent, in a forked child."""
+        disown(self._transport)
+        self.close()
+
     def _look(self) -> None:
         """See whether a reply is late."""
         assert self._timeout is not None  # noqa: S101
         self._watch = None
-        if not self._stream.in_flight or self._pid != os.getpid():
+        if self._pid != os.getpid():
+            self._pipe.disown()
+            return
+        if not self._stream.in_flight:
             return
         left = self.heard + self._timeout - clock.now()
         if left <= 0:
@@ -241,6 +263,27 @@ class _Asked(_Link):
         if self._task is not None:
             self._task.cancel()
         self._connection._close()  # noqa: SLF001 - its public twin has to be awaited
+
+    def disown(self) -> None:
+        """Close the copy that a forked child has."""
+        self.close()
+
+
+def disown(transport: asyncio.BaseTransport) -> None:
+    """Put another file in the place of a parent's connection, in a child that goes on with its parent's loop.
+
+    The two may share the selector of that loop, too: if the child took the connection itself out of it, the parent
+    would not hear of replies any more.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.fileno() >= 0:
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, sock.fileno(), inheritable=False)
+        os.close(nothing)
+
+
+def _forked() -> redis.ConnectionError:
+    return redis.ConnectionError("the connection belongs to the parent of this process")
 
 
 def _writer_of(connection: AbstractConnection) -> Any:

@@ -18,7 +18,8 @@ from kraken_nonce_redis._core.steps import Listen, Pause, Run, Tell
 from kraken_nonce_redis._core.waiting import ProcessState
 from kraken_nonce_redis._redis.pipeline import Slot
 from kraken_nonce_redis.asyncio._drive import drive
-from kraken_nonce_redis.errors import KrakenNonceError, StoreError, from_redis, raise_from_redis
+from kraken_nonce_redis.asyncio._pipe import disown
+from kraken_nonce_redis.errors import KrakenNonceError, StoreError, StoreUnavailable, from_redis, raise_from_redis
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 
 if TYPE_CHECKING:
@@ -156,6 +157,8 @@ class Store:
     # Chores
 
     def _chores_changed(self) -> None:
+        if self.process is not _process.current():
+            return
         due = self.process_state.agenda.next_due()
         if due is not None and (self._chores is None or self._chores.when() > self._time(due)):
             if self._chores is not None:
@@ -169,6 +172,8 @@ class Store:
     def _do_chores(self) -> None:
         """Do what is due. No task does it that could be cancelled, but where connecting takes one."""
         self._chores = None
+        if self.process is not _process.current():
+            return
         while (chore := self.process_state.agenda.pop(clock.now())) is not None:
             self._do(chore)
         self._chores_changed()
@@ -238,6 +243,20 @@ class Store:
 
     # The end
 
+    def disown(self) -> None:
+        """Leave everything to the parent, in a forked child that goes on with its parent's loop and so with its tasks.
+
+        Those of them that wait here are told; they would act in their parent's name.
+        """
+        for timer in (self._chores, self._idle):
+            if timer is not None:
+                timer.cancel()
+        if self._listener is not None:
+            self._listener.disown()
+        for pipe in self._connections.pipes:
+            pipe.disown()
+        self.process_state.fail(StoreUnavailable("acquire", "", "this process is a forked child of the one that waits"))
+
     async def _look_out_for_the_end(self) -> None:
         """See to it that `close` is called when the loop ends: it then closes the generators that were begun in it."""
 
@@ -255,6 +274,8 @@ class Store:
 
         What callers hold stays theirs: with the next command the connections open again.
         """
+        if self.process is not _process.current():
+            return
         with contextlib.suppress(TimeoutError, StoreError):
             async with asyncio.timeout(seconds):
                 for release in self.process_state.left_behind():
@@ -288,6 +309,7 @@ class _OfferListener:
         self.ready = asyncio.Event()
         self.failure: StoreError | None = None
         self._store = store
+        self._subscription: PubSub | None = None
         self._process_state = store.process_state
         self.task = asyncio.create_task(self._run(), name="kraken-nonce-listener")
 
@@ -306,8 +328,16 @@ class _OfferListener:
             self._process_state.ask_again()
             self.ready.set()
 
+    def disown(self) -> None:
+        """Leave the connection to the parent, in a forked child."""
+        connection = None if self._subscription is None else self._subscription.connection
+        writer: Any = None if connection is None else connection._writer  # noqa: SLF001 - there is no other way to it
+        if writer is not None:
+            disown(writer.transport)
+        self.task.cancel()
+
     async def _listen(self) -> None:
-        subscription = self._store.pubsub()
+        subscription = self._subscription = self._store.pubsub()
         try:
             await subscription.subscribe(self._process_state.channel)
             while self.ready.is_set() or await self._confirmed(subscription):
@@ -344,8 +374,12 @@ def store_for(target: Target) -> Store:
     """Return the running loop's store for a target, the same for all with equal connection settings."""
     # A weak dictionary by loop would keep both for ever, since a store holds its loop.
     stores: dict[Hashable, Store] = asyncio.get_running_loop().__dict__.setdefault(_STORES, {})
-    store = stores.get(target.key)
-    if store is None or store.process is not _process.current():
+    store, process = stores.get(target.key), _process.current()
+    if store is None or store.process is not process:
+        for key, former in list(stores.items()):
+            if former.process is not process:
+                del stores[key]
+                former.disown()
         store = stores[target.key] = Store(target)
     return store
 
