@@ -19,12 +19,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import os
 import threading
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis import urls
+from kraken_nonce_redis import _process, urls
 from kraken_nonce_redis._threads.allocator import NonceAllocator
 from kraken_nonce_redis._threads.lock import CallLock
 from kraken_nonce_redis.errors import CallLockError, HoldTimeout, InvalidArgument, LeaseLost, NoncesUsedUp
@@ -72,13 +71,6 @@ class NonceStats(TypedDict):
     last_nonce: int
 
 
-class _Holds(threading.local):
-    """The holds of a thread, the innermost last."""
-
-    def __init__(self) -> None:
-        self.stack: list[AbstractContextManager[Lease]] = []
-
-
 class ApiLock:
     """Lets one private call run at a time over all threads, processes and API keys; used like a `threading.RLock`.
 
@@ -88,7 +80,8 @@ class ApiLock:
 
     def __init__(self, url: str) -> None:
         self._lock = CallLock.from_url(url, _ANY_KEY, scope="global")
-        self._holds = _Holds()
+        self._holds: dict[threading.Thread, list[AbstractContextManager[Lease]]] = {}
+        """The holds of each thread, the innermost last."""
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002 - as in threading
         """Take the lock; return whether it was had.
@@ -103,7 +96,7 @@ class ApiLock:
             hold.__enter__()
         except HoldTimeout:
             return False
-        self._holds.stack.append(hold)
+        self._holds.setdefault(threading.current_thread(), []).append(hold)
         return True
 
     def release(self) -> None:
@@ -120,14 +113,66 @@ class ApiLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self._holds.stack:
+        thread = threading.current_thread()
+        holds = self._holds.get(thread)
+        if holds is None:
             raise CallLockError("can't release the API lock: this thread does not hold it")
-        self._holds.stack.pop().__exit__(kind, error, traceback)
+        hold = holds.pop()
+        if not holds:
+            del self._holds[thread]
+        hold.__exit__(kind, error, traceback)
 
     @property
     def lease(self) -> Lease | None:
         """The lease under which this thread holds the lock, or None."""
         return self._lock.lease  # also one that was not taken through us
+
+
+class _Counts:
+    """What one process has taken; the attributes may be used under `turn`."""
+
+    def __init__(self) -> None:
+        self.process = _process.current()
+        self.turn = threading.Lock()
+        self.total = 0
+        self._began = self._window_began = clock.now()
+        self._recent: collections.deque[float] = collections.deque()
+        self._latest: float | None = None
+
+    def add(self) -> None:
+        """Count a nonce."""
+        now = clock.now()
+        if self._idle(now):
+            self._window_began = now
+        self.total += 1
+        self._latest = now
+        self._recent.append(now)
+        self._forget_before(now - _BURST)
+
+    def forget_latest(self) -> None:
+        """Let the next nonce be the first one of a startup window."""
+        self._recent.clear()
+        self._latest = None
+
+    def stats(self, last: int) -> NonceStats:
+        """Return the figures."""
+        now = clock.now()
+        self._forget_before(now - _BURST)
+        elapsed = now - self._began
+        return NonceStats(
+            total_nonces_issued=self.total,
+            nonces_per_second=self.total / elapsed if elapsed else 0.0,
+            recent_burst_rate=len(self._recent) / _BURST,
+            in_startup_window=self._idle(now) or now - self._window_began < _STARTUP_WINDOW,
+            last_nonce=last,
+        )
+
+    def _idle(self, now: float) -> bool:
+        return self._latest is None or now - self._latest >= _STARTUP_WINDOW
+
+    def _forget_before(self, then: float) -> None:
+        while self._recent and self._recent[0] < then:
+            self._recent.popleft()
 
 
 class NonceManager:
@@ -137,8 +182,6 @@ class NonceManager:
         api_lock: the lock of all private calls.
     """
 
-    _latest: float | None
-
     def __init__(self, url: str) -> None:
         self.api_lock: Final = ApiLock(url)
         self._allocator = NonceAllocator.from_url(url, _ANY_KEY, scope="global")
@@ -147,8 +190,7 @@ class NonceManager:
             url, _ANY_KEY, scope="global", namespace=_TURNSTILE, ttl=_PASSING, pace=Pace(startup_window=_STARTUP_WINDOW)
         )
         self._last = 0
-        self._begin_counting()
-        os.register_at_fork(after_in_child=self._begin_counting)
+        self._counted = _Counts()
 
     def get_nonce(self, apply_rate_limiting: bool = True) -> int:  # noqa: FBT001, FBT002 - as it always was
         """Return the next nonce: ns since 1970, 19 digits, above all that this process has seen.
@@ -171,15 +213,10 @@ class NonceManager:
         if nonce <= self._last:
             # There is no lease, or a nonce above its own was taken since: by another thread, or by a jump.
             nonce = self._allocator.next()
-        now = clock.now()
-        with self._counting:
+        counts = self._counts()
+        with counts.turn:
             self._last = max(self._last, nonce)
-            if self._idle(now):
-                self._window_began = now
-            self._total += 1
-            self._latest = now
-            self._recent.append(now)
-            self._forget_before(now - _BURST)
+            counts.add()
         return nonce
 
     def jump_forward(self, ns: int) -> int:
@@ -188,44 +225,30 @@ class NonceManager:
         Raises `NonceTooFarAhead`, with nothing changed, more than an hour ahead of the server's clock.
         """
         nonce = self._allocator.jump_forward(ns)
-        with self._counting:
+        with self._counts().turn:
             self._last = max(self._last, nonce)
         return nonce
 
     def get_stats(self) -> NonceStats:
         """Return what this process has taken."""
-        now = clock.now()
-        with self._counting:
-            self._forget_before(now - _BURST)
-            elapsed = now - self._began
-            return NonceStats(
-                total_nonces_issued=self._total,
-                nonces_per_second=self._total / elapsed if elapsed else 0.0,
-                recent_burst_rate=len(self._recent) / _BURST,
-                in_startup_window=self._idle(now) or now - self._window_began < _STARTUP_WINDOW,
-                last_nonce=self._last,
-            )
+        counts = self._counts()
+        with counts.turn:
+            return counts.stats(self._last)
 
     def reset_burst_tracking(self) -> None:
         """Forget the latest nonces: the next one begins a new startup window, for all processes."""
         self._turnstile.reset_startup()
-        with self._counting:
-            self._recent.clear()
-            self._latest = None
+        counts = self._counts()
+        with counts.turn:
+            counts.forget_latest()
 
-    def _begin_counting(self) -> None:
-        self._counting = threading.Lock()  # in a forked child, the parent's may be held by a thread that isn't there
-        self._began = self._window_began = clock.now()
-        self._total = 0
-        self._recent: collections.deque[float] = collections.deque()
-        self._latest = None
-
-    def _idle(self, now: float) -> bool:
-        return self._latest is None or now - self._latest >= _STARTUP_WINDOW
-
-    def _forget_before(self, then: float) -> None:
-        while self._recent and self._recent[0] < then:
-            self._recent.popleft()
+    def _counts(self) -> _Counts:
+        process = _process.current()
+        if self._counted.process is not process:
+            with process.turn:
+                if self._counted.process is not process:
+                    self._counted = _Counts()
+        return self._counted
 
 
 def _next_of(lease: Lease) -> int:
@@ -237,21 +260,12 @@ def _next_of(lease: Lease) -> int:
 
 
 _manager: NonceManager | None = None
-_making = threading.Lock()
-
-
-def _reset_in_child() -> None:
-    global _making  # noqa: PLW0603 - it may have been held by another thread of the parent
-    _making = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_reset_in_child)
 
 
 def get_global_nonce_manager() -> NonceManager:
     """Return this process's one nonce manager, made when it is first asked for. Raises `InvalidArgument`."""
     global _manager  # noqa: PLW0603 - one for the process is what it is about
-    with _making:
+    with _process.current().turn:
         if _manager is None:
             url = urls.from_environment()
             if url is None:

@@ -6,9 +6,12 @@ import functools
 import hashlib
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
+from importlib import resources
+from typing import TYPE_CHECKING
 
-_PACKAGE = Path(__file__).resolve().parent.parent
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
 _INCLUDE = re.compile(r"^-- include: (\w+)$", re.MULTILINE)
 
 
@@ -21,24 +24,26 @@ class Script:
     sha: str
 
 
-def folder() -> Path:
-    """Return the folder with the Lua files: inside an installed package, beside it in a checkout."""
-    installed = _PACKAGE / "lua"
-    return installed if installed.is_dir() else _PACKAGE.parent / "lua"
+def folder() -> Traversable:
+    """Return the folder with the Lua files: inside an installed or bundled package, beside it in a checkout."""
+    package = resources.files("kraken_nonce_redis")
+    installed = package / "lua"
+    return installed if installed.is_dir() else package / ".." / "lua"
 
 
-def _parts(path: Path) -> list[Path]:
-    """Return the file and, before it, all that it includes, each once."""
-    parts: list[Path] = []
-    for name in _INCLUDE.findall(path.read_text("utf-8")):
-        parts += [part for part in _parts(folder() / "lib" / f"{name}.lua") if part not in parts]
-    return [*parts, path]
+def _parts(source: str) -> list[str]:
+    """Return a source and, before it, those that it includes, each once."""
+    parts: list[str] = []
+    for name in _INCLUDE.findall(source):
+        included = (folder() / "lib" / f"{name}.lua").read_text("utf-8")
+        parts += [part for part in _parts(included) if part not in parts]
+    return [*parts, source]
 
 
 @functools.cache
 def load(name: str) -> Script:
     """Return the script ``lua/<name>.lua`` with its includes."""
-    source = "\n".join(part.read_text("utf-8") for part in _parts(folder() / f"{name}.lua"))
+    source = "\n".join(_parts((folder() / f"{name}.lua").read_text("utf-8")))
     # The server names scripts by SHA-1; nothing rests on its strength.
     sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
     return Script(name, source, sha)
@@ -46,4 +51,4 @@ def load(name: str) -> Script:
 
 def names() -> list[str]:
     """Return the names of all scripts."""
-    return sorted(path.stem for path in folder().glob("*.lua"))
+    return sorted(path.name.removesuffix(".lua") for path in folder().iterdir() if path.name.endswith(".lua"))

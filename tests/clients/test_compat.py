@@ -22,6 +22,7 @@ from kraken_nonce_redis import (
     InvalidArgument,
     NonceAllocator,
     NonceTooFarAhead,
+    _process,
     compat,
     krakenex,
 )
@@ -131,8 +132,18 @@ def fork_while_busy() -> list[int]:
         reading, writing = os.pipe()
         with compat.get_kraken_api_lock():
             before = rapid()
-            making = compat._making
-            making.acquire()  # as a thread may that asks for the manager in this moment, and is not there in the child
+            # As a thread may that asks for the manager in this moment, and is not there in the child.
+            turn = _process.current().turn
+            taken, forked = threading.Event(), threading.Event()
+
+            def make(turn: Any = turn, taken: threading.Event = taken, forked: threading.Event = forked) -> None:
+                with turn:
+                    taken.set()
+                    forked.wait()
+
+            making = threading.Thread(target=make)
+            making.start()
+            taken.wait()
             pid = os.fork()
             if pid == 0:
                 signal.alarm(10)
@@ -142,7 +153,8 @@ def fork_while_busy() -> list[int]:
                 stats = manager.get_stats()
                 os.write(writing, repr((held, stats["total_nonces_issued"], of_child)).encode())
                 os._exit(0)
-            making.release()
+            forked.set()
+            making.join()
             held, total, of_child = eval(os.read(reading, 1000))
             os.waitpid(pid, 0)
             assert (held, total) == (True, 3)

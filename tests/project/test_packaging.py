@@ -112,6 +112,32 @@ def test_wheels_from_checkout_and_from_sdist_are_the_same(wheel: Path, folder: P
     assert content(direct) == content(wheel)
 
 
+def test_bundle_has_its_scripts(wheel: Path, folder: Path, valkey: Server) -> None:
+    """A program that is one file, a zipapp, finds the Lua inside."""
+    program = folder / "program"
+    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", program, wheel, cwd=folder)
+    (program / "__main__.py").write_text(USE.replace("sys.prefix", "sys.argv[0]"))
+    run(sys.executable, "-m", "zipapp", program, cwd=folder)
+    said = run(sys.executable, "-W", "error", folder / "program.pyz", valkey.url, cwd=folder)
+    assert len(said.split()) == 100
+
+
+def test_import_where_nothing_forks(folder: Path) -> None:
+    """Windows, which has no fork, imports the library and the faces that need nothing else."""
+    modules = (
+        "kraken_nonce_redis",
+        "kraken_nonce_redis.asyncio",
+        "kraken_nonce_redis.compat",
+        "kraken_nonce_redis.accounts",
+    )
+    program = f"""
+import os, signal
+del os.fork, os.register_at_fork, os.forkpty, signal.SIGHUP
+import {", ".join(modules)}
+"""
+    run(sys.executable, "-W", "error", "-c", program, cwd=folder)
+
+
 def test_only_redis_is_required(wheel: Path) -> None:
     """Installing the library pulls in redis-py and nothing else."""
     with zipfile.ZipFile(wheel) as archive:

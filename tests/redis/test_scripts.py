@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.matrix
 
 ALL = pytest.mark.parametrize("name", scripts.names())
-LIBRARIES = sorted(path.stem for path in (scripts.folder() / "lib").glob("*.lua"))
+LIBRARIES = sorted(path.name.removesuffix(".lua") for path in (scripts.folder() / "lib").iterdir())
 HIGHEST = 2**63 - 1
 MARGIN = SECOND
 MEMBER = "process:1"
