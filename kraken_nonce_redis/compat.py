@@ -84,7 +84,7 @@ class ApiLock:
         """The holds of each thread, the innermost last."""
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002 - as in threading
-        """Take the lock; return whether it was had.
+        """Take the lock; return whether that worked.
 
         Args:
             blocking: whether to wait.

@@ -19,8 +19,8 @@
      ├─ CallUnsettled                         a call that changes something got no answer
      │   ├─ OutcomeUnknown                    nobody knows whether it was carried out
      │   └─ NotCarriedOut                     it was not, and won't be
-     └─ CallLockError (redis LockError)       the lock was not had, or not released
-         ├─ HoldTimeout (TimeoutError)        the lock was not to be had in time
+     └─ CallLockError (redis LockError)       the lock was used wrongly, timed out or was lost
+         ├─ HoldTimeout (TimeoutError)        the lock was not free in time
          │   └─ CoolDown                      Kraken wants no calls for longer than that
          └─ LeaseLost (redis LockNotOwnedError)  the lease ended before it was released
 

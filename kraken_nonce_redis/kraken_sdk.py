@@ -159,7 +159,7 @@ class _Signing(spot.SpotClient):
         """
         request = _under_way.get()
         if request is None:
-            raise CallLockError("a nonce is given to a private request alone; make it with request()")
+            raise CallLockError("nonces are for private requests only: call request()")
         return str(request.step.nonce)
 
     def _prepare_request(self, **arguments: Any) -> Any:

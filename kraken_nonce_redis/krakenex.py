@@ -80,7 +80,7 @@ class _Guarded(krakenex.API):  # type: ignore[misc] # it has no types
     def _nonce(self) -> int:
         request = _under_way.get()
         if request is None:
-            raise CallLockError("a nonce is given to a private request alone; make it with query_private()")
+            raise CallLockError("nonces are for private requests only: call query_private()")
         return request.step.nonce
 
     def _query(self, urlpath: str, data: Any, headers: Any = None, timeout: Timeout | None = None) -> Any:

@@ -53,7 +53,7 @@ class Retries:
             for value in values:
                 arguments.seconds(name, value, 0, highest)
         if list(self.leads) != sorted(set(self.leads)):
-            raise InvalidArgument("leads", f"must rise, {self.leads!r} does not")
+            raise InvalidArgument("leads", f"each must be above the one before, not {self.leads!r}")
         if not self.settle_waits:
             raise InvalidArgument("settle_waits", "must hold at least one wait: Kraken may list an order late")
         arguments.seconds("jitter", self.jitter, 0, 1)

@@ -1,4 +1,4 @@
-"""How a client's private call is made, made again, and looked into when nobody knows what became of it; no I/O.
+"""How a client's private call is made, made again, and looked into when its outcome is unknown; no I/O.
 
 The flows here yield all the steps of `kraken_nonce_redis._core.steps`. In short::
 
@@ -87,7 +87,7 @@ class Calls:
     def calling(self, lock: LockCore[Any], owner: object, call: Call) -> CallFlow[Heard]:
         """Make a call and return what was heard last, which may be a refusal.
 
-        Raises `HoldTimeout` when the lock was not had in time, `LeaseLost` and `StoreError`; then nothing was sent.
+        Raises `HoldTimeout` when the lock was not free in time, `LeaseLost` and `StoreError`; then nothing was sent.
         Raises `NoncePoisoned`, and for a call that changes something `OutcomeUnknown` and `NotCarriedOut`.
         """
         events: list[Event] = []
@@ -137,7 +137,7 @@ class _Attempt:
 
     def __init__(self, calls: Calls, lock: LockCore[Any], call: Call, events: list[Event], *, first: bool) -> None:
         self.begun = False
-        """Whether the lock was had for it."""
+        """Whether it got the lock."""
         self._calls = calls
         self._retries = calls.retries
         self._lock = lock
@@ -264,7 +264,7 @@ class _Attempt:
         logger.warning("Kraken refused nonce %d of %s; nonces are now %g s ahead", refused, keys.state, lead)
         self._events.append(NonceRaised(self._call.key, refused, lead))
 
-    # Calls that nobody knows the outcome of
+    # Calls with an unknown outcome
 
     def _finding_out(self, nonce: int, heard: Heard) -> CallFlow[Heard]:
         """Return what became of a call that changes something and got no answer, or raise that it can't be told."""

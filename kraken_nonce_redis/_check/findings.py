@@ -37,17 +37,17 @@ STEPS: Final[tuple[Step, ...]] = (
 """What is tried for an account that is configured rightly, in this order."""
 
 ADVICE: Final[Mapping[Cause, str]] = {
-    "configuration": "correct it where it says, then check again",
+    "configuration": "correct what it names, then check again",
     "network": "look at this machine's network, proxy, DNS and firewall, and at the URL",
     "clock": "let NTP set the clock of the Redis server, then check again",
-    "redis": "see that Redis runs, and that URL, password and permissions are right",
+    "redis": "start Redis if it is down, and correct URL, password and permissions; kraken-nonce doctor says more",
     "key": "compare the API key with the one at Kraken: is it whole, not deleted or expired, and not its secret?",
     "secret": "copy the secret again, whole; it must be the one that was shown together with this API key",
     "permission": "give the API key the permission for it in its settings at Kraken",
-    "nonce": "stop whatever else uses the API key",
-    "lock": "see who has the key's lock; wait for it, or unlock it if it is dead",
+    "nonce": "stop every other program that uses the API key",
+    "lock": "kraken-nonce status shows the holder of the lock; wait for it, or run kraken-nonce unlock if it is dead",
     "rate limit": "wait, and give all programs on the key a pace with the account's tier",
-    "lockout": "leave everything at this address stopped for 15 minutes, and correct the bad key that led to it",
+    "lockout": "stop all programs at this address for 15 minutes, and correct the bad key that led to it",
     "kraken": "see status.kraken.com, and try again later",
 }
 

@@ -111,9 +111,9 @@ class LeaseCore:
         """Raise `LeaseLost` unless more than ``seconds`` are left. To be called before signing and sending."""
         left = self.remaining()
         if left <= seconds:
+            found = f"has {left:.1f} s left, and more than {seconds:g} s are needed" if left else "has ended"
             raise LeaseLost(
-                f"{left:.3f} s are left of the lease on {self._lock.keys.state}, more than {seconds:g} s are needed; "
-                "sign and send nothing under it",
+                f"the lease on {self._lock.keys.state} {found}; sign and send nothing under it. Choose a longer ttl",
                 self._lock.keys.state,
             )
 

@@ -50,6 +50,12 @@ _GONE = "-"
 _UNKNOWN = "="
 _JUST_AFTER = 0.002
 _RETRY = 1.0
+_REASONS = {
+    "held": "its holder has up to",
+    "interval": "the pace's min_interval lets the next call start in",
+    "startup": "the pace's startup protection lets the next call start in",
+    "counter": "Kraken's counter has room for the call in",
+}
 
 
 class Signal(Protocol):
@@ -83,7 +89,9 @@ class Waiter:
         if cause.startswith(COOLING):
             return CoolDown(self.keys.state, left, cause.removeprefix(COOLING))
         return HoldTimeout(
-            f"{self.keys.state} was not to be had in time ({cause}); {left:.3f} s more at the most", self.keys.state
+            f"timed out waiting for the lock on {self.keys.state}; "
+            f"{_REASONS.get(cause, cause)} {max(left, 0.1):.1f} s{' left' if cause == 'held' else ''}",
+            self.keys.state,
         )
 
     def wake(self) -> None:

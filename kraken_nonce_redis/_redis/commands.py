@@ -83,7 +83,11 @@ class Command(Generic[T]):
         reply = text(raw).split(" ")
         if reply[0] == "foreign":
             value = " ".join(reply[1:])
-            raise ForeignValue(self.name, self.keys[0], f"its nonce is {value[:40]!r}, which is none of ours")
+            raise ForeignValue(
+                self.name,
+                self.keys[0],
+                f"it holds the nonce {value[:40]!r}, which this library did not write; use another namespace",
+            )
         if reply[0] == "overflow":
             raise NonceTooFarAhead(
                 f"{self.keys[0]}: no nonce is left below 2^63; the last one is {reply[1]}. "
@@ -162,7 +166,7 @@ class Booked:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """The lock can't be had now and the caller does not wait.
+    """The lock is not free now, and the caller does not wait.
 
     Attributes:
         left: seconds until it can be, at most.
@@ -224,7 +228,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A call that changes something and of which nobody knows what became of it.
+    """A call that changes something and whose outcome is unknown.
 
     Attributes:
         nonce: of its first request, ns since 1970; a later attempt of the same call has a higher one.
@@ -389,12 +393,14 @@ def unlock(keys: Keyspace, member: str) -> Command[bool]:
 
 
 def pending(keys: Keyspace) -> Command[tuple[Pending, ...]]:
-    """Look at the calls that nobody knows the outcome of, the oldest first."""
+    """Look at the calls whose outcome is unknown, the oldest first."""
 
     def read(reply: Reply) -> tuple[Pending, ...]:
         words = iter(reply[2:])
         if len(reply[2:]) % 6:
-            raise ForeignValue("pending", keys.state, "one of its pending calls is none of ours")
+            raise ForeignValue(
+                "pending", keys.state, "it holds a pending call that this library did not write; use another namespace"
+            )
         found = [
             Pending(
                 nonce=int(nonce),

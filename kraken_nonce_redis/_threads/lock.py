@@ -48,8 +48,8 @@ class CallLock(LockCore[Lease]):
     """A lock that lets one private call of an API key run at a time, over threads, processes and machines.
 
     First come, first served. Waiting costs no polling: the server offers the lock to the next waiter. Re-entrant: a
-    nested hold in the same thread gets the same lease, through any `CallLock` on the same client and key. After a fork
-    the child holds nothing.
+    nested hold in the same thread gets the same lease, through any `CallLock` with equal connection settings and key.
+    After a fork the child holds nothing.
 
     Besides `hold` it has the interface of `redis.lock.Lock`. It differs on purpose: it is re-entrant; waiting is not
     polling, so there is no ``sleep``; a lease always ends, so there is no lock without a timeout; a lease that ran
@@ -106,10 +106,12 @@ class CallLock(LockCore[Lease]):
             auto_renew: renew the lease in the background, three times a ``ttl``, until the block ends.
             startup_protection: whether the startup window of the pace counts for this call.
 
-        Raises `HoldTimeout` when the lock was not to be had in time (`CoolDown` when Kraken is the reason),
+        Raises `HoldTimeout` when the lock was not free in time (`CoolDown` when Kraken is the reason),
         `StoreError` when Redis can't be used, and, at the end of a block that did not fail by itself, `LeaseLost`
-        when the lease had ended before. When Redis fails at the end of the block, nothing is raised: the lock is given
-        back in the background or ends with its lease.
+        when the block has outlived the lease and another caller has got the lock since. The answer to the release is
+        not waited for while the lease lasts: a lease that was lost inside its term is told by a warning and by
+        `LeaseEndedEarly`. When Redis fails at the end of the block, nothing is raised: the lock is given back in the
+        background or ends with its lease.
         """
         owner = threading.current_thread()
         wishes = Wishes(timeout, cost, priority, auto_renew, startup_protection)
@@ -152,7 +154,7 @@ class CallLock(LockCore[Lease]):
         blocking_timeout: float | None = None,
         token: str | bytes | None = None,
     ) -> bool:
-        """Take the lock for this thread; return whether it was had.
+        """Take the lock for this thread; return whether that worked.
 
         Args:
             blocking: whether to wait.

@@ -119,7 +119,7 @@ class CallLock(LockCore[Lease]):
         blocking_timeout: float | None = None,
         token: str | bytes | None = None,
     ) -> bool:
-        """Take the lock for this task; return whether it was had."""
+        """Take the lock for this task; return whether that worked."""
         timeout = arguments.timeout(blocking_timeout, "blocking_timeout") if blocking else 0
         wishes = Wishes(timeout, token=arguments.token(token))
         try:

@@ -69,7 +69,7 @@ def _address(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     show_envvar=True,
     show_default=True,
     callback=_address,
-    help="Kraken's address; another one for tests.",
+    help="Kraken's address, for tests with a simulated Kraken.",
 )
 @redis_option
 @namespace_option
@@ -78,7 +78,7 @@ def _address(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     type=click.Choice(["key", "global"]),
     default="key",
     show_default=True,
-    help="As the programs have it that use these accounts: a lock for each API key, or one for all.",
+    help="The scope that your programs use: a lock for each API key, or one for all.",
 )
 @json_option
 def check(
@@ -93,17 +93,18 @@ def check(
 ) -> None:
     """Check a master and its users, one after the other, and print for each what works.
 
-    Tried are the connection to Kraken, Redis, the clocks, a private call, the nonce, the nonce window, permissions and
-    balances. What fails is put down to one of: configuration, network, clock, redis, key, secret, permission, nonce,
-    lock, rate limit, lockout, kraken; with what to do. One account's trouble does not keep the others from being
-    checked, except a lockout, which counts for this machine's address.
+    It tries the connection to Kraken, Redis, the clocks, a private call, the nonce, the nonce window, permissions and
+    balances. For a failure it says the cause and what to do. Causes are configuration, network, clock, redis, key,
+    secret, permission, nonce, lock, rate limit, lockout and kraken. After a failure it goes on with the next account,
+    but not after a lockout, which counts for this machine's address.
 
     Accounts are read from KRAKEN_MASTER_API_KEY, KRAKEN_MASTER_API_SECRET, KRAKEN_USER_<NAME>_API_KEY and
     KRAKEN_USER_<NAME>_API_SECRET, or from --file. Where there are none, KRAKEN_API_KEY and KRAKEN_API_SECRET are
     checked. Keys and secrets are never shown.
 
-    Each account gets two private calls that change nothing but its nonce. It is in nanoseconds: after that, a client
-    that counts in milliseconds is refused on the same API key for ever. Don't check the key of one that you keep.
+    Each account gets two private calls that change nothing but its nonce. The nonces are in nanoseconds: afterwards
+    Kraken refuses clients that count in milliseconds on the same API key, for ever. Don't check a key that such a
+    client goes on using.
 
     Needs the extra "krakenex". Exit code 1 when an account fails.
     """

@@ -39,11 +39,11 @@ _TOPIC_WIDTH: Final = 13
 @namespace_option
 @json_option
 def doctor(url: str | None, *, namespace: str, as_json: bool) -> None:
-    """Say whether a Redis is fit for nonces and locks: what it is, how it is set, what it does, what to change.
+    """Say whether a Redis is fit for nonces and locks, and what to change.
 
-    "note" is good to know, "warning" works with a risk, "problem" should not be used so: exit code 1. No API key is
-    needed. The keys of your bots are read and never changed; what must be tried is tried on two keys that are deleted
-    afterwards.
+    "note" is good to know. "warning" works, with a risk. With a "problem", don't use the server as it is: exit code 1.
+    No API key is needed. The command reads the keys of your bots and never changes them. It writes to two keys of its
+    own, and deletes them afterwards.
     """
     found = {name: diagnose(examine(client, namespace)) for name, client in _servers(connect(url))}
     worst = max((finding.level for findings in found.values() for finding in findings), key=LEVELS.index)

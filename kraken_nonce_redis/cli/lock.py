@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 @target_options
 @json_option
 def status(target: Target, *, as_json: bool) -> None:
-    """Show the last nonce, who holds the lock, how many wait, calls to be settled, any cool-down; changes nothing.
+    """Show the last nonce, the holder, the number of waiters, pending calls and a cool-down. It changes nothing.
 
-    "lock" in the JSON is free, held, offered (to a waiter) or ended (a lease ran out, and nobody
-    has asked since).
+    "lock" in the JSON is free, held, offered (to a waiter) or ended (a lease ran out, and nobody has asked for the
+    lock since).
     """
     state = target.run(commands.inspect(target.keys))
     pending = len(target.run(commands.pending(target.keys)))
@@ -39,7 +39,7 @@ def status(target: Target, *, as_json: bool) -> None:
 
 @click.command(
     "unlock",
-    short_help="Take the lock from a holder that is dead.",
+    short_help="End the lease of a dead holder.",
     epilog=examples(
         "kraken-nonce unlock",
         "kraken-nonce unlock --scope global --yes",
@@ -51,13 +51,13 @@ def status(target: Target, *, as_json: bool) -> None:
 @target_options
 @json_option
 def unlock(target: Target, *, cool_down: bool, yes: bool, as_json: bool) -> None:
-    """Take the lock from the one who holds it now, after showing and asking; the next waiter gets it.
+    """End the lease of the present holder. The command shows the holder and asks first. The next waiter gets the lock.
 
-    For a holder that is known to be dead: its lease would end by itself, but later. A holder that lives goes on with
-    its call, so that two calls are under way at once. Exit code 1 when it is not confirmed, or when another has the
-    lock by then.
+    Use it for a holder that you know to be dead; its lease ends by itself, too, but later. A holder that is alive goes
+    on with its call, so two calls are under way at once. Exit code 1 if you don't confirm, or if the holder has
+    changed meanwhile.
 
-    With --cool-down, let calls start again that wait because of what Kraken has answered to one of them.
+    --cool-down ends a cool-down instead: the pause of all calls after Kraken has refused one of them.
     """
     state = target.run(commands.inspect(target.keys))
     if cool_down:
@@ -68,16 +68,16 @@ def unlock(target: Target, *, cool_down: bool, yes: bool, as_json: bool) -> None
     if state.holder:
         note(f"{_lock(state)[1]}; {state.waiting} waiting.")
         if not yes and not _confirmed():
-            raise Failure("not confirmed, so nothing was changed; scripts say --yes")
+            raise Failure("not confirmed, so nothing was changed; in a script, give --yes")
         if not target.run(commands.unlock(target.keys, state.holder)):
-            raise Failure("that one does not have the lock any more, so nothing was changed")
+            raise Failure("the lock has another holder by now, so nothing was changed; look at status and try again")
     text = "Unlocked." if state.holder else "Nobody has the lock."
     Answer(text, {"unlocked": bool(state.holder), "holder": state.holder or None}).print(as_json=as_json)
 
 
 def _confirmed() -> bool:
     try:
-        return click.confirm("Take the lock from it?", err=True)
+        return click.confirm("End its lease?", err=True)
     except click.Abort:
         return False
 

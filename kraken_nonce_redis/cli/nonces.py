@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 @target_options
 @json_option
 def next_nonce(target: Target, *, as_json: bool) -> None:
-    """Hand out the next nonce and print it.
+    """Print the next nonce, which nobody else gets.
 
-    For a call made by hand. While other programs make calls with the same API key, their requests can overtake it.
+    It is for a call that you make by hand. Other programs' requests with the same API key can overtake that call.
     """
     nonce = target.allocator().next()
     Answer(str(nonce), {"nonce": str(nonce)}).print(as_json=as_json)
@@ -51,7 +51,7 @@ def next_nonce(target: Target, *, as_json: bool) -> None:
 @target_options
 @json_option
 def last_nonce(target: Target, *, as_json: bool) -> None:
-    """Print the last nonce that anyone was given; changes nothing.
+    """Print the last nonce that was handed out. It changes nothing.
 
     Exit code 1 when there is none.
     """
@@ -79,8 +79,8 @@ def last_nonce(target: Target, *, as_json: bool) -> None:
 def jump(target: Target, *, distance: int, max_lead: int, durable: bool, as_json: bool) -> None:
     """Raise the last nonce by DURATION, or to that far ahead of the server's clock if that is higher.
 
-    For an API key whose nonce another program has driven ahead, so that Kraken answers "EAPI:Invalid nonce". It can
-    never be undone: take the smallest step that helps. Exit code 4, with nothing changed, past --max-lead.
+    Use it when another program has raised the key's nonce at Kraken, which then answers "EAPI:Invalid nonce". A jump
+    can't be undone: take the smallest one that helps. Exit code 4, with nothing changed, past --max-lead.
     """
     last = target.allocator(max_lead, durable=durable).jump_forward(distance)
     _report(last, target.run(commands.inspect(target.keys)).now, as_json=as_json)
@@ -112,9 +112,9 @@ def advance(
 ) -> None:
     """Raise the last nonce to at least NONCE; never lowers it.
 
-    For coming from another program: give its last nonce, or the file where it keeps it. The unit (s, ms, µs, 10 ns or
-    ns since 1970) is recognised by the size of the number and reported. What is unclear is refused. Exit code 4, with
-    nothing changed, past --max-lead.
+    Use it when you move from another program: give its last nonce, or the file that holds it. The command tells the
+    unit (s, ms, µs, 10 ns or ns since 1970) by the size of the number, prints it, and refuses a number that could be
+    in several units. Exit code 4, with nothing changed, past --max-lead.
     """
     if (nonce is None) == (file is None):
         raise click.UsageError("give either NONCE or --from-file PATH")

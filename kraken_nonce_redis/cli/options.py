@@ -115,12 +115,12 @@ def target_options(function: Callable[Concatenate[Target, P], T]) -> Callable[..
             type=click.Choice(["key", "global"]),
             default="key",
             show_default=True,
-            help="The nonces and lock of the one API key, or those that all API keys of the namespace share; for the "
-            "latter no API key is needed.",
+            help="key: the nonces and the lock of one API key. global: those that all API keys of the namespace share; "
+            "this needs no API key.",
         ),
         namespace_option,
         file_option,
-        click.option("--account", metavar="NAME", help="Account whose API key it is: master, or a user's name."),
+        click.option("--account", metavar="NAME", help="Take the API key of this account: master, or a user's name."),
         click.option(
             "--key-env",
             metavar="NAME",
@@ -144,7 +144,7 @@ def accounts_of(file: str | None, names: Sequence[str] = ()) -> Reading:
     missing = wanted - {account.name for account in reading.accounts} - {name.lower() for name, _ in reading.mistakes}
     if missing:
         known = ", ".join(account.name for account in reading.accounts) or "none"
-        raise Misuse(f"there is no account of that name; there are: {known}")
+        raise Misuse(f"there is no account of that name; known accounts: {known}")
     return Reading(
         tuple(account for account in reading.accounts if account.name in wanted),
         tuple(mistake for mistake in reading.mistakes if mistake[0].lower() in wanted),
@@ -163,7 +163,9 @@ max_lead_option = click.option(
 
 
 durable_option = click.option(
-    "--durable", is_flag=True, help="Exit code 3 unless a replica has it within a second; it stays raised."
+    "--durable",
+    is_flag=True,
+    help="Wait until a replica has it, a second at most. Exit code 3 if none has; the nonce stays raised.",
 )
 
 

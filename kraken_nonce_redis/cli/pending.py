@@ -1,4 +1,4 @@
-"""The command about calls that nobody knows the outcome of: `pending`."""
+"""The command about calls with an unknown outcome: `pending`."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ if TYPE_CHECKING:
 
 @click.command(
     "pending",
-    short_help="List calls that nobody knows the outcome of.",
+    short_help="List calls with an unknown outcome.",
     epilog=examples(
         "kraken-nonce pending",
         "kraken-nonce pending --json | jq -r '.pending[].cl_ord_ids[]'",
         "kraken-nonce pending --clear 1760000000123456789",
     ),
 )
-@click.option("--clear", metavar="NONCE", help="Remove the call with this nonce from the list: you have looked it up.")
+@click.option(
+    "--clear", metavar="NONCE", help="Remove the call with this nonce from the list, after you have looked it up."
+)
 @target_options
 @json_option
 def pending(target: Target, *, clear: str | None, as_json: bool) -> None:
-    """List the calls that change something and of which nobody knows what became of them; changes nothing.
+    """List the calls that may have changed something and whose outcome is unknown. Without --clear it changes nothing.
 
-    A call is listed when its process was gone before it heard Kraken's answer, or when its order could not be settled.
-    The next process that makes a call with the same API key looks for the orders of the "new" ones. A "reported" one
-    is for you: look it up at Kraken by its cl_ord_id or, for a method without one, by its time, and then --clear it.
-    Exit code 1 when any is listed, or when there is none to clear.
+    A call is listed when its process ended before it heard Kraken's answer, or when its order could not be settled.
+    "new" calls need nothing from you: the next process with the same API key looks for their orders. "reported" calls
+    do: look them up at Kraken, by cl_ord_id or, where there is none, by time, and remove them with --clear.
+    Exit code 1 when a call is listed, or when --clear finds none with this nonce.
     """
     if clear is not None:
         _clear(target, clear)
@@ -51,7 +53,7 @@ def _clear(target: Target, nonce: str) -> None:
     if not nonce.isascii() or not nonce.isdigit():
         raise Misuse("--clear takes the nonce that `kraken-nonce pending` shows")
     if not target.run(commands.settle(target.keys, int(nonce), "known")):
-        raise Failure(f"no call with nonce {int(nonce)} is listed, so nothing was changed")
+        raise Failure(f"no call with nonce {int(nonce)} is listed, so nothing was changed; see kraken-nonce pending")
     note("Removed from the list.")
 
 

@@ -640,7 +640,7 @@ class TestUsage:
     @pytest.mark.parametrize(
         ("args", "change", "reason"),
         [
-            (("--account", "eve"), {}, "there is no account of that name; there are: master, alice, bob"),
+            (("--account", "eve"), {}, "there is no account of that name; known accounts: master, alice, bob"),
             (("--file", "/nowhere/accounts.toml"), {}, "/nowhere/accounts.toml: can't be read: No such file"),
             ((), dict.fromkeys(("KRAKEN_MASTER_API_KEY", "KRAKEN_MASTER_API_SECRET")), ""),
             ((), {"KRAKEN_NONCE_REDIS_URL": None}, "no Redis: give --redis URL"),

@@ -344,7 +344,7 @@ class TestLease:
             return sign(self, *args)
 
         monkeypatch.setattr(stock, "sign", slow)
-        with pytest.raises(LeaseLost, match="are left of the lease"):
+        with pytest.raises(LeaseLost, match="has ended; sign and send nothing"):
             bot("privatePostBalance")
         assert sim.requests() == []
 
