@@ -173,12 +173,11 @@ class Pipe:
                 link = self._link = _connected(self._make(), self._pipeline)
             link.send(self._pipeline.take())
         except BaseException as error:
-            told = error if isinstance(error, RedisError | OSError) else redis.ConnectionError("interrupted")
             if link is not None:
-                link.lose(told)  # a part of a request may be on its way
-            elif told is error:
-                self._pipeline.fail(told)
-            if told is not error:
+                link.lose(_told(error))  # a part of a request may be on its way
+            elif isinstance(error, Exception):
+                self._pipeline.fail(_told(error))
+            if not isinstance(error, Exception):
                 raise
 
     def _drop(self, link: _Link) -> None:
@@ -200,8 +199,8 @@ class Pipe:
             else:
                 while link.lost is None and not slot.done:
                     link.read(_LOOK_UP)
-        except (RedisError, OSError) as error:
-            link.lose(error)
+        except Exception as error:  # noqa: BLE001 - the callers whose replies are lost are told
+            link.lose(_told(error))
         return link.lost is None
 
     def _hand_over(self) -> None:
@@ -342,6 +341,13 @@ def _connected(connection: AbstractConnection, pipeline: Pipeline) -> _Link:
         raise
     kind = _Link if hasattr(_socket_of(connection), "recv") else _Asked
     return kind(connection, pipeline.connected())
+
+
+def _told(error: BaseException) -> Exception:
+    """Return what callers are told of a failure; another than of redis-py or the system by its kind alone."""
+    if isinstance(error, RedisError | OSError):
+        return error
+    return redis.ConnectionError(type(error).__name__)
 
 
 def _socket_of(connection: AbstractConnection) -> Any:

@@ -43,6 +43,7 @@ _LOOK_UP = 0.2
 _TEND = 0.25
 """Seconds after which answers are looked at that nobody waits for."""
 _AT_EXIT = 1.0
+_FAILED = "What is done beside the callers has failed; it is tried again"
 _AGAIN = 1.0
 
 
@@ -288,21 +289,33 @@ class Store:
             self._chores_turn.notify()
 
     def _keep(self) -> None:
-        """Do the chores, until there are none and every connection is closed."""
+        """Do the chores, until there are none and every connection is closed. Nothing ends it but that."""
         agenda = self._process_state.agenda
         while True:
-            chores = list(iter(lambda: agenda.pop(clock.now()), None))
-            if chores:
-                self._do(chores)
-            if self._tend_at is not None and clock.now() >= self._tend_at:
-                self._tend_at = clock.now() + _TEND if self._tend() else None
-            rest = self._close_idle()
+            rest: float | None
+            try:
+                rest = self._do_what_is_due()
+            except Exception:
+                logger.exception(_FAILED)
+                rest = clock.now() + _AGAIN
             with self._chores_turn:
                 due = min((time for time in (agenda.next_due(), self._tend_at, rest) if time is not None), default=None)
                 if due is None:
                     self._chores = None
                     return
                 self._chores_turn.wait(max(0.0, due - clock.now()))
+
+    def _do_what_is_due(self) -> float | None:
+        """Do the chores that are due and look after the connections; return when to do the latter again."""
+        agenda = self._process_state.agenda
+        chores = list(iter(lambda: agenda.pop(clock.now()), None))
+        if chores:
+            self._do(chores)
+        if self._tend_at is not None and clock.now() >= self._tend_at:
+            self._tend_at = clock.now() + _TEND
+            if not self._tend():
+                self._tend_at = None
+        return self._close_idle()
 
     def _tend(self) -> bool:
         """Read what nobody waits for; return whether more is due."""
@@ -312,7 +325,12 @@ class Store:
         """Do chores that are due, all at once; each node's by a thread of its own where there are several nodes."""
         by_pipe: dict[Pipe | None, list[tuple[Chore, Command[Any]]]] = {}
         for chore in chores:
-            command = chore.command(clock.now())
+            try:
+                command = chore.command(clock.now())
+            except Exception:
+                logger.exception(_FAILED)
+                self._process_state.agenda.add(clock.now() + _AGAIN, chore)
+                continue
             if command is not None:
                 by_pipe.setdefault(self._connections.pipe(command), []).append((chore, command))
         for pipe, work in by_pipe.items():
@@ -330,7 +348,7 @@ class Store:
             except KrakenNonceError as error:
                 due = chore.failed(error, clock.now())
             except Exception:
-                logger.exception("What is done beside the callers has failed; it is tried again")
+                logger.exception(_FAILED)
                 due = clock.now() + _AGAIN
             if due is not None:
                 self._process_state.agenda.add(due, chore)

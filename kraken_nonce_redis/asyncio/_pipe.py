@@ -132,7 +132,7 @@ class Pipe:
     def _connected(self, task: asyncio.Task[None]) -> None:
         self._connecting = None
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._pipeline.fail(error if isinstance(error, Exception) else redis.ConnectionError("interrupted"))
+            self._pipeline.fail(redis.ConnectionError(type(error).__name__))
         self._write()
 
 

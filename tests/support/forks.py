@@ -15,17 +15,17 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from kraken_nonce_redis import CallLock, HoldTimeout, NonceAllocator, StoreUnavailable, StoreUnsupported
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from tests.support.faces import KEY
-from tests.support.workers import ROOT, environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+ROOT: Final = Path(__file__).parents[2]
 PROCESSES: Final = 4
 TURNS: Final = 15
 TTL: Final = 5.0
@@ -80,7 +80,7 @@ def run(way: str, url: str, record: Path, *, seconds: float = 60, **more: str) -
     done = subprocess.run(
         [sys.executable, "-W", "error", *start, way, url, str(record)],
         cwd=ROOT,
-        env=environment() | more,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), *sys.path]))} | more,
         capture_output=True,
         text=True,
         timeout=seconds,
