@@ -75,6 +75,7 @@ class Waiter:
     until: float | None
     ticket: int = 0
     woken: bool = False
+    repeated: bool = False
     failure: KrakenNonceError | None = None
     signal: Signal | None = None
 
@@ -425,8 +426,9 @@ def acquiring(
         process_state.give_back(commands.release(keys, member), max(ttl, QUEUE_LIFE))
         raise
     except BaseException as error:
-        # With durability it may have been granted before the error.
-        if waiter.ticket or durability is not None or not isinstance(error, StoreError | HoldTimeout):
+        # With durability it may have been granted before the error; so it may if the first of two answers was lost.
+        unheard = waiter.repeated or durability is not None
+        if waiter.ticket or unheard or not isinstance(error, StoreError | HoldTimeout):
             yield from _giving_up(process_state, waiter, ttl)
         raise
     finally:
@@ -449,17 +451,19 @@ def _asking(
         started = clock.now()
         patient = waiter.until is None or started < waiter.until
         listening = process_state.listening
-        answer: Answer = yield Run(
-            commands.acquire(
-                waiter.keys,
-                waiter.member,
-                ttl,
-                ticket=waiter.ticket if patient else None,
-                priority=wishes.priority,
-                pace=pace,
-                intent=wishes.intent,
-            ).durable(durability)
-        )
+        command = commands.acquire(
+            waiter.keys,
+            waiter.member,
+            ttl,
+            ticket=waiter.ticket if patient else None,
+            priority=wishes.priority,
+            pace=pace,
+            intent=wishes.intent,
+        ).durable(durability)
+        try:
+            answer: Answer = yield Run(command)
+        finally:
+            waiter.repeated |= command.repeated
         if isinstance(answer, Granted):
             return Acquired(waiter.member, answer.nonces, started + answer.left, answer.pending)
         if isinstance(answer, Busy):

@@ -1,0 +1,33 @@
+"""How a caller gets the lock, step by step, without a server."""
+
+from __future__ import annotations
+
+import pytest
+
+from kraken_nonce_redis._core.agenda import Agenda
+from kraken_nonce_redis._core.steps import Run
+from kraken_nonce_redis._core.waiting import ProcessState, acquiring
+from kraken_nonce_redis._core.wishes import Wishes
+from kraken_nonce_redis.errors import StoreOutOfMemory
+from tests.support.helpers import KEYS
+
+pytestmark = pytest.mark.once
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_what_may_have_been_granted_is_given_back(repeated: bool) -> None:  # noqa: FBT001
+    """Asked for again after a lost answer and then refused, the lock is given back: the first one may have got it."""
+    flow = acquiring(ProcessState(Agenda(lambda: None)), KEYS, "p:1", Wishes(), ttl=30.0)
+    step = next(flow)
+    assert isinstance(step, Run)
+    step.command.repeated = repeated
+    refusal = StoreOutOfMemory("acquire", KEYS.state, "full")
+    if repeated:
+        step = flow.throw(refusal)
+        assert isinstance(step, Run)
+        assert (step.command.name, step.command.args[0]) == ("release", "p:1")
+        with pytest.raises(StoreOutOfMemory):
+            flow.send("released")
+    else:
+        with pytest.raises(StoreOutOfMemory):
+            flow.throw(refusal)
