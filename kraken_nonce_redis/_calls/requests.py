@@ -10,6 +10,28 @@ Timeout: TypeAlias = float | tuple[float, float]
 """Seconds; a pair is for connecting and for reading."""
 
 
+_POOLS: Final = 10  # as requests has it
+_users: Final[WeakKeyDictionary[Any, _process.Process]] = WeakKeyDictionary()
+
+
+def take_into_use(session: Any) -> None:
+    """Let a session of requests make connections of its own if this process has not used it yet.
+
+    Those of its parent would be shared after a fork, and two processes that send over one connection get each other's
+    answers.
+    """
+    adapters = getattr(session, "adapters", None)
+    if adapters is None or _users.get(session) is _process.current():
+        return
+    for adapter in adapters.values():
+        for manager in (getattr(adapter, "poolmanager", None), *getattr(adapter, "proxy_manager", {}).values()):
+            pools = getattr(manager, "pools", None)
+            if pools is not None:
+                # The old ones are dropped, not cleared: their lock may have been in use in the parent when it forked.
+                manager.pools = type(pools)(getattr(adapter, "_pool_connections", _POOLS))
+    _users[session] = _process.current()
+
+
 def refuse_repeats(session: Any, url: str) -> None:
     """Make sure that a session of requests sends a request once. Raises `IncompatibleClient`.
 

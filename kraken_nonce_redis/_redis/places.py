@@ -23,6 +23,7 @@ _OURS: Final = frozenset(
     {
         "connection_class",
         "connection_pool",
+        "decode_responses",
         "driver_info",
         "event_dispatcher",
         "health_check_interval",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import sys
 import threading
@@ -43,7 +44,6 @@ _LOOK_UP = 0.2
 _TEND = 0.25
 """Seconds after which answers are looked at that nobody waits for."""
 _AT_EXIT = 1.0
-_FAILED = "What is done beside the callers has failed; it is tried again"
 _AGAIN = 1.0
 
 
@@ -138,6 +138,8 @@ class Store:
         self._chores_turn: threading.Condition
         self._chores: threading.Thread | None
         self._tend_at: float | None
+        self._closed: threading.Event | None
+        """Set when what somebody waits for in `close` is done."""
 
     @property
     def process_state(self) -> ProcessState:
@@ -163,7 +165,12 @@ class Store:
         self._chores_turn = threading.Condition()
         self._chores = None
         self._tend_at = None
+        self._closed = None
         self._process = process
+        finalizers = sys.modules.get("multiprocessing.util")
+        if finalizers is not None:
+            # Processes of multiprocessing end without the functions of atexit.
+            finalizers.Finalize(None, close, exitpriority=0)
 
     # Commands
 
@@ -284,35 +291,47 @@ class Store:
     def _chores_changed(self) -> None:
         with self._chores_turn:
             if self._chores is None or not self._chores.is_alive():
-                self._chores = threading.Thread(target=self._keep, name="kraken-nonce-chores", daemon=True)
-                self._chores.start()
+                chores = threading.Thread(target=self._keep, name="kraken-nonce-chores", daemon=True)
+                try:
+                    chores.start()
+                except RuntimeError as error:
+                    # The interpreter ends, or has too many threads; then the next change tries it again.
+                    logger.warning("What is done beside the callers has to wait: %s", error)
+                    return
+                self._chores = chores
             self._chores_turn.notify()
 
     def _keep(self) -> None:
         """Do the chores, until there are none and every connection is closed. Nothing ends it but that."""
         agenda = self._process_state.agenda
         while True:
-            rest: float | None
             try:
-                rest = self._do_what_is_due()
+                rest = self._keep_up()
             except Exception:
-                logger.exception(_FAILED)
+                logger.exception("What is done beside the callers has failed; it is tried again")
                 rest = clock.now() + _AGAIN
             with self._chores_turn:
+                if self._closed is not None:
+                    continue
                 due = min((time for time in (agenda.next_due(), self._tend_at, rest) if time is not None), default=None)
                 if due is None:
                     self._chores = None
                     return
                 self._chores_turn.wait(max(0.0, due - clock.now()))
 
-    def _do_what_is_due(self) -> float | None:
-        """Do the chores that are due and look after the connections; return when to do the latter again."""
-        agenda = self._process_state.agenda
-        chores = list(iter(lambda: agenda.pop(clock.now()), None))
+    def _keep_up(self) -> float | None:
+        """Do what is due; return when to look whether connections are used."""
+        if self._closed is not None:
+            try:
+                self._give_back_and_close()
+            finally:
+                self._closed.set()
+                self._closed = None
+        chores = list(iter(lambda: self._process_state.agenda.pop(clock.now()), None))
         if chores:
             self._do(chores)
         if self._tend_at is not None and clock.now() >= self._tend_at:
-            self._tend_at = clock.now() + _TEND
+            self._tend_at = clock.now() + _TEND  # also if it fails
             if not self._tend():
                 self._tend_at = None
         return self._close_idle()
@@ -325,14 +344,10 @@ class Store:
         """Do chores that are due, all at once; each node's by a thread of its own where there are several nodes."""
         by_pipe: dict[Pipe | None, list[tuple[Chore, Command[Any]]]] = {}
         for chore in chores:
-            try:
+            with self._trying(chore):
                 command = chore.command(clock.now())
-            except Exception:
-                logger.exception(_FAILED)
-                self._process_state.agenda.add(clock.now() + _AGAIN, chore)
-                continue
-            if command is not None:
-                by_pipe.setdefault(self._connections.pipe(command), []).append((chore, command))
+                if command is not None:
+                    by_pipe.setdefault(self._connections.pipe(command), []).append((chore, command))
         for pipe, work in by_pipe.items():
             if len(by_pipe) == 1:
                 self._do_together(pipe, work)
@@ -340,24 +355,37 @@ class Store:
                 threading.Thread(target=self._do_together, args=(pipe, work), daemon=True).start()
 
     def _do_together(self, pipe: Pipe | None, work: list[tuple[Chore, Command[Any]]]) -> None:
-        begun = [(chore, command, self._begin_command(pipe, command)) for chore, command in work]
+        begun: list[tuple[Chore, Command[Any], Slot | None]] = []
+        for chore, command in work:
+            with self._trying(chore):
+                begun.append((chore, command, self._begin_command(pipe, command)))
         for chore, command, slot in begun:
-            due: float | None
-            try:
-                due = chore.succeeded(command, self._finish(pipe, command, slot), clock.now())
-            except KrakenNonceError as error:
-                due = chore.failed(error, clock.now())
-            except Exception:
-                logger.exception(_FAILED)
-                due = clock.now() + _AGAIN
-            if due is not None:
-                self._process_state.agenda.add(due, chore)
+            with self._trying(chore):
+                try:
+                    due = chore.succeeded(command, self._finish(pipe, command, slot), clock.now())
+                except KrakenNonceError as error:
+                    due = chore.failed(error, clock.now())
+                if due is not None:
+                    self._process_state.agenda.add(due, chore)
+
+    @contextlib.contextmanager
+    def _trying(self, chore: Chore) -> Generator[None]:
+        """Do a chore later if it fails in a way that it doesn't know itself."""
+        try:
+            yield
+        except Exception:
+            logger.exception("What is done beside the callers has failed; it is tried again")
+            self._process_state.agenda.add(clock.now() + _AGAIN, chore)
 
     def _begin_command(self, pipe: Pipe | None, command: Command[Any]) -> Slot | None:
         if pipe is None:
             return None
         slot = Slot(self._process_state.request(command), command.due)
-        pipe.begin(slot)
+        try:
+            pipe.begin(slot)
+        except BaseException:
+            slot.left = True
+            raise
         return slot
 
     def _finish(self, pipe: Pipe | None, command: Command[T], slot: Slot | None) -> T:
@@ -380,21 +408,31 @@ class Store:
     def _all(self) -> list[Pipe | _OfferListener]:
         return [*self._connections.pipes, self._listener]
 
-    def close(self, seconds: float = _AT_EXIT) -> None:
-        """Give back what nobody needs any more, hear the answers that are due, and close the connections.
-
-        What callers hold stays theirs: with the next command the connections open again.
-        """
+    def begin_to_close(self) -> threading.Event | None:
+        """Begin to close, as `close` says; return what is set when that is done, or None when nothing is open."""
         if self._process is not _process.current():
-            return
-        until = clock.now() + seconds
-        for release in self._process_state.left_behind():
-            try:
-                self.run(release)
-            except KrakenNonceError as error:
-                logger.warning("%s could not be given back: %s", release.keys[0], error)
-                break
-            self._process_state.returned(release)
+            return None
+        # The chores' thread does it: nobody knows how long Redis takes, and this may be the end of the interpreter.
+        with self._chores_turn:
+            closed = self._closed = self._closed or threading.Event()
+            self._chores_changed()
+            if self._chores is not None:
+                return closed
+            self._closed = None  # no thread can be started any more, and without one nothing is open
+            return None
+
+    def _give_back_and_close(self) -> None:
+        until = clock.now() + _AT_EXIT
+        begun: list[tuple[Command[Any], Pipe | None, Slot | None]] = []
+        try:
+            for release in self._process_state.left_behind():
+                pipe = self._connections.pipe(release)
+                begun.append((release, pipe, self._begin_command(pipe, release)))
+            for release, pipe, slot in begun:
+                self._finish(pipe, release, slot)
+                self._process_state.returned(release)
+        except KrakenNonceError as error:
+            logger.warning("What this process has could not be given back: %s", error)
         while self._tend() and clock.now() < until:
             time.sleep(0.005)
         for connection in self._all():
@@ -417,12 +455,17 @@ def close() -> None:
 
     For tests, workers and hot reload. What callers hold stays theirs; objects open connections anew when they are used.
     """
-    for store in list(_process.current().stores.values()):
-        store.close()
+    until = clock.now() + _AT_EXIT
+    for closed in [store.begin_to_close() for store in list(_process.current().stores.values())]:
+        if closed is not None:
+            closed.wait(max(0.0, until - clock.now()))
 
 
 def _in_a_thread(function: Callable[[], object]) -> None:
-    threading.Thread(target=function, name="kraken-nonce-events", daemon=True).start()
+    try:
+        threading.Thread(target=function, name="kraken-nonce-events", daemon=True).start()
+    except RuntimeError as error:  # the interpreter ends
+        logger.warning("Nobody can be told of an event any more: %s", error)
 
 
 def _refuse_half_patched() -> None:

@@ -199,7 +199,7 @@ class _Link(asyncio.Protocol):
 
     def disown(self) -> None:
         """Leave the connection to the parent, in a forked child."""
-        disown(self._transport)
+        _replace(self._transport)
         self.close()
 
     def _look(self) -> None:
@@ -269,10 +269,17 @@ class _Asked(_Link):
         self.close()
 
 
-def disown(transport: asyncio.BaseTransport) -> None:
-    """Put another file in the place of a parent's connection, in a child that goes on with its parent's loop.
+def disown(connection: AbstractConnection) -> None:
+    """Leave a connection of redis-py's to the parent, in a child that goes on with its parent's loop."""
+    writer = _writer_of(connection)
+    if writer is not None:
+        _replace(writer.transport)
 
-    The two may share the selector of that loop, too: if the child took the connection itself out of it, the parent
+
+def _replace(transport: asyncio.BaseTransport) -> None:
+    """Put another file in the place of a parent's connection.
+
+    Parent and child share the selector of their loop: if the child took the connection itself out of it, the parent
     would not hear of replies any more.
     """
     sock = transport.get_extra_info("socket")

@@ -19,7 +19,7 @@ from kraken_nonce_redis._core.waiting import ProcessState
 from kraken_nonce_redis._redis.pipeline import Slot
 from kraken_nonce_redis.asyncio._drive import drive
 from kraken_nonce_redis.asyncio._pipe import disown
-from kraken_nonce_redis.errors import KrakenNonceError, StoreError, StoreUnavailable, from_redis, raise_from_redis
+from kraken_nonce_redis.errors import KrakenNonceError, StoreUnavailable, from_redis, raise_from_redis
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class Store:
 
     async def _listen(self) -> None:
         listener = self._listener
-        if listener is None or (listener.ready.is_set() and not self.process_state.listening):
+        if listener is None or listener.task.done() or (listener.ready.is_set() and not self.process_state.listening):
             if listener is not None:
                 listener.task.cancel()
             listener = self._listener = _OfferListener(self)
@@ -180,11 +180,13 @@ class Store:
 
     def _do(self, chore: Chore) -> None:
         try:
-            command = chore.command(clock.now())
+            self._begin_chore(chore)
         except Exception:
             logger.exception("What is done beside the callers has failed; it is tried again")
             self._again(chore, clock.now() + _AGAIN)
-            return
+
+    def _begin_chore(self, chore: Chore) -> None:
+        command = chore.command(clock.now())
         if command is None:
             return
         pipe = self._connections.pipe(command)
@@ -264,23 +266,24 @@ class Store:
             try:
                 yield
             finally:
-                await self.close()
+                await self.close(at_end=True)
 
         self._end = until_the_end()
         await anext(self._end)
 
-    async def close(self, seconds: float = _AT_END) -> None:
+    async def close(self, *, at_end: bool = False) -> None:
         """Give back what nobody needs any more, hear the answers that are due, and close the connections.
 
-        What callers hold stays theirs: with the next command the connections open again.
+        It takes a second at most. What callers hold stays theirs: with the next command the connections open again.
+
+        Args:
+            at_end: whether the loop ends, so that nothing is done beside callers any more.
         """
         if self.process is not _process.current():
             return
-        with contextlib.suppress(TimeoutError, StoreError):
-            async with asyncio.timeout(seconds):
-                for release in self.process_state.left_behind():
-                    await self._run(release)
-                    self.process_state.returned(release)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_AT_END):
+                await asyncio.gather(*map(self._give_back, self.process_state.left_behind()))
                 while any(pipe.due for pipe in self._connections.pipes):  # noqa: ASYNC110 - some of several
                     await asyncio.sleep(0.001)
         for timer in (self._chores, self._idle):
@@ -289,9 +292,19 @@ class Store:
         self._chores = self._idle = None
         if self._listener is not None:
             self._listener.task.cancel()
-            await asyncio.wait([self._listener.task])
+            await asyncio.wait([self._listener.task], timeout=_AT_END)
             self._listener = None
         await self._connections.close()
+        if not at_end:
+            self._chores_changed()
+
+    async def _give_back(self, release: Command[Any]) -> None:
+        try:
+            await self._run(release)
+        except Exception as error:  # noqa: BLE001 - a credential provider may raise anything
+            logger.warning("%s could not be given back: %s", release.keys[0], error)
+        else:
+            self.process_state.returned(release)
 
 
 async def _set_before(event: asyncio.Event, until: float | None) -> None:
@@ -307,33 +320,37 @@ class _OfferListener:
 
     def __init__(self, store: Store) -> None:
         self.ready = asyncio.Event()
-        self.failure: StoreError | None = None
+        self.failure: Exception | None = None
         self._store = store
         self._subscription: PubSub | None = None
         self._process_state = store.process_state
         self.task = asyncio.create_task(self._run(), name="kraken-nonce-listener")
+        self.task.add_done_callback(self._ended)
 
     async def _run(self) -> None:
         try:
-            try:
-                await self._listen()
-            except RedisConnectionError:
-                if self.ready.is_set():
-                    raise
-                await self._listen()
-        except (RedisError, OSError) as error:
+            await self._listen()
+        except RedisConnectionError:
+            if self.ready.is_set():
+                raise
+            await self._listen()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Let callers know, also of a task that was cancelled before it began."""
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, RedisError | OSError):
             self.failure = from_redis(error, "subscribe", self._process_state.channel)
-        finally:
-            self._process_state.listening = False
-            self._process_state.ask_again()
-            self.ready.set()
+            self.failure.__cause__ = error
+        elif isinstance(error, Exception):
+            self.failure = error
+        self._process_state.listening = False
+        self._process_state.ask_again()
+        self.ready.set()
 
     def disown(self) -> None:
         """Leave the connection to the parent, in a forked child."""
-        connection = None if self._subscription is None else self._subscription.connection
-        writer: Any = None if connection is None else connection._writer  # noqa: SLF001 - there is no other way to it
-        if writer is not None:
-            disown(writer.transport)
+        if self._subscription is not None and self._subscription.connection is not None:
+            disown(self._subscription.connection)
         self.task.cancel()
 
     async def _listen(self) -> None:
@@ -390,5 +407,4 @@ async def aclose() -> None:
     What callers hold stays theirs; objects open connections anew when they are used.
     """
     stores: dict[Hashable, Store] = asyncio.get_running_loop().__dict__.get(_STORES, {})
-    for store in list(stores.values()):
-        await store.close()
+    await asyncio.gather(*(store.close() for store in list(stores.values())))
