@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.guards import AsyncGuard, Guard
-from kraken_nonce_redis._calls.requests import longest, refuse_repeats
+from kraken_nonce_redis._calls.requests import longest, refuse_repeats, take_into_use
 from kraken_nonce_redis.clients import Options
 from kraken_nonce_redis.errors import CallLockError, IncompatibleClient
 
@@ -214,12 +214,13 @@ class KrakenNonceMixin(_Signing):
         **rest: Any,
     ) -> Any:
         """Make a call, under the lock if it is private; arguments and result as in the SDK."""
-        stock = cast("Callable[..., Any]", super().request)
+        stock, session = cast("Callable[..., Any]", super().request), getattr(self, "_SpotClient__session", None)
+        take_into_use(session)
         if not self._is_private(uri, auth):
             return stock(method, uri, params, timeout, auth=auth, **rest)
         timeout, at_most = self._timeouts(timeout)
         params = _all_params(params, rest)
-        refuse_repeats(getattr(self, "_SpotClient__session", None), self.URL)
+        refuse_repeats(session, self.URL)
 
         def send(step: Send) -> Heard:
             with _requesting(step) as request:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, cast
 
 from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.guards import Guard
-from kraken_nonce_redis._calls.requests import longest, refuse_repeats
+from kraken_nonce_redis._calls.requests import longest, refuse_repeats, take_into_use
 from kraken_nonce_redis.errors import CallLockError, IncompatibleClient
 
 try:
@@ -84,6 +84,7 @@ class _Guarded(krakenex.API):  # type: ignore[misc] # it has no types
         return request.step.nonce
 
     def _query(self, urlpath: str, data: Any, headers: Any = None, timeout: Timeout | None = None) -> Any:
+        take_into_use(self.session)
         request = _under_way.get()
         if request is not None:
             request.step.check()

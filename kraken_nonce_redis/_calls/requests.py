@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
+from weakref import WeakKeyDictionary
 
+from kraken_nonce_redis import _process
 from kraken_nonce_redis.errors import IncompatibleClient
 
 Timeout: TypeAlias = float | tuple[float, float]

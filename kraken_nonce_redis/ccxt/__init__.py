@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kraken_nonce_redis._calls.guards import Guard
-from kraken_nonce_redis._calls.requests import longest, refuse_repeats
+from kraken_nonce_redis._calls.requests import longest, refuse_repeats, take_into_use
 
 try:
     import ccxt
@@ -55,6 +55,7 @@ class kraken(Adapter, ccxt.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt
 
     def fetch(self, url: Any, method: Any = "GET", headers: Any = None, body: Any = None) -> Any:
         """Send a request and return the decoded answer; a private one under the lock."""
+        take_into_use(self.session)
         if not isinstance(body, Unsigned):
             return super().fetch(url, method, headers, body)
         refuse_repeats(self.session, str(self.urls["api"]["private"]))

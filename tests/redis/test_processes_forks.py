@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kraken_nonce_redis.testing import KrakenSimulator
 from tests.support import forks
 from tests.support.forks import PROCESSES, TURNS
 from tests.support.helpers import eventually
@@ -89,6 +90,15 @@ def test_multiprocessing(valkey: Server, record: Path, method: str) -> None:
     """Four processes of multiprocessing, started after use in the parent."""
     forks.run(method, valkey.url, record)
     assert_one_at_a_time(record, 1 + PROCESSES * TURNS, PROCESSES + 1)
+
+
+def test_sessions_of_clients(valkey: Server, record: Path) -> None:
+    """Forked after calls to Kraken, each process has HTTP connections of its own, also for public calls.
+
+    The parent goes on with the one that it had; settings of the session stay.
+    """
+    with KrakenSimulator() as sim:
+        forks.run("sessions", valkey.url, record, SIMULATOR=sim.url, API_KEY=sim.key, API_SECRET=sim.secret)
 
 
 @pytest.mark.test_all

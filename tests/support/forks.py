@@ -18,17 +18,22 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from requests.adapters import HTTPAdapter
+
 from kraken_nonce_redis import CallLock, HoldTimeout, NonceAllocator, StoreUnavailable, StoreUnsupported
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from tests.support.faces import KEY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 ROOT: Final = Path(__file__).parents[2]
 PROCESSES: Final = 4
 TURNS: Final = 15
 TTL: Final = 5.0
+
+FORK_OF_THREADS: Final = "ignore:This process:DeprecationWarning"
+"""Since 3.12 Python says that a fork beside threads may deadlock; here it must not."""
 
 _PATCHED: Final = """
 from gevent import monkey
@@ -78,7 +83,7 @@ def run(way: str, url: str, record: Path, *, seconds: float = 60, **more: str) -
     """Run a program to its end; return what it said. It must say nothing on stderr."""
     start = ["-m", "tests.support.forks"] if way not in PATCHES else ["-c", PATCHES[way]]
     done = subprocess.run(
-        [sys.executable, "-W", "error", *start, way, url, str(record)],
+        [sys.executable, "-W", "error", "-W", FORK_OF_THREADS, *start, way, url, str(record)],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), *sys.path]))} | more,
         capture_output=True,
@@ -264,6 +269,68 @@ def half_patched(url: str, record: str) -> None:
         print(error)
 
 
+def _ports(session: Any) -> set[int]:
+    """Return where the connections that a session of requests keeps come from."""
+    pools = session.get_adapter("http://").poolmanager.pools
+    return {
+        connection.sock.getsockname()[1]
+        for pool in [pools[key] for key in pools.keys()]  # noqa: SIM118 - it can't be iterated over
+        for connection in pool.pool.queue
+        if connection is not None and connection.sock is not None
+    }
+
+
+def _clients(url: str) -> Iterator[tuple[Any, Callable[[], object], Callable[[], object]]]:
+    """Return the session of each client, a private call and a public one."""
+    import kraken_nonce_redis.ccxt  # noqa: PLC0415
+    from kraken_nonce_redis.kraken_sdk import SpotClient  # noqa: PLC0415
+    from kraken_nonce_redis.krakenex import API  # noqa: PLC0415
+
+    uri, key, secret = (os.environ[name] for name in ("SIMULATOR", "API_KEY", "API_SECRET"))
+    api = API(key, secret, redis=url)
+    api.uri = uri
+    yield api.session, lambda: api.query_private("Balance"), lambda: api.query_public("Time")
+    sdk = SpotClient(key, secret, url=uri, redis=url)
+    yield (
+        sdk._SpotClient__session,
+        lambda: sdk.request("POST", "/0/private/Balance"),
+        lambda: sdk.request("GET", "/0/public/Time", auth=False),
+    )
+    exchange = kraken_nonce_redis.ccxt.kraken(
+        {
+            "apiKey": key,
+            "secret": secret,
+            "enableRateLimit": False,
+            "urls": {"api": {"public": uri, "private": uri}},
+            "redis": url,
+        }
+    )
+    yield exchange.session, exchange.private_post_balance, exchange.public_get_time
+
+
+def sessions(url: str) -> None:
+    """Fork after calls to Kraken; the children's sessions have connections of their own, and settings as before."""
+    for session, private, public in _clients(url):
+        session.headers["X-Mine"] = "kept"
+        session.verify = "/a/file"
+        session.mount("http://", HTTPAdapter(pool_maxsize=3))
+        private()
+        parent, ports = os.getpid(), _ports(session)
+        assert len(ports) == 1
+
+        def work(calls: tuple[Callable[[], object], ...] = (public, private), session: Any = session) -> None:
+            for call in calls if os.getpid() % 2 else reversed(calls):
+                call()
+                assert (_ports(session) == ports) == (os.getpid() == parent)
+                assert len(_ports(session)) == 1
+            assert (session.headers["X-Mine"], session.verify) == ("kept", "/a/file")
+            assert session.get_adapter("http://").poolmanager.connection_pool_kw["maxsize"] == 3
+
+        in_children(os.fork, work)
+        private()
+        assert _ports(session) == ports
+
+
 def main(way: str, url: str, record: str) -> None:
     """Go one way."""
     match way:
@@ -281,6 +348,8 @@ def main(way: str, url: str, record: str) -> None:
             between_loop_runs(os.fork, url, record, uvloop.new_event_loop)
         case "fork" | "spawn" | "forkserver":
             by_multiprocessing(way, url, record)
+        case "sessions":
+            sessions(url)
         case "gevent":
             greenlets(url, record)
         case "gevent without threads":
