@@ -344,7 +344,7 @@ class TestLease:
             return sign(self, *args)
 
         monkeypatch.setattr(stock, "sign", slow)
-        with pytest.raises(LeaseLost, match="has ended; sign and send nothing"):
+        with pytest.raises(LeaseLost, match="sign and send nothing under it"):
             bot("privatePostBalance")
         assert sim.requests() == []
 
