@@ -32,7 +32,7 @@ OF_PYTHON: Final = frozenset(
     {
         *("__future__", "collections", "contextlib", "copy", "dataclasses", "enum", "functools", "hashlib", "heapq"),
         *("itertools", "logging", "math", "os", "pathlib", "random", "re", "secrets", "threading", "time", "typing"),
-        *("urllib.parse", "uuid"),
+        *("importlib.resources", "urllib.parse", "uuid", "weakref"),
     }
 )
 """What rooms without I/O use of Python's."""
