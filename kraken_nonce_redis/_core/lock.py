@@ -199,7 +199,7 @@ class _Renewal:
             return None
         if result is None:
             self._lease._end()
-            logger.warning("The lease on %s was lost before it was renewed", self._lock.keys.state)
+            self._lock.ended_early(self._lease)
             return None
         self._lease._renewed(result, self._asked + self._lock.ttl)
         return now + self._lock.ttl / 3
@@ -358,6 +358,16 @@ class LockCore(Generic[L]):
                 raise
             logger.warning("%s", error)
 
+    def ended_early(self, lease: LeaseCore) -> None:
+        """Tell of a lease that was gone before its holder released it."""
+        logger.warning(
+            "The lease on %s was lost while it was held (nonce %d): another caller may have held the lock",
+            self.keys.state,
+            lease.nonce,
+        )
+        event = events.LeaseEndedEarly(self.keys.tag, lease.nonce)
+        self._process_state().later(lambda: events.tell(event, self._on_event))
+
     def _telling(self, owner: object, lease: L) -> Flow[None]:
         """End one hold, and with the last one hand the release to the server; what comes of it is heard later."""
         left = self._end(owner, lease)
@@ -367,13 +377,7 @@ class LockCore(Generic[L]):
 
         def answered(release: Release) -> None:
             if release == "lost" or (release == "gone" and not command.repeated):
-                logger.warning(
-                    "The lease on %s was lost while it was held (nonce %d): another caller may have held the lock",
-                    self.keys.state,
-                    lease.nonce,
-                )
-                event = events.LeaseEndedEarly(self.keys.tag, lease.nonce)
-                process_state.later(lambda: events.tell(event, self._on_event))
+                self.ended_early(lease)
 
         def lost() -> None:
             process_state.give_back(self._release(lease), left)

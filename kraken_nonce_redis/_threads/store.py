@@ -138,6 +138,8 @@ class Store:
         self._chores_turn: threading.Condition
         self._chores: threading.Thread | None
         self._tend_at: float | None
+        self._told: dict[str, tuple[Pipe, Slot]]
+        """By state key, the latest release whose answer nobody has heard yet."""
         self._closed: threading.Event | None
         """Set when what somebody waits for in `close` is done."""
 
@@ -165,6 +167,7 @@ class Store:
         self._chores_turn = threading.Condition()
         self._chores = None
         self._tend_at = None
+        self._told = {}
         self._closed = None
         self._process = process
         finalizers = sys.modules.get("multiprocessing.util")
@@ -187,6 +190,8 @@ class Store:
             )
         try:
             self._busy.add(thread)
+            if command.durability is not None and command.keys[0] in self._told:
+                self._hear(*self._told[command.keys[0]])  # it takes another connection
             for release in self._process_state.owed(command):
                 self._run(release)
                 self._process_state.returned(release)
@@ -225,6 +230,7 @@ class Store:
 
         def on_done(slot: Slot) -> None:
             step.command.repeated |= slot.sent > 1
+            self._told.pop(step.command.keys[0], None)
             try:
                 result = self._result(step.command, slot.outcome())
             except Exception:  # noqa: BLE001 - whatever it is, it must not strike who reads for everyone
@@ -235,15 +241,22 @@ class Store:
 
         # Nobody waits to send it whole when the server lacks the script.
         whole = step.command.name not in pipe.scripts
+        slot = Slot(self._process_state.request(step.command, whole=whole), step.command.due, on_done)
         thread = threading.get_ident()
         try:
             self._busy.add(thread)
-            pipe.tell(Slot(self._process_state.request(step.command, whole=whole), step.command.due, on_done))
+            self._told[step.command.keys[0]] = pipe, slot
+            pipe.tell(slot)
         finally:
             self._busy.discard(thread)
         if self._tend_at is None:
             self._tend_at = clock.now() + _TEND
             self._chores_changed()
+
+    def _hear(self, pipe: Pipe, slot: Slot) -> None:
+        """Wait for the answer to what was told."""
+        with contextlib.suppress(RedisError, OSError):
+            pipe.finish(slot)
 
     def drive(self, flow: Generator[Any, Any, T], carry_out: Callable[[Any], Any] | None = None) -> T:
         """Carry out a flow's steps and return what it comes to. ``carry_out`` does those that are not Redis' matter."""

@@ -183,11 +183,11 @@ class _Link(asyncio.Protocol):
                     self._pipe.lose(self, redis.ConnectionError(str(reply)))
                     return
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """Take note that the connection is gone."""
-        self._former.connection_lost(error)
+        self._former.connection_lost(exc)
         if self._pid == os.getpid():
-            self._pipe.lose(self, redis.ConnectionError(str(error) if error else "Connection closed by server."))
+            self._pipe.lose(self, redis.ConnectionError(str(exc) if exc else "Connection closed by server."))
 
     def close(self) -> None:
         """Close the connection."""

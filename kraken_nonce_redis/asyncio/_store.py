@@ -56,6 +56,8 @@ class Store:
         self._listener: _OfferListener | None = None
         self._chores: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
+        self._told: list[str] = []
+        """The state keys of releases whose answer has not come yet."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._end: AsyncGenerator[None] | None = None
 
@@ -67,6 +69,9 @@ class Store:
             await self._look_out_for_the_end()
         if self._idle is None:
             self._idle = self.loop.call_later(_IDLE, self._close_idle)
+        if command.durability is not None:  # it takes another connection
+            while command.keys[0] in self._told:  # noqa: ASYNC110 - told by a callback
+                await asyncio.sleep(0.001)
         for release in self.process_state.owed(command):
             await self._run(release)
             self.process_state.returned(release)
@@ -98,7 +103,18 @@ class Store:
         if pipe is None or not pipe.is_open or self.process_state.owed(step.command):
             step.answered(await self.run(step.command))
         else:
-            self._begin(pipe, step.command, step.answered, lambda _: step.lost())
+            key = step.command.keys[0]
+            self._told.append(key)
+
+            def answered(result: Any) -> None:
+                self._told.remove(key)
+                step.answered(result)
+
+            def lost(_: Exception) -> None:
+                self._told.remove(key)
+                step.lost()
+
+            self._begin(pipe, step.command, answered, lost)
 
     def _begin(
         self, pipe: Pipe, command: Command[T], answered: Callable[[T], object], failed: Callable[[Exception], object]

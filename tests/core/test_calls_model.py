@@ -36,7 +36,7 @@ from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.calls import Calls
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.lock import LeaseCore, LockCore
-from kraken_nonce_redis._core.steps import Run, Send, Sleep
+from kraken_nonce_redis._core.steps import Run, Send, Sleep, Tell
 from kraken_nonce_redis._core.waiting import ProcessState, doing
 from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis._redis import commands
@@ -424,6 +424,28 @@ class Bot:
             while True:  # whatever it would clean up, it is not done
                 flow.throw(Killed)
 
+    def run(self, step: Run) -> Any:
+        """Run a command; Redis may fail before or after it."""
+        self._may_fail(step)
+        result = self.world.redis.run(step.command)
+        self._may_fail(step)
+        return result
+
+    def _may_fail(self, step: Run) -> None:
+        if self.trouble and self.world.chance(0.005):
+            self.failed = True
+            raise StoreUnavailable(step.command.name, "", "down")
+
+    def tell(self, step: Tell) -> None:
+        """Hand a command over; its answer may get lost, and it may be before it is run."""
+        lost = self.trouble and self.world.chance(0.01)
+        self.failed |= lost
+        result = None if lost and self.world.chance(0.5) else self.world.redis.run(step.command)
+        if lost:
+            step.lost()
+        else:
+            step.answered(result)
+
     def carry_out(self, step: Any, depth: int) -> Any:
         """Carry out one step, with luck."""
         world = self.world
@@ -436,15 +458,9 @@ class Bot:
         if isinstance(step, Sleep):
             return world.pass_time(step.seconds)
         if isinstance(step, Run):
-            before = self.trouble and world.chance(0.005)
-            if before:
-                self.failed = True
-                raise StoreUnavailable(step.command.name, "", "down")
-            result = world.redis.run(step.command)
-            if self.trouble and world.chance(0.005):
-                self.failed = True
-                raise StoreUnavailable(step.command.name, "", "down")
-            return result
+            return self.run(step)
+        if isinstance(step, Tell):
+            return self.tell(step)
         assert isinstance(step, Send)
         if self.trouble and world.chance(0.01):
             raise NotSent

@@ -20,6 +20,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._redis import cluster, commands
 from kraken_nonce_redis._redis.cluster import Exchange, Nodes, told
+from kraken_nonce_redis._redis.resp import Parser, pack
 from kraken_nonce_redis.errors import keeps_connection
 from tests.support.helpers import KEYS
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.once
 
 A, B, C = ("a", 1), ("b", 2), ("c", 3)
-WORDS = ("EVALSHA", "...")
+REQUEST = pack(("EVALSHA", "..."))
 HERE = f"{cluster.key_slot(KEYS.state.encode())}"
 
 
@@ -45,11 +46,19 @@ def slots(*owners: Address) -> list[Any]:
     ]
 
 
+def requested(step: Exchange) -> list[str]:
+    """Return the first word of each request of an exchange."""
+    parser = Parser()
+    parser.feed(step.request)
+    return [parser.next()[0].decode() for _ in range(step.due)]
+
+
 class Sky:
     """Answers for nodes as a test says, and notes what they were asked and for how long nothing was."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.nodes = Nodes([A])
+        self.known: list[Address] = []
+        self.nodes = Nodes([A], self.known.extend)
         self.command = commands.reserve(KEYS, 1)
         self.asked: list[tuple[Address, str]] = []
         self.now = 0.0
@@ -57,15 +66,16 @@ class Sky:
 
     def send(self, answer: Callable[[Address, str], Any]) -> Any:
         """Send the command; an answer that is an error is thrown."""
-        flow = self.nodes.sending(self.command, WORDS)
+        flow = self.nodes.sending(self.command, REQUEST, 1)
         step = next(flow)
         try:
             while True:
                 assert len(self.asked) < 1000, self.asked[-10:]
                 if isinstance(step, Exchange):
-                    self.asked.append((step.address, str(step.words[0])))
-                    said = answer(step.address, str(step.words[0]))
-                    step = flow.throw(told(said)) if isinstance(said, RedisError) else flow.send((said, None))
+                    words = requested(step)
+                    self.asked += [(step.address, word) for word in words]
+                    said = answer(step.address, words[-1])
+                    step = flow.throw(told(said)) if isinstance(said, RedisError) else flow.send([*words[:-1], said])
                 else:
                     self.now += step.seconds
                     step = flow.send(None)
@@ -130,7 +140,7 @@ def test_a_slow_node_is_not_waited_for_twice(sky: Sky) -> None:
 
 def test_no_node_answers(sky: Sky) -> None:
     """Each node is asked, and the last one's failure is what the caller hears."""
-    sky.nodes = Nodes([A, B, C])
+    sky.nodes = Nodes([A, B, C], lambda _: None)
     with pytest.raises(RedisConnectionError, match="gone"):
         sky.send(lambda *_: RedisConnectionError("gone"))
     assert {node for node, _ in sky.asked} == {A, B, C}
