@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._core import lock as core
-from kraken_nonce_redis._core.lock import AllocatorCore, LeaseCore, LockCore
-from kraken_nonce_redis._redis.commands import Keyspace
+from kraken_nonce_redis._core.allocator import AllocatorCore
+from kraken_nonce_redis._core.lock import LeaseCore, LockCore
+from kraken_nonce_redis._core.wishes import Wishes
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.errors import KrakenNonceError
 from tests.simulation.history import History
 from tests.simulation.network import Network
@@ -148,10 +150,8 @@ class Stage:
             lambda: process.process_state,
             API_KEY,
             ttl=self._ttl,
-            scope="key",
             pace=self._pace,
             namespace=NAMESPACE,
-            durable=False,
         )
         lock._lease = lambda acquired: LeaseCore(lock, acquired)  # type: ignore[method-assign]
         self._locks[process] = lock
@@ -184,11 +184,8 @@ class Stage:
     async def hold(self, process: Process, turn: Turn, keep: float = 0.0, **wishes: Any) -> None:
         """Hold the lock for so many seconds, and note it."""
         owner, lock = object(), self._locks[process]
-        settings = {"timeout": None, "cost": 0, "priority": "normal"} | wishes
         try:
-            lease = await process.drive(
-                lock._holding(owner, auto_renew=False, startup_protection=True, token=None, **settings)
-            )
+            lease = await process.drive(lock._holding(owner, Wishes(**wishes)))
             turn.granted = self.now
             await process.sleep(keep)
             await process.drive(lock._leaving(owner, lease, failed=False))
