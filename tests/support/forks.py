@@ -315,20 +315,24 @@ def sessions(url: str) -> None:
         session.verify = "/a/file"
         session.mount("http://", HTTPAdapter(pool_maxsize=3))
         private()
-        parent, ports = os.getpid(), _ports(session)
-        assert len(ports) == 1
-
-        def work(calls: tuple[Callable[[], object], ...] = (public, private), session: Any = session) -> None:
-            for call in calls if os.getpid() % 2 else reversed(calls):
-                call()
-                assert (_ports(session) == ports) == (os.getpid() == parent)  # noqa: B023 - run in this round
-                assert len(_ports(session)) == 1
-            assert (session.headers["X-Mine"], session.verify) == ("kept", "/a/file")
-            assert session.get_adapter("http://").poolmanager.connection_pool_kw["maxsize"] == 3
-
-        in_children(os.fork, work)
+        _share(session, (public, private))
         private()
-        assert _ports(session) == ports
+
+
+def _share(session: Any, calls: tuple[Callable[[], object], ...]) -> None:
+    parent, ports = os.getpid(), _ports(session)
+    assert len(ports) == 1
+
+    def work() -> None:
+        for call in calls if os.getpid() % 2 else reversed(calls):
+            call()
+            assert (_ports(session) == ports) == (os.getpid() == parent)
+            assert len(_ports(session)) == 1
+        assert (session.headers["X-Mine"], session.verify) == ("kept", "/a/file")
+        assert session.get_adapter("http://").poolmanager.connection_pool_kw["maxsize"] == 3
+
+    in_children(os.fork, work)
+    assert _ports(session) == ports
 
 
 def main(way: str, url: str, record: str) -> None:
