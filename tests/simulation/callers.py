@@ -9,14 +9,16 @@ from kraken_nonce_redis._core.allocator import AllocatorCore
 from kraken_nonce_redis._core.lock import LeaseCore, LockCore
 from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis.errors import HoldTimeout, LeaseLost, NonceTooFarAhead, StoreError
+from kraken_nonce_redis.events import LeaseEndedEarly
 from tests.simulation.records import LONGEST_COOL_DOWN, Acquisition
 
 if TYPE_CHECKING:
     from random import Random
 
     from kraken_nonce_redis._core.waiting import Acquired
+    from kraken_nonce_redis.events import Event
+    from tests.simulation.history import History
     from tests.simulation.process import Process
-    from tests.simulation.records import History
 
 HOUR = 3_600 * 10**9
 
@@ -42,6 +44,7 @@ class Caller:
     """A thread or task that uses one lock again and again.
 
     Attributes:
+        process: where it runs.
         acquisition: the one that it is busy with.
         raises: whether it raises nonces ahead of the clock at times.
     """
@@ -51,19 +54,21 @@ class Caller:
     ) -> None:
         self.name = name
         self.acquisition: Acquisition | None = None
-        self._process = process
+        self.process = process
         self._lock = lock
         self._random = random
         self._history = history
         self._allocator = AllocatorCore(lock.keys, HOUR, durable=False)
         self._raises = raises
+        self._by_nonce: dict[int, Acquisition] = {}
+        lock._on_event = self._hear
 
     async def live(self, sections: int, spread: float, high: float) -> None:
         """Hold the lock so many times, with pauses of up to ``spread`` seconds; ``high`` is how likely it is urgent."""
         random = self._random
         try:
             for number in range(sections):
-                await self._process.sleep(random.random() * spread)
+                await self.process.sleep(random.random() * spread)
                 if random.random() < 0.15:
                     await self._do_without()
                 else:
@@ -73,7 +78,7 @@ class Caller:
 
     async def _do_without(self) -> None:
         """Do something that takes no lock."""
-        random, process = self._random, self._process
+        random, process = self._random, self.process
         chance = random.random()
         try:
             if chance < 0.3:
@@ -91,11 +96,11 @@ class Caller:
         timeout = random.choice([None, None, None, 60.0, 5.0, 1.0, 0.3, 0])
         renews = random.random() < 0.15
         until = None if timeout is None else clock.now() + timeout
-        acquisition = self.acquisition = Acquisition(name, self._process, lock.keys.state, high, until)
+        acquisition = self.acquisition = Acquisition(name, self.process, lock.keys.state, high, until)
         history.asks(acquisition)
         lock._lease = lambda acquired: Lease(lock, acquired, acquisition, history)
         try:
-            lease = await self._process.drive(
+            lease = await self.process.drive(
                 lock._holding(
                     self,
                     Wishes(
@@ -115,6 +120,7 @@ class Caller:
             history.told(acquisition, error)
             raise
         history.granted(acquisition, lease)
+        self._by_nonce[lease.nonce] = acquisition
         try:
             await self._work(lease, acquisition, renews=renews)
         except GeneratorExit:
@@ -127,8 +133,9 @@ class Caller:
     async def _leave(self, lease: Lease, acquisition: Acquisition, *, failed: bool) -> None:
         history = self._history
         history.releases(acquisition)
+        wait = self._random.random() < 0.5
         try:
-            await self._process.drive(self._lock._leaving(self, lease, failed=failed))
+            await self.process.drive(self._lock._leaving(self, lease, failed=failed, wait=wait))
         except LeaseLost as error:
             history.released(acquisition, error)
         except BaseException as error:
@@ -136,6 +143,12 @@ class Caller:
             raise
         else:
             history.released(acquisition)
+
+    def _hear(self, event: Event) -> None:
+        """Take note of a lease that was lost, as its holder hears after it has gone on."""
+        if isinstance(event, LeaseEndedEarly):
+            acquisition = self._by_nonce[event.nonce]
+            self.process.soon(lambda: self._history.finds_lost(acquisition))  # a hook's own errors are swallowed
 
     async def _work(self, lease: Lease, acquisition: Acquisition, *, renews: bool) -> None:
         """Call Kraken a few times, and more rarely extend, nest, or dawdle past the end of the lease."""
@@ -146,24 +159,24 @@ class Caller:
                 nonce = lease.next_nonce() if nonce is None else nonce
                 self._history.calls_kraken(acquisition, nonce)
             nonce = None
-            await self._process.sleep(random.random() * random.choice([0, 0.01, 0.1, 0.1, 0.5]))
+            await self.process.sleep(random.random() * random.choice([0, 0.01, 0.1, 0.1, 0.5]))
             chance = random.random()
             try:
                 if chance < 0.05:
-                    await self._process.drive(lease._extending(random.choice([0.5, 5.0])))
+                    await self.process.drive(lease._extending(random.choice([0.5, 5.0])))
                 elif chance < 0.1:
-                    await self._process.drive(lease._extending(self._lock.ttl, replace=True))
+                    await self.process.drive(lease._extending(self._lock.ttl, replace=True))
                 elif chance < 0.15:
                     await self._nest(lease)
                 elif chance < 0.2:
                     terms = random.choice([2.5] if renews else [0.5, 1.001, 1.5])
-                    await self._process.sleep(self._lock.ttl * terms)
+                    await self.process.sleep(self._lock.ttl * terms)
             except StoreError as error:
                 self._history.note("%s can't extend: %r", acquisition.name, error)
             except LeaseLost:
                 return
 
     async def _nest(self, lease: Lease) -> None:
-        inner = await self._process.drive(self._lock._holding(self, Wishes(timeout=0)))
+        inner = await self.process.drive(self._lock._holding(self, Wishes(timeout=0)))
         assert inner is lease
-        await self._process.drive(self._lock._leaving(self, inner, failed=False))
+        await self.process.drive(self._lock._leaving(self, inner, failed=False))

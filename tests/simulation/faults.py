@@ -24,7 +24,7 @@ def interrupt(world: World) -> None:
     if task.over or caller.acquisition is None:
         return
     acquisition = caller.acquisition
-    acquisition.interrupted = True
+    acquisition.interrupted = acquisition.quiet = True
     if acquisition.state in {"asking", "leaving"} and acquisition.process.runs and random.random() < 0.3:
         world.history.note("%s is closed", acquisition.name)
         task.close()
@@ -125,6 +125,18 @@ def forget_scripts(world: World) -> None:
     world.network.forget_scripts()
 
 
+def fill_up(world: World) -> None:
+    """Let the server refuse to write for a while."""
+    seconds = world.random.random() * 5
+    world.network.full = True
+    world.history.fault("the server refuses to write for %.3f s", seconds, recovery=seconds + RECOVERY)
+
+    def end() -> None:
+        world.network.full = False
+
+    world.scheduler.at(world.scheduler.now + seconds, end)
+
+
 def step_clock(world: World) -> None:
     """Set the server's clock forward or back."""
     seconds = world.random.choice([1, -1]) * world.random.choice([0.001, 0.5, 10.0, 3600.0]) * world.random.random()
@@ -160,7 +172,7 @@ def fail_over(world: World) -> None:
     """Go on with an older state on another server, to which everyone has to connect anew."""
     if world.snapshots:
         world.server.restore(world.random.choice(world.snapshots))
-        world.network.restart()
+        world.network.fail_over()
         world.history.dead += len(world.processes)  # places of waiters that have left since
         _lost(world, "a failover goes back to an older state")
 
@@ -186,9 +198,9 @@ def restart(world: World) -> None:
 
 GIVING_UP: list[Callable[[World], None]] = [interrupt]
 PROCESSES = [interrupt, crash, stop, stop, end_subscription]
-NETWORK = [interrupt, trouble, trouble, cut_off, stall, end_subscription, restart, forget_scripts]
+NETWORK = [interrupt, trouble, trouble, cut_off, stall, end_subscription, restart, forget_scripts, fill_up]
 OVERTAKING = [interrupt, overtake, trouble, crash]
-CLOCKS = [interrupt, step_clock, step_clock, stop, crash]
+CLOCKS = [interrupt, step_clock, step_clock, stop, crash, crash]
 LOSSES = [interrupt, flush, save, save, fail_over, unlock, crash]
 EVERYTHING = [*PROCESSES, *NETWORK, *OVERTAKING, *CLOCKS, *LOSSES]
 MIXES = [GIVING_UP, GIVING_UP, PROCESSES, NETWORK, OVERTAKING, CLOCKS, LOSSES, EVERYTHING]

@@ -5,7 +5,8 @@ Callers, processes and server report here. Whatever breaks a promise of docs/gua
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+import itertools
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from kraken_nonce_redis._core.waiting import HEARTBEAT, OFFER
 from kraken_nonce_redis._redis import commands
@@ -25,9 +26,24 @@ from tests.simulation.records import (
 if TYPE_CHECKING:
     from kraken_nonce_redis._core.lock import LeaseCore
     from kraken_nonce_redis._redis.commands import Command
+    from tests.simulation.pipe import Order
     from tests.simulation.process import Process
     from tests.simulation.scheduler import Scheduler
     from tests.simulation.server import Server
+
+
+class _Owed(NamedTuple):
+    """A release that must reach the server before its process asks for the lock again.
+
+    Attributes:
+        number: commands with higher ones were begun later.
+        until: when what it releases has ended anyway.
+        order: its request, when it was handed over and nobody has heard of it since.
+    """
+
+    number: int
+    until: float
+    order: Order | None = None
 
 
 class History:
@@ -45,11 +61,14 @@ class History:
         self._asks: Acquisition | None = None
         self.server: Server
         self.clock_rate = 1.0
+        self.numbers = itertools.count()
         self._scheduler = scheduler
         self._keys: dict[str, KeyHistory] = {}
         self._by_member: dict[str, Acquisition] = {}
         self._seen: dict[tuple[Process, str], int] = {}
         self._heartbeats: dict[tuple[Process, str], float] = {}
+        self._owed: dict[tuple[Process, str], dict[str, _Owed]] = {}
+        self._unheard: dict[Order, Process] = {}
 
     def key(self, state: str) -> KeyHistory:
         """Return what is known of a key."""
@@ -131,12 +150,21 @@ class History:
             return
         self.note("%s has released: %r", acquisition.name, error)
         if isinstance(error, LeaseLost):
-            in_time = self._scheduler.now < acquisition.deadline
-            if in_time and self.key(acquisition.key).disturbed < acquisition.confirmed:
-                self.violation(f"{acquisition.name} hears that its lease was lost, but it was not")
-        elif error is None and acquisition.superseded and self.orderly and not acquisition.interrupted:
+            self.finds_lost(acquisition)
+        elif (
+            error is None
+            and acquisition.superseded
+            and self.orderly
+            and not (acquisition.interrupted or acquisition.quiet)
+        ):
             self.violation(f"{acquisition.name} does not hear that its lease was lost")
         self._ends(acquisition)
+
+    def finds_lost(self, acquisition: Acquisition) -> None:
+        """Check that a lease of which the server says that it was lost may have been."""
+        in_time = self._scheduler.now < acquisition.deadline
+        if in_time and self.key(acquisition.key).disturbed < acquisition.confirmed:
+            self.violation(f"{acquisition.name} hears that its lease was lost, but it was not")
 
     def _ends(self, acquisition: Acquisition) -> None:
         acquisition.state = "over"
@@ -165,6 +193,62 @@ class History:
             place = (process, command.keys[0])
             self._seen[place] = max(self._seen.get(place, 0), highest)
 
+    # What goes over the connections
+
+    def sent(self, process: Process, order: Order) -> None:
+        """Check that a request goes out twice at most."""
+        self.note("%s sends %s %s", process.name, order.command.name, order.command.args)
+        if order.sent > 2:
+            self.violation(f"{process.name} sends {order.command.name} for the {order.sent}rd time")
+
+    def lost(self, process: Process, in_flight: list[Order]) -> None:
+        """Check that everyone fails at once who was in flight on a connection that has never worked."""
+        if not all(order.done or order.left for order in in_flight):
+            self.violation(f"{process.name} tries again what no connection has worked for")
+
+    def delivered(self, order: Order) -> None:
+        """Check that a caller gets the replies to its own request."""
+        for reply in order.replies:
+            said = [answer for answer in order.said if answer.startswith(b"-") == isinstance(reply, Exception)]
+            if not any(isinstance(reply, Exception) or reply in answer.split(b"\r\n") for answer in said):
+                self.violation(f"{reply!r} comes as the reply to {order.command.name}, to which {order.said} was said")
+
+    def hands_over(self, command: Command[Any]) -> None:
+        """Take note of a release whose holder goes on without an answer."""
+        acquisition = self._by_member.get(str(command.args[0]))
+        if acquisition is not None:
+            acquisition.quiet = True
+
+    def tells(self, process: Process, order: Order) -> None:
+        """Take note of a release that was handed over, and nobody waits for its answer."""
+        self._unheard[order] = process
+        member = str(order.command.args[0])
+        acquisition = self._by_member.get(member)
+        until = 0.0 if acquisition is None else acquisition.deadline
+        self._owed.setdefault((process, order.command.keys[0]), {})[member] = _Owed(order.number, until, order)
+
+    def owes(self, process: Process, command: Command[Any], seconds: float) -> None:
+        """Take note of a release that is left to the agenda, for so many seconds."""
+        owed = _Owed(next(self.numbers), self._scheduler.now + seconds)
+        self._owed.setdefault((process, command.keys[0]), {})[str(command.args[0])] = owed
+
+    def heard(self, order: Order) -> None:
+        """Take note that somebody has heard what a release that was handed over has come to."""
+        self._unheard.pop(order, None)
+
+    def _reaches(self, order: Order, process: Process) -> None:
+        """Check that no process asks for a lock before what it has given up before has reached the server."""
+        command = order.command
+        owed = self._owed.get((process, command.keys[0]), {})
+        if command.name == "release":
+            owed.pop(str(command.args[0]), None)
+        elif command.name == "acquire":
+            for member, release in owed.items():
+                # One that lacked its script has reached the server, behind it others that were on their way.
+                reached = release.order is not None and release.order.said
+                if release.number < order.number and self._scheduler.now < release.until and not reached:
+                    self.violation(f"{command.args[0]} asks before {member} has released")
+
     # Server
 
     def published(self, message: str) -> None:
@@ -174,8 +258,9 @@ class History:
         if acquisition is not None:
             acquisition.offers += 1
 
-    def ran(self, command: Command[Any], reply: str, seen: int) -> None:
+    def ran(self, process: Process, order: Order, reply: str, seen: int) -> None:
         """Check what a script has done."""
+        command = order.command
         self.note("server: %s %s -> %s", command.name, command.args, reply)
         try:
             result = command.result(reply)
@@ -184,8 +269,9 @@ class History:
         state = command.keys[0]
         self._check_nonces(state, command, result, seen)
         self._asks = None
+        self._reaches(order, process)
         if command.name == "acquire":
-            self._acquired(command, result)
+            self._acquired(command, result, again=order.sent > 1)
         elif command.name == "extend":
             if result is not None and str(command.args[0]) in self._by_member:
                 self._by_member[str(command.args[0])].confirmed = self._scheduler.now
@@ -218,13 +304,13 @@ class History:
             self.violation(f"{command.name} gives {first}, not above {lowest} and the clock ({self.server.now}000)")
         key.must_exceed = last
 
-    def _acquired(self, command: Command[Any], result: Any) -> None:
+    def _acquired(self, command: Command[Any], result: Any, *, again: bool) -> None:
         member = str(command.args[0])
         key = self.key(command.keys[0])
         acquisition = self._by_member.get(member)
         if acquisition is None:
             acquisition = self._by_member[member] = key.acquisitions[member.split(":")[2]]
-        acquisition.asks += 1
+        acquisition.asks += not again
         self._asks = acquisition
         if isinstance(result, commands.Granted):
             acquisition.confirmed = self._scheduler.now
@@ -355,6 +441,9 @@ class History:
 
     def finish(self) -> None:
         """Check that nothing is left when everyone has left and all leases have ended."""
+        for order, process in self._unheard.items():
+            if not process.crashed:
+                self.violation(f"nobody has heard what became of {order.command.args[0]}'s release")
         for state in self._keys:
             if f"{state}:queue" in self.server.sets:
                 self.violation(f"{state} has a queue left: {self.server.sets[f'{state}:queue']}")

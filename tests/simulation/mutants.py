@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kraken_nonce_redis._core import lock as core
 from kraken_nonce_redis._core import waiting
 from kraken_nonce_redis._redis import commands, scripts
+from kraken_nonce_redis._redis.pipeline import Pipeline, Slot, Stream
 from tests.simulation.server import Lua
 
 if TYPE_CHECKING:
@@ -70,6 +72,58 @@ def _deadline_from_the_answer(lease: core.LeaseCore, nonces: range, deadline: fl
     lease._deadline = deadline + 0.05
 
 
+_hear, _take, _lose = Stream.hear, Pipeline.take, Pipeline.lose
+_MEMBER = re.compile(rb"(\r\np\d+:\d+)\.")
+
+
+def _to_the_next(stream: Stream, data: bytes) -> list[Slot]:
+    if len(stream.in_flight) > 1:
+        stream.in_flight.rotate(-1)
+    return _hear(stream, data)
+
+
+def _without_those_who_left(stream: Stream, data: bytes) -> list[Slot]:
+    for slot in [slot for slot in stream.in_flight if slot.left]:
+        stream.in_flight.remove(slot)
+    return _hear(stream, data)
+
+
+def _all_but_the_last(pipeline: Pipeline) -> list[Slot]:
+    taken = _take(pipeline)
+    if len(taken) > 1:
+        assert pipeline.stream is not None
+        pipeline.stream.in_flight.remove(taken.pop())
+    return taken
+
+
+def _lose_one(pipeline: Pipeline, error: Exception) -> None:
+    if pipeline.stream is not None and pipeline.stream.in_flight:
+        pipeline.stream.in_flight.pop()
+    _lose(pipeline, error)
+
+
+def _lose_all(pipeline: Pipeline, error: Exception) -> None:
+    if pipeline.stream is not None:
+        pipeline.stream.in_flight.clear()
+    _lose(pipeline, error)
+
+
+def _as_another_member(pipeline: Pipeline, error: Exception) -> None:
+    for slot in [] if pipeline.stream is None else pipeline.stream.in_flight:
+        slot.request = _MEMBER.sub(rb"\1,", slot.request)
+    _lose(pipeline, error)
+
+
+def _as_if_it_had_worked(pipeline: Pipeline, error: Exception) -> None:
+    if pipeline.stream is not None:
+        pipeline.stream.proven = True
+    _lose(pipeline, error)
+
+
+def _nothing_is_owed(*_: object) -> tuple[()]:
+    return ()
+
+
 MUTANTS: dict[str, LuaMutant | PythonMutant] = {
     "release gives back whatever anybody has": LuaMutant(
         "if state.member == member then\n  hand_over", "if state.member then\n  hand_over"
@@ -107,6 +161,14 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
     "a place that is gone is not noticed": PythonMutant(waiting.KeyWaiters, "heard", _forget),
     "what a caller could not give back is kept": PythonMutant(waiting.ProcessState, "give_back", _forget),
     "no heartbeat is sent": PythonMutant(waiting.ProcessState, "start_heartbeat", _forget),
+    "a reply goes to the next slot": PythonMutant(Stream, "hear", _to_the_next),
+    "a slot is gone when its caller leaves": PythonMutant(Stream, "hear", _without_those_who_left),
+    "a request is never sent": PythonMutant(Pipeline, "take", _all_but_the_last),
+    "a reconnect forgets one in flight": PythonMutant(Pipeline, "lose", _lose_one),
+    "a reconnect forgets all in flight": PythonMutant(Pipeline, "lose", _lose_all),
+    "a repeated acquire is another member": PythonMutant(Pipeline, "lose", _as_another_member),
+    "a connection that never worked is tried again": PythonMutant(Pipeline, "lose", _as_if_it_had_worked),
+    "what is owed is not given back first": PythonMutant(waiting.ProcessState, "owed", _nothing_is_owed),
     "two heartbeats a second": PythonMutant(waiting.KeyWaiters, "succeeded", _too_soon),
 }
 """By what is wrong."""

@@ -6,17 +6,20 @@ import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis.exceptions
+from redis.exceptions import NoScriptError, RedisError
 
 from kraken_nonce_redis._core.agenda import Agenda
-from kraken_nonce_redis._core.steps import Pause, Run
-from kraken_nonce_redis._core.waiting import ProcessState, doing
-from kraken_nonce_redis.errors import StoreUnavailable, from_redis, keeps_connection
+from kraken_nonce_redis._core.steps import Pause, Run, Tell
+from kraken_nonce_redis._core.waiting import ProcessState
+from kraken_nonce_redis.errors import KrakenNonceError, raise_from_redis
+from tests.simulation.pipe import Order, Pipe
 from tests.simulation.scheduler import Moment, Task, Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
     from random import Random
 
+    from kraken_nonce_redis._core.agenda import Chore
     from kraken_nonce_redis._core.steps import Flow, Step
     from kraken_nonce_redis._core.waiting import Waiter
     from kraken_nonce_redis._redis.commands import Command
@@ -27,27 +30,42 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class _State(ProcessState):
+    """What a process knows, which reports what it owes."""
+
+    def __init__(self, name: str, agenda: Agenda, owes: Callable[[Command[Any], float], None]) -> None:
+        super().__init__(agenda, process_id=name)
+        self._owes = owes
+
+    def give_back(self, command: Command[Any], seconds: float) -> None:
+        """Leave a release to the agenda."""
+        self._owes(command, seconds)
+        super().give_back(command, seconds)
+
+
 class Process:
-    """One process: what it knows, its two connections, its tasks. It can be killed, and stopped for a while."""
+    """One process: what it knows, its two connections, its tasks. It can be killed, and stopped for a while.
+
+    Attributes:
+        has_threads: its callers are threads, of which one reads and writes for the others, and not an event loop's
+            tasks.
+    """
 
     def __init__(self, name: str, scheduler: Scheduler, random: Random, network: Network, history: History) -> None:
         self.name = name
-        self.process_state = ProcessState(Agenda(self._chores_changed), process_id=name)
+        self.process_state = _State(name, Agenda(self._chores_changed), functools.partial(history.owes, self))
         self.crashed = False
         self.stopped_until = 0.0
         self.cut_off_until = 0.0
         self.last_arrival = 0.0
         self.subscribed = 0
+        self.has_threads = random.random() < 0.5
         self.tasks: list[Task] = []
         self._scheduler = scheduler
         self._random = random
         self._network = network
         self._history = history
-        self._turn = Turn(random)
-        self._connected = -1  # the server's generation, or -1
-        self._proven = False
-        self._failures = 0
-        self._failed_for = 0.0
+        self._pipe = Pipe(self, scheduler, random, network, history)
         self._listening = Turn(random)
         self._subscription: Subscription | None = None
         self._changed: Moment | None = None
@@ -61,9 +79,10 @@ class Process:
 
     def at(self, when: float, action: Callable[[], object]) -> None:
         """Let something happen in the process at a time, or when it goes on after that, or never when it is killed."""
-        self._scheduler.at(when, functools.partial(self._happen, action))
+        self._scheduler.at(when, functools.partial(self.happen, action))
 
-    def _happen(self, action: Callable[[], object]) -> None:
+    def happen(self, action: Callable[[], object]) -> None:
+        """Let something happen in the process now, or when it goes on, or never when it is killed."""
         if self.crashed:
             return
         if self._scheduler.now < self.stopped_until:
@@ -92,51 +111,76 @@ class Process:
 
     async def run(self, command: Command[T]) -> T:
         """Run a command and return its result, as the stores do."""
-        failures, entered = self._failures, self._scheduler.now
-        async with self._turn:
-            began = self._scheduler.now
-            if self._failures != failures and began - entered > self._failed_for / 2:
-                raise StoreUnavailable(command.name, command.keys[0], "Redis failed the call before, too")
-            self._history.sends(self, command)
-            try:
-                try:
-                    raw = await self._send(command, self.process_state.evalsha(command))
-                except redis.exceptions.NoScriptError:
-                    raw = await self._send(command, self.process_state.eval(command))
-            except redis.exceptions.RedisError as error:
-                failure = from_redis(error, command.name, command.keys[0])
-                if isinstance(failure, StoreUnavailable):
-                    self._failures += 1
-                    self._failed_for = self._scheduler.now - began
-                raise failure from error
-            result = command.result(raw)
-            self.process_state.learn(command, result)
-            self._history.answered(self, command, result)
+        number = next(self._history.numbers)
+        for release in self.process_state.owed(command):
+            await self._run(release, number)
+            self.process_state.returned(release)
+        result = await self._run(command, number)
         if self._random.random() < 0.03:
             await self.sleep(self._random.random() * 0.05)  # a thread may have to wait here while others go on
         return result
 
-    async def _send(self, command: Command[Any], words: tuple[Any, ...]) -> Any:
-        if self._proven:
-            try:
-                return await self._exchange(command, words)
-            except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
-                command.repeated = True
-        return await self._exchange(command, words)
-
-    async def _exchange(self, command: Command[Any], words: tuple[Any, ...]) -> Any:
+    async def _run(self, command: Command[T], number: int, *, whole: bool = False) -> T:
         try:
-            if self._connected < 0:
-                await self._network.connect(self)
-                self._connected = self._network.generation
-            reply = await self._network.send(self, command, words, self._connected)
-        except BaseException as error:
-            self._proven = keeps_connection(error)
-            if not self._proven:
-                self._connected = -1
-            raise
-        self._proven = True
-        return reply
+            try:
+                result: T = await self._finish(self._begin(command, number, whole=whole))
+            except NoScriptError:
+                result = await self._finish(self._begin(command, number, whole=True))
+        except RedisError as error:
+            raise_from_redis(error, command.name, command.keys[0])
+        return result
+
+    def _begin(
+        self,
+        command: Command[Any],
+        number: int,
+        *,
+        whole: bool = False,
+        on_done: Callable[[Order], object] | None = None,
+    ) -> Order:
+        order = Order(command, self.process_state.request(command, whole=whole), number, on_done)
+        self._pipe.begin(order)
+        return order
+
+    async def _finish(self, order: Order) -> Any:
+        try:
+            replies = await self._pipe.finish(order)
+        finally:
+            order.command.repeated |= order.sent > 1
+        return self._result(order.command, replies)
+
+    def _result(self, command: Command[T], replies: Sequence[Any]) -> T:
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        result = command.result(replies[0])
+        self.process_state.learn(command, result)
+        self._history.answered(self, command, result)
+        return result
+
+    async def tell(self, step: Tell) -> None:
+        """Hand a release over and go on, as the stores do."""
+        self._history.hands_over(step.command)
+        if self.process_state.owed(step.command) or not (self.has_threads or self._pipe.is_open):
+            step.answered(await self.run(step.command))
+            return
+
+        def on_done(order: Order) -> None:
+            step.command.repeated |= order.sent > 1
+            self._history.heard(order)
+            try:
+                self._history.delivered(order)
+                result = self._result(step.command, order.outcome())
+            except (RedisError, KrakenNonceError):
+                step.lost()
+            else:
+                self._pipe.scripts.add(step.command.name)
+                step.answered(result)
+
+        whole = step.command.name not in self._pipe.scripts
+        order = self._begin(step.command, next(self._history.numbers), whole=whole, on_done=on_done)
+        self._history.tells(self, order)
+        await order.handed
 
     async def drive(self, flow: Flow[T]) -> T:
         """Carry out a flow's steps and return what it comes to, as the stores do."""
@@ -156,6 +200,8 @@ class Process:
     async def _carry_out(self, step: Step) -> Any:
         if isinstance(step, Run):
             return await self.run(step.command)
+        if isinstance(step, Tell):
+            return await self.tell(step)
         if isinstance(step, Pause):
             return await self._pause(step.waiter, step.until)
         return await self._listen()
@@ -180,8 +226,8 @@ class Process:
                     self._subscription = await self._network.subscribe(self)
                 except redis.exceptions.ConnectionError:
                     self._subscription = await self._network.subscribe(self)
-            except redis.exceptions.RedisError as error:
-                raise from_redis(error, "subscribe", self.process_state.channel) from error
+            except RedisError as error:
+                raise_from_redis(error, "subscribe", self.process_state.channel)
             self.process_state.hear({"type": "subscribe"})
 
     def hear(self, subscription: Subscription, message: str | None) -> None:
@@ -213,9 +259,13 @@ class Process:
     async def _do_chores(self) -> None:
         agenda = self.process_state.agenda
         while True:
-            chore = agenda.pop(self._scheduler.now)
-            if chore is not None:
-                await self.drive(doing(agenda, chore))
+            begun = list(filter(None, map(self._begin_chore, iter(lambda: agenda.pop(self._scheduler.now), None))))
+            for chore, order in begun:
+                if self.has_threads:
+                    await self._finish_chore(chore, order)
+                else:
+                    self.start(self._finish_chore(chore, order))
+            if begun:
                 continue
             due = agenda.next_due()
             if due is None:
@@ -224,3 +274,24 @@ class Process:
             self._changed = Moment()
             self.at(due, self._changed.set)
             await self._changed
+
+    def _begin_chore(self, chore: Chore) -> tuple[Chore, Order] | None:
+        command = chore.command(self._scheduler.now)
+        if command is None:
+            return None
+        self._history.sends(self, command)
+        return chore, self._begin(command, next(self._history.numbers))
+
+    async def _finish_chore(self, chore: Chore, order: Order) -> None:
+        command = order.command
+        try:
+            try:
+                result = await self._finish(order)
+            except RedisError as error:
+                result = await self._run(command, order.number, whole=isinstance(error, NoScriptError))
+        except KrakenNonceError as error:
+            due = chore.failed(error, self._scheduler.now)
+        else:
+            due = chore.succeeded(command, result, self._scheduler.now)
+        if due is not None:
+            self.process_state.agenda.add(due, chore)

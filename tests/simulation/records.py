@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kraken_nonce_redis._threads.store import SOCKET_TIMEOUT
+from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 
 if TYPE_CHECKING:
     from kraken_nonce_redis._core.lock import LeaseCore
@@ -39,6 +39,7 @@ class Acquisition:
         offers: how often the server has offered it the lock.
         deadline: when its lease was to end, as it began to give it back.
         interrupted: it does not end by itself.
+        quiet: it does not hear what its release has come to.
         superseded: another one had got the lock when the server heard that it gives it back.
     """
 
@@ -57,6 +58,7 @@ class Acquisition:
     confirmed: float = -1.0
     deadline: float = 0.0
     interrupted: bool = False
+    quiet: bool = False
     superseded: bool = False
 
     @property

@@ -36,7 +36,7 @@ SCHEDULES = int(os.environ.get("KRAKEN_NONCE_SCHEDULES", by_tier(1_200, 6_000, 6
 PARTS = 6
 """So many tests share the schedules, for several processes to run them."""
 SEED = os.environ.get("KRAKEN_NONCE_SEED")
-MOST_FOR_A_MUTANT = 1000
+MOST_FOR_A_MUTANT = 4000
 SHOWN = 60
 """Lines of a failure's trace."""
 

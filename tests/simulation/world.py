@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from typing import TYPE_CHECKING, TypeVar
 
@@ -57,7 +58,7 @@ class World:
         self._people(
             raises=mix in (faults.LOSSES, faults.EVERYTHING) or choice.random() < 0.2,
             paced=choice.random() < (0.5 if mix is faults.CLOCKS else 0.2),
-            crowded=choice.random() < (0.25 if mix is faults.PROCESSES else 0.07),
+            crowded=choice.random() < (0.5 if mix is faults.PROCESSES else 0.07),
         )
         self.history.patience = 0.2 + 4 * len(self.callers) * (self.network.slowest + 0.001)
         for _ in range(choice.choice([1, 2, 3, 6])):
@@ -106,6 +107,9 @@ class World:
             if self.scheduler.now > LONGEST:
                 waiting = [caller.name for caller, task in zip(self.callers, self.tasks, strict=True) if not task.over]
                 history.violation(f"not over after {LONGEST:g} s: {waiting}")
+        for caller, task in zip(self.callers, self.tasks, strict=True):
+            if not (task.over or caller.process.crashed):
+                history.violation(f"{caller.name} waits for ever")
         history.check_all()
         if history.orderly:
             history.finish()
@@ -124,8 +128,9 @@ class World:
 
     def run_to_the_end(self) -> None:
         """Run, with the library on the time of the schedule, and let go of those who were killed."""
-        real_clock, silent = clock.now, core.logger.disabled
+        real_clock, real_random, silent = clock.now, os.urandom, core.logger.disabled
         clock.now = lambda: self.scheduler.now
+        os.urandom = self.random.randbytes
         core.logger.disabled = True
         try:
             self.run()
@@ -135,7 +140,7 @@ class World:
                 process.crashed = True
             for task in [task for process in self.processes for task in process.tasks]:
                 task.close()
-            clock.now, core.logger.disabled = real_clock, silent
+            clock.now, os.urandom, core.logger.disabled = real_clock, real_random, silent
 
 
 def simulate(seed: int, lua: Lua | None = None) -> None:
