@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import ConnectionError, TimeoutError  # noqa: A004 - redis-py has named them so
+
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._core import lock as core
 from kraken_nonce_redis._core.allocator import AllocatorCore
@@ -17,6 +19,7 @@ from kraken_nonce_redis._core.lock import LeaseCore, LockCore
 from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.errors import KrakenNonceError
+from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 from tests.simulation.history import History
 from tests.simulation.network import Network
 from tests.simulation.process import Process
@@ -25,11 +28,12 @@ from tests.simulation.server import Server, library
 from tests.simulation.world import BEGIN, NAMESPACE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from kraken_nonce_redis import Pace
     from kraken_nonce_redis._arguments import Priority
-    from kraken_nonce_redis._redis.commands import Command
+    from tests.simulation.network import Connection
+    from tests.simulation.pipe import Order
     from tests.simulation.scheduler import Moment, Task
 
 API_KEY = "key"
@@ -52,18 +56,19 @@ class Even(Random):
         return 0
 
 
-class Sent(History):
-    """Judges nothing, and knows what was sent when."""
+class Log(History):
+    """Knows what was sent when, and judges what goes over the connections, not what it is for."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         super().__init__(scheduler, traced=False)
         self.commands: list[tuple[float, Process, str]] = []
 
-    def sends(self, process: Process, command: Command[Any]) -> None:
+    def sent(self, process: Process, order: Order) -> None:
         """Note a command."""
-        self.commands.append((self._scheduler.now, process, command.name))
+        super().sent(process, order)
+        self.commands.append((self._scheduler.now, process, order.command.name))
 
-    def ran(self, command: Command[Any], reply: str, seen: int) -> None:
+    def ran(self, process: Process, order: Order, reply: str, seen: int) -> None:
         """Let it be."""
 
     def published(self, message: str) -> None:
@@ -79,19 +84,27 @@ class Way(Network):
         self._requests = 0
         self.silent = False
 
-    def _fail(self, moment: Moment, *, lost: bool) -> None:
-        del lost
-        super()._fail(moment, lost=self.silent)
-
     def lose(self, n: int, what: str) -> None:
         """Let the n-th request from now on have a fate: ``request lost`` or ``reply lost``."""
         self._fates = {self._requests + n: what}
 
-    def fate(self, process: Process, command: Command[Any]) -> str:
-        """Return what happens to a request on its way."""
-        del process, command
-        self._requests += 1
-        return self._fates.get(self._requests, "ok")
+    def fate(self, process: Process, orders: Sequence[Order]) -> tuple[str, int]:
+        """Return what happens to requests on their way, and to which reply."""
+        del process
+        for number in range(len(orders)):
+            self._requests += 1
+            fate = self._fates.get(self._requests)
+            if fate is not None:
+                return fate, number if fate == "reply lost" else -1
+        return "ok", -1
+
+    def _end(self, connection: Connection) -> None:
+        if not self.silent:
+            self._scheduler.at(self._scheduler.now + MESSAGE, lambda: self._come(connection, b"", ended=True))
+
+    def _fail(self, moment: Moment) -> None:
+        seconds, error = (SOCKET_TIMEOUT, TimeoutError) if self.silent else (MESSAGE, ConnectionError)
+        self._scheduler.at(self._scheduler.now + seconds, lambda: moment.fail(error("no answer")))
 
 
 @dataclass
@@ -101,7 +114,7 @@ class Turn:
     Attributes:
         asked: when it asked.
         granted: when it knew that it had the lock, None if it never did.
-        released: when it had given the lock back.
+        released: when it began to give the lock back.
         ended: when it came back, with the lock or without.
         error: what it raised.
     """
@@ -125,9 +138,9 @@ class Stage:
     def __init__(self, *, ttl: float = 30.0, pace: Pace | None = None) -> None:
         even = Even()
         self.scheduler = Scheduler(even)
-        self.sent = Sent(self.scheduler)
-        self.server = self.sent.server = Server(library(), self._publish)
-        self.network = Way(self.scheduler, even, self.server, self.sent)
+        self.log = Log(self.scheduler)
+        self.server = self.log.server = Server(library(), self._publish)
+        self.network = Way(self.scheduler, even, self.server, self.log)
         self.network.slowest = 2 * MESSAGE
         self.network.clock = lambda now: round((BEGIN + now) * 1e6)
         self._random = even
@@ -144,8 +157,8 @@ class Stage:
         return self.scheduler.now
 
     def process(self) -> Process:
-        """Start a process that is connected, and has run each script."""
-        process = Process(f"p{len(self._locks)}", self.scheduler, self._random, self.network, self.sent)
+        """Start a process, which connects when it sends its first command."""
+        process = Process(f"p{len(self._locks)}", self.scheduler, self._random, self.network, self.log)
         lock: LockCore[LeaseCore] = LockCore(
             lambda: process.process_state,
             API_KEY,
@@ -181,15 +194,15 @@ class Stage:
         turn.asked = self.now
         await self.hold(process, turn, keep, **wishes)
 
-    async def hold(self, process: Process, turn: Turn, keep: float = 0.0, **wishes: Any) -> None:
-        """Hold the lock for so many seconds, and note it."""
+    async def hold(self, process: Process, turn: Turn, keep: float = 0.0, *, wait: bool = False, **wishes: Any) -> None:
+        """Hold the lock for so many seconds, and note it; ``wait`` for the answer to the release."""
         owner, lock = object(), self._locks[process]
         try:
             lease = await process.drive(lock._holding(owner, Wishes(**wishes)))
             turn.granted = self.now
             await process.sleep(keep)
-            await process.drive(lock._leaving(owner, lease, failed=False))
             turn.released = self.now
+            await process.drive(lock._leaving(owner, lease, failed=False, wait=wait))
         except KrakenNonceError as error:
             turn.error = error
         if not process.crashed:
@@ -221,7 +234,7 @@ class Stage:
 
     def commands_of(self, process: Process, name: str = "") -> list[float]:
         """Return when a process sent commands, or those of one name."""
-        return [when for when, who, what in self.sent.commands if who is process and what.startswith(name)]
+        return [when for when, who, what in self.log.commands if who is process and what.startswith(name)]
 
     @property
     def queue(self) -> dict[str, float]:
