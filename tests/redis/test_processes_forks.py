@@ -20,13 +20,13 @@ from kraken_nonce_redis.testing import KrakenSimulator
 from tests.support import forks
 from tests.support.forks import PROCESSES, TURNS
 from tests.support.helpers import eventually
-from tests.support.workers import ROOT, environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.support.servers import Server
 
+ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 SERVERS = {
     "uwsgi": ("uwsgi", "--master", "--processes", "4", "--die-on-term", "--http-socket"),
@@ -126,7 +126,8 @@ def web_server(request: pytest.FixtureRequest, valkey: Server, record: Path, tmp
         process = subprocess.Popen(
             [BIN / program, *arguments, address, *["--module"][: program == "uwsgi"], "tests.support.wsgi_app"],
             cwd=ROOT,
-            env=environment() | {"REDIS_URL": valkey.url, "RECORD": str(record), "HOME": str(tmp_path)},
+            env=os.environ
+            | {"PYTHONPATH": str(ROOT), "REDIS_URL": valkey.url, "RECORD": str(record), "HOME": str(tmp_path)},
             stdout=log,
             stderr=subprocess.STDOUT,
             process_group=0,
