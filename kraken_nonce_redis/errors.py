@@ -402,9 +402,10 @@ def quotable(error: Exception) -> str:
     A login is quoted by a server that does not know HELLO, and by some versions of redis-py when no Sentinel answers.
     What is said to later commands, and what the system says of a connection, knows of none.
     """
-    if isinstance(error, _NO_MASTER_FOUND):
-        return ""
     said = str(error)
+    if isinstance(error, _NO_MASTER_FOUND):
+        service = re.match("No master found for ('[^']*')", said)
+        return service[1] if service is not None else ""
     if _while_logging_in(error):
         system = _of_system(error)
         names = [f"'{name}'" for name in _NAMED_AT_LOGIN if f"'{name}'" in said]

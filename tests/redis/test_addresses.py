@@ -490,6 +490,7 @@ def test_what_redis_py_says_of_sentinels(module: Any) -> None:
         found = module.MasterNotFoundError(f"No master found for 'main' : Redis<Pool<Connection({login})>> - {said}")
         error = from_redis(found, "acquire", "key")
         assert "a Sentinel" in str(error) or "no Sentinel" in str(error)
+        assert str(error).endswith("('main')")
         assert PASSWORD not in shown(error)
 
 
