@@ -9,20 +9,26 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from kraken_nonce_redis import _clock as clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from kraken_nonce_redis._redis.commands import Command
     from kraken_nonce_redis.errors import KrakenNonceError
+
+
+_MANY: Final = 64
+"""Chores among which some are probably over."""
 
 
 class Chore(Protocol):
     """One recurring piece of work. Times are those of `clock.now`, in seconds."""
 
     def command(self, now: float) -> Command[Any] | None:
-        """Return what to run now, or None when the chore is over."""
+        """Return what would be run now, or None when the chore is over."""
         ...
 
     def succeeded(self, command: Command[Any], result: Any, now: float) -> float | None:
@@ -37,6 +43,8 @@ class Chore(Protocol):
 class Agenda:
     """Chores by due time. Safe to use from several threads.
 
+    Chores that are over, such as the renewals of leases that were released, don't pile up until they are due.
+
     Whoever runs the chores gives ``changed``, to be called when there is a new one.
     """
 
@@ -45,12 +53,24 @@ class Agenda:
         self._heap: list[tuple[float, int, Chore]] = []
         self._numbers = itertools.count()
         self._lock = threading.Lock()
+        self._look_at = _MANY
 
     def add(self, due: float, chore: Chore) -> None:
         """Put a chore down for a time."""
         with self._lock:
             heapq.heappush(self._heap, (due, next(self._numbers), chore))
+            many = list(self._heap) if len(self._heap) >= self._look_at else None
+        if many is not None:
+            self._remove_what_is_over(many)
         self._changed()
+
+    def _remove_what_is_over(self, entries: Sequence[tuple[float, int, Chore]]) -> None:
+        now = clock.now()
+        over = {number for _, number, chore in entries if chore.command(now) is None}
+        with self._lock:
+            self._heap = [entry for entry in self._heap if entry[1] not in over]
+            heapq.heapify(self._heap)
+            self._look_at = max(_MANY, 2 * len(self._heap))
 
     def pop(self, now: float) -> Chore | None:
         """Take out a chore that is due, if any."""

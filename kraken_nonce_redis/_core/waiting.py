@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import secrets
 import threading
 from dataclasses import dataclass, field
@@ -56,6 +57,8 @@ _REASONS = {
     "startup": "the pace's startup protection lets the next call start in",
     "counter": "Kraken's counter has room for the call in",
 }
+_COOL_DOWN = re.compile(COOLING + r"(\S+) (\d{1,15}) (.*)", re.DOTALL)
+"""A message: the state key, microseconds, and the reason."""
 
 
 class Signal(Protocol):
@@ -74,6 +77,7 @@ class Waiter:
     member: str
     until: float | None
     ticket: int = 0
+    asked: bool = False
     woken: bool = False
     repeated: bool = False
     failure: KrakenNonceError | None = None
@@ -124,26 +128,25 @@ class KeyWaiters:
     def __init__(self, process_state: ProcessState, keys: Keyspace) -> None:
         self.keys = keys
         self.waiters: dict[str, Waiter] = {}
-        self.heartbeat_scheduled = False
+        self._heartbeat_scheduled = False
         self._process_state = process_state
         self._joined = _GONE
-        self._lock = threading.RLock()
-
-    def enter(self, waiter: Waiter) -> None:
-        """Add a waiter."""
-        with self._lock:
-            self.waiters[waiter.member] = waiter
 
     def leave(self, waiter: Waiter) -> None:
         """Remove a waiter."""
-        with self._lock:
+        with self._process_state.turn:
             self.waiters.pop(waiter.member, None)
             if not self.waiters:
                 self._joined = _GONE  # the next stay in the queue is another one, and nobody has to hear of it
+                self._forget_if_idle()
+
+    def _forget_if_idle(self) -> None:
+        if not self.waiters and not self._heartbeat_scheduled:
+            self._process_state.waiters_by_key.pop(self.keys.state, None)
 
     def everyone(self) -> list[Waiter]:
         """Return the waiters, the oldest first."""
-        with self._lock:
+        with self._process_state.turn:
             return list(self.waiters.values())
 
     def heard(self, joined: str) -> None:
@@ -167,13 +170,22 @@ class KeyWaiters:
 
     # The chore: a heartbeat while somebody waits.
 
+    def start_heartbeat(self, left: float) -> None:
+        """Begin to send heartbeats, for one who waits."""
+        with self._process_state.turn:
+            begin, self._heartbeat_scheduled = not self._heartbeat_scheduled, True
+        if begin:
+            # The first one may come within the second: nobody has looked yet when the current lease ends.
+            self._process_state.agenda.add(clock.now() + min(left + _JUST_AFTER, until_heartbeat(left)), self)
+
     def command(self, now: float) -> Command[Heartbeat] | None:
         """Return the heartbeat, or None when nobody waits."""
         del now
-        with self._lock:
+        with self._process_state.turn:
             oldest = next(iter(self.waiters), None)
             if oldest is None:
-                self.heartbeat_scheduled = False
+                self._heartbeat_scheduled = False
+                self._forget_if_idle()
                 return None
         return commands.heartbeat(self.keys, self._process_state.process_id, oldest)
 
@@ -212,34 +224,36 @@ def until_heartbeat(left: float) -> float:
 class BackgroundReleases:
     """A chore: give up what callers of one key had and could not give back themselves, until it has ended anyway."""
 
-    def __init__(self) -> None:
-        self.running = False
+    def __init__(self, process_state: ProcessState, key: str) -> None:
+        self._process_state = process_state
+        self._key = key
+        self._running = False
         self._commands: dict[Command[Release], float] = {}
-        self._lock = threading.RLock()
 
     def add(self, command: Command[Release], give_up: float) -> bool:
         """Add a release and the time when it is not worth trying any more; return whether the chore must be begun."""
-        with self._lock:
+        with self._process_state.turn:
             self._commands[command] = give_up
-            begin, self.running = not self.running, True
+            begin, self._running = not self._running, True
             return begin
 
     def owed(self) -> Sequence[Command[Release]]:
         """Return the releases, the oldest first."""
-        with self._lock:
+        with self._process_state.turn:
             return list(self._commands)
 
     def returned(self, command: Command[Release]) -> None:
         """Take note that a release has reached the server."""
-        with self._lock:
+        with self._process_state.turn:
             self._commands.pop(command, None)
 
     def command(self, now: float) -> Command[Release] | None:
         """Return the release of one member, or None when none is left."""
-        with self._lock:
+        with self._process_state.turn:
             self._commands = {command: give_up for command, give_up in self._commands.items() if give_up > now}
             if not self._commands:
-                self.running = False
+                self._running = False
+                self._process_state.background_releases.pop(self._key, None)
                 return None
             return next(iter(self._commands))
 
@@ -265,6 +279,7 @@ class ProcessState:
 
     Attributes:
         agenda: what is done beside the callers.
+        turn: to be held while it is looked up who waits, and who is to give back.
         later: runs a function beside whoever is reading for others.
     """
 
@@ -275,8 +290,11 @@ class ProcessState:
     floors: Floors = field(default_factory=Floors)
     held: dict[tuple[object, str], Any] = field(default_factory=dict)
     """The leases held, by owner (thread or task) and state key."""
+    turn: threading.RLock = field(default_factory=threading.RLock)
     waiters_by_key: dict[str, KeyWaiters] = field(default_factory=dict)
+    """Of each key for which somebody waits."""
     background_releases: dict[str, BackgroundReleases] = field(default_factory=dict)
+    """Of each key that has any."""
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     @property
@@ -317,22 +335,25 @@ class ProcessState:
             if highest:
                 self.floors.learn(command.keys[0], highest)
 
-    def waiters_of(self, keys: Keyspace) -> KeyWaiters:
-        """Return those who wait for a key."""
-        return self.waiters_by_key.get(keys.state) or self.waiters_by_key.setdefault(keys.state, KeyWaiters(self, keys))
-
-    def start_heartbeat(self, key_waiters: KeyWaiters, left: float) -> None:
-        """Begin to send heartbeats for those who wait for a key."""
-        if not key_waiters.heartbeat_scheduled:
-            key_waiters.heartbeat_scheduled = True
-            # The first one may come within the second: nobody has looked yet when the current lease ends.
-            self.agenda.add(clock.now() + min(left + _JUST_AFTER, until_heartbeat(left)), key_waiters)
+    def enter(self, waiter: Waiter) -> KeyWaiters:
+        """Add a waiter to those for its key; return them."""
+        key = waiter.keys.state
+        with self.turn:
+            key_waiters = self.waiters_by_key.get(key)
+            if key_waiters is None:
+                key_waiters = self.waiters_by_key[key] = KeyWaiters(self, waiter.keys)
+            key_waiters.waiters[waiter.member] = waiter
+            return key_waiters
 
     def give_back(self, command: Command[Release], seconds: float) -> None:
         """Leave it to the agenda to give up what a member may have, for so many seconds."""
-        now = clock.now()
-        chore = self.background_releases.setdefault(command.keys[0], BackgroundReleases())
-        if chore.add(command, now + seconds):
+        now, key = clock.now(), command.keys[0]
+        with self.turn:
+            chore = self.background_releases.get(key)
+            if chore is None:
+                chore = self.background_releases[key] = BackgroundReleases(self, key)
+            begin = chore.add(command, now + seconds)
+        if begin:
             self.agenda.add(now, chore)
 
     def owed(self, command: Command[Any]) -> Sequence[Command[Release]]:
@@ -355,16 +376,20 @@ class ProcessState:
             chore.returned(command)
 
     def hear(self, message: Mapping[str, Any]) -> None:
-        """Take a message from the channel: an offer of the lock to a member, a cool-down, or a confirmation."""
+        """Take a message from the channel: an offer of the lock to a member, a cool-down, or a confirmation.
+
+        Anybody may publish there, so what is none of these goes by.
+        """
         if message["type"] == "subscribe":
             self.listening = True
             return
         member = commands.text(message["data"])
-        if member.startswith(COOLING):
-            _, state, microseconds, *reason = member.split(" ")
+        told = _COOL_DOWN.fullmatch(member)
+        if told is not None:
+            state, microseconds, reason = told.groups()
             cooled = self.waiters_by_key.get(state)
             if cooled is not None:
-                cooled.cooled(int(microseconds) / 1_000_000, " ".join(reason))
+                cooled.cooled(int(microseconds) / 1_000_000, reason)
             return
         for key_waiters in list(self.waiters_by_key.values()):
             waiter = key_waiters.waiters.get(member)
@@ -416,14 +441,14 @@ def acquiring(
     agenda.
     """
     waiter = Waiter(keys, member, None if wishes.timeout is None else clock.now() + wishes.timeout)
-    key_waiters = process_state.waiters_of(keys)
-    key_waiters.enter(waiter)
+    key_waiters = process_state.enter(waiter)
     try:
         return (
             yield from _asking(process_state, key_waiters, waiter, wishes, ttl=ttl, pace=pace, durability=durability)
         )
     except (StoreUnavailable, GeneratorExit):
-        process_state.give_back(commands.release(keys, member), max(ttl, QUEUE_LIFE))
+        if waiter.asked:
+            process_state.give_back(commands.release(keys, member), max(ttl, QUEUE_LIFE))
         raise
     except BaseException as error:
         # With durability it may have been granted before the error; so it may if the first of two answers was lost.
@@ -464,6 +489,7 @@ def _asking(
             answer: Answer = yield Run(command)
         finally:
             waiter.repeated |= command.repeated
+            waiter.asked |= not command.unsent
         if isinstance(answer, Granted):
             return Acquired(waiter.member, answer.nonces, started + answer.left, answer.pending)
         if isinstance(answer, Busy):
@@ -471,7 +497,7 @@ def _asking(
         waiter.ticket = answer.ticket
         if isinstance(answer, Waiting):
             key_waiters.heard(answer.joined)
-            process_state.start_heartbeat(key_waiters, answer.left)
+            key_waiters.start_heartbeat(answer.left)
             key_waiters.cooled(answer.cool_down, answer.reason)
         if not (listening and process_state.listening):
             yield from _listening(process_state)  # and ask again, since an offer may have come before

@@ -45,6 +45,7 @@ class Command(Generic[T]):
         read: makes the result from the reply; raises errors of our tree.
         durability: who must have what the command writes before its result counts.
         repeated: set when the command was sent more than once, so that it may have run more than once.
+        unsent: set when it is known that the command was not sent at all.
         highest: for a script that takes the caller's floor as its first argument, the highest nonce in a result.
     """
 
@@ -55,6 +56,7 @@ class Command(Generic[T]):
     highest: Callable[[T], int] | None = None
     durability: Durability | None = None
     repeated: bool = False
+    unsent: bool = False
 
     @property
     def script(self) -> scripts.Script:

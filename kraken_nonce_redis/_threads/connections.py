@@ -118,6 +118,7 @@ class ServerConnections:
             return self.pipe(command).ask(slot)
         finally:
             command.repeated |= slot.sent > 1
+            command.unsent = not slot.sent
 
     def pubsub(self) -> PubSub:
         """Return what to subscribe with."""

@@ -77,6 +77,7 @@ class ServerConnections:
 
         def note(slot: Slot) -> None:
             command.repeated |= slot.sent > 1
+            command.unsent = not slot.sent
 
         return await self.pipe(command).ask(request, command.due, note)
 
