@@ -8,7 +8,7 @@ import logging
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import redis
 from redis.exceptions import NoScriptError, RedisError
@@ -100,12 +100,13 @@ class _OfferListener:
                 self._process_state.hear(message)
 
     def close(self) -> None:
-        """Stop listening unless somebody does."""
+        """Stop listening unless somebody does; whoever waits has to ask again."""
         if self.turn.acquire(blocking=False):
             try:
                 self._close()
             finally:
                 self.turn.release()
+            self._process_state.ask_again()
 
     @property
     def idle_since(self) -> float:
@@ -142,6 +143,8 @@ class Store:
         """By state key, the latest release whose answer nobody has heard yet."""
         self._closed: threading.Event | None
         """Set when what somebody waits for in `close` is done."""
+        self._ended = False
+        """Whether the process ends, so that its daemon threads get nothing any more."""
 
     @property
     def process_state(self) -> ProcessState:
@@ -169,11 +172,12 @@ class Store:
         self._tend_at = None
         self._told = {}
         self._closed = None
+        self._ended = False
         self._process = process
         finalizers = sys.modules.get("multiprocessing.util")
         if finalizers is not None:
             # Processes of multiprocessing end without the functions of atexit.
-            finalizers.Finalize(None, close, exitpriority=0)
+            finalizers.Finalize(None, _end, exitpriority=0)
 
     # Commands
 
@@ -190,6 +194,8 @@ class Store:
             )
         try:
             self._busy.add(thread)
+            if self._ended and command.name == "acquire" and threading.current_thread().daemon:
+                self._stand_still(thread)
             if command.durability is not None and command.keys[0] in self._told:
                 self._hear(*self._told[command.keys[0]])  # it takes another connection
             for release in self._process_state.owed(command):
@@ -200,6 +206,12 @@ class Store:
             self._busy.discard(thread)
             if self._chores is None:
                 self._chores_changed()  # if only to close what nobody uses any more
+
+    def _stand_still(self, thread: int) -> NoReturn:
+        """Keep a daemon thread from asking for what nobody would give back; the end of the process stops it anyway."""
+        self._busy.discard(thread)
+        while True:
+            time.sleep(threading.TIMEOUT_MAX)
 
     def _run(self, command: Command[T], *, whole: bool = False) -> T:
         request, send = self._process_state.request, self._connections.send
@@ -421,10 +433,15 @@ class Store:
     def _all(self) -> list[Pipe | _OfferListener]:
         return [*self._connections.pipes, self._listener]
 
-    def begin_to_close(self) -> threading.Event | None:
-        """Begin to close, as `close` says; return what is set when that is done, or None when nothing is open."""
+    def begin_to_close(self, *, end: bool) -> threading.Event | None:
+        """Begin to close, as `close` says; return what is set when that is done, or None when nothing is open.
+
+        Args:
+            end: whether the process ends.
+        """
         if self._process is not _process.current():
             return None
+        self._ended = end
         # The chores' thread does it: nobody knows how long Redis takes, and this may be the end of the interpreter.
         with self._chores_turn:
             closed = self._closed = self._closed or threading.Event()
@@ -436,6 +453,8 @@ class Store:
 
     def _give_back_and_close(self) -> None:
         until = clock.now() + _AT_EXIT
+        while self._ended and self._busy and clock.now() < until:
+            time.sleep(0.001)  # what these threads are about to get has to be given back, too
         begun: list[tuple[Command[Any], Pipe | None, Slot | None]] = []
         try:
             for release in self._process_state.left_behind():
@@ -468,8 +487,12 @@ def close() -> None:
 
     For tests, workers and hot reload. What callers hold stays theirs; objects open connections anew when they are used.
     """
+    _close(end=False)
+
+
+def _close(*, end: bool) -> None:
     until = clock.now() + _AT_EXIT
-    for closed in [store.begin_to_close() for store in list(_process.current().stores.values())]:
+    for closed in [store.begin_to_close(end=end) for store in list(_process.current().stores.values())]:
         if closed is not None:
             closed.wait(max(0.0, until - clock.now()))
 
@@ -492,4 +515,8 @@ def _refuse_half_patched() -> None:
         )
 
 
-atexit.register(close)
+def _end() -> None:
+    _close(end=True)
+
+
+atexit.register(_end)
