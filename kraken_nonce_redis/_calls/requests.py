@@ -26,7 +26,8 @@ def take_into_use(session: Any) -> None:
     if adapters is None or _users.get(session) is _process.current():
         return
     for adapter in adapters.values():
-        for manager in (getattr(adapter, "poolmanager", None), *getattr(adapter, "proxy_manager", {}).values()):
+        managers: list[Any] = [getattr(adapter, "poolmanager", None), *getattr(adapter, "proxy_manager", {}).values()]
+        for manager in managers:
             pools = getattr(manager, "pools", None)
             if pools is not None:
                 # The old ones are dropped, not cleared: their lock may have been in use in the parent when it forked.

@@ -148,17 +148,16 @@ class ClusterConnections:
 
     def send(self, command: Command[Any], request: bytes) -> Sequence[Any]:
         """Send a command's request to the node that has its keys; return the replies. Raises redis-py's errors."""
-        durable = command.durability is not None
         flow = self._nodes.sending(command, request, command.due)
-        replies: Sequence[Any] = drive(flow, lambda step: self._carry_out(step, durable=durable))
+        replies: Sequence[Any] = drive(flow, self._carry_out, command)
         return replies
 
-    def _carry_out(self, step: Exchange | Sleep, *, durable: bool) -> Sequence[Any] | None:
+    def _carry_out(self, step: Exchange | Sleep, command: Command[Any]) -> Sequence[Any] | None:
         if isinstance(step, Sleep):
             time.sleep(step.seconds)
             return None
         try:
-            replies = self._at(step.address, durable=durable).ask(Slot(step.request, step.due))
+            replies = self._at(step.address, durable=command.durability is not None).ask(Slot(step.request, step.due))
         except (redis.RedisError, OSError) as error:
             raise told(error) from error.__cause__
         for reply in replies:
@@ -166,7 +165,7 @@ class ClusterConnections:
                 raise told(reply)
         return replies
 
-    def _at(self, address: Address, *, durable: bool = False) -> Pipe:
+    def _at(self, address: Address, *, durable: bool) -> Pipe:
         with self._turn:
             pipe = self._pipes.get((address, durable))
             if pipe is None:

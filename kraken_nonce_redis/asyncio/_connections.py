@@ -114,17 +114,16 @@ class ClusterConnections:
 
     async def send(self, command: Command[Any], request: bytes) -> Sequence[Any]:
         """Send a command's request to the node that has its keys; return the replies. Raises redis-py's errors."""
-        durable = command.durability is not None
         flow = self._nodes.sending(command, request, command.due)
-        replies: Sequence[Any] = await drive(flow, lambda step: self._carry_out(step, durable=durable))
+        replies: Sequence[Any] = await drive(flow, self._carry_out, command)
         return replies
 
-    async def _carry_out(self, step: Exchange | Sleep, *, durable: bool) -> Sequence[Any] | None:
+    async def _carry_out(self, step: Exchange | Sleep, command: Command[Any]) -> Sequence[Any] | None:
         if isinstance(step, Sleep):
             await asyncio.sleep(step.seconds)
             return None
         try:
-            replies = await self._at(step.address, durable=durable).ask(step.request, step.due)
+            replies = await self._at(step.address, durable=command.durability is not None).ask(step.request, step.due)
         except (RedisError, OSError) as error:
             raise told(error) from error.__cause__
         for reply in replies:
