@@ -149,10 +149,10 @@ class ClusterConnections:
         """Send a command's request to the node that has its keys; return the replies. Raises redis-py's errors."""
         durable = command.durability is not None
         flow = self._nodes.sending(command, request, command.due)
-        replies: Sequence[Any] = drive(flow, lambda step: self._carry_out(step, durable=durable))
+        replies: Sequence[Any] = drive(flow, self._carry_out, durable)
         return replies
 
-    def _carry_out(self, step: Exchange | Sleep, *, durable: bool) -> Sequence[Any] | None:
+    def _carry_out(self, step: Exchange | Sleep, durable: bool) -> Sequence[Any] | None:  # noqa: FBT001 - as `drive` gives it
         if isinstance(step, Sleep):
             time.sleep(step.seconds)
             return None
