@@ -29,7 +29,7 @@ def take_into_use(session: Any) -> None:
         managers: list[Any] = [getattr(adapter, "poolmanager", None), *getattr(adapter, "proxy_manager", {}).values()]
         for manager in managers:
             pools = getattr(manager, "pools", None)
-            if pools is not None:
+            if manager is not None and pools is not None:
                 # The old ones are dropped, not cleared: their lock may have been in use in the parent when it forked.
                 manager.pools = type(pools)(getattr(adapter, "_pool_connections", _POOLS))
     _users[session] = _process.current()
