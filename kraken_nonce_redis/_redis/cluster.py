@@ -113,11 +113,11 @@ class Nodes:
         """Return the node that has a command's keys, as far as is known."""
         return self._owners[_slot(command)]
 
-    def sending(self, command: Command[Any], request: bytes, due: int) -> Flow:
+    def sending(self, command: Command[Any], request: Callable[[], bytes], due: int) -> Flow:
         """Send a command's request to the node that has its keys; return the replies.
 
         When the node fails, it is sent once more, to the one that has the keys then; a command may so be run twice,
-        which every script of ours allows.
+        which every script of ours allows. ``request`` makes its bytes, each time that they are sent.
         """
         slot = _slot(command)
         attempt = _Attempt(slot, clock.now() + PATIENCE)
@@ -125,9 +125,9 @@ class Nodes:
         while True:
             try:
                 if attempt.asking:
-                    replies = yield Exchange(address, _ASKING + request, 1 + due)
+                    replies = yield Exchange(address, _ASKING + request(), 1 + due)
                     return replies[1:]
-                return (yield Exchange(address, request, due))
+                return (yield Exchange(address, request(), due))
             except AskError as error:
                 address = yield from self._following(attempt, error, address)
             except (TryAgainError, ClusterDownError):

@@ -29,6 +29,8 @@ class Slot:
 
     Attributes:
         request: the bytes.
+        renew: makes the bytes for the next time when they go out again, since what they say may be out of date: the
+            floor has risen, and the server that gets them may have lost what it knew.
         due: how many replies they bring.
         replies: these, errors of the server among them; empty until all are there.
         failure: why they never came, instead.
@@ -38,10 +40,17 @@ class Slot:
         lock: what the caller sleeps on, for threads.
     """
 
-    __slots__ = ("_on_done", "done", "due", "failure", "left", "lock", "replies", "request", "sent")
+    __slots__ = ("_on_done", "done", "due", "failure", "left", "lock", "renew", "replies", "request", "sent")
 
-    def __init__(self, request: bytes, due: int = 1, on_done: Callable[[Slot], object] | None = None) -> None:
+    def __init__(
+        self,
+        request: bytes,
+        due: int = 1,
+        on_done: Callable[[Slot], object] | None = None,
+        renew: Callable[[], bytes] | None = None,
+    ) -> None:
         self.request = request
+        self.renew = renew
         self.due = due
         self.replies: Sequence[Any] = ()
         self.failure: Exception | None = None
@@ -170,6 +179,8 @@ class Pipeline:
         while self._outbox:
             slot = self._outbox[0]
             if not slot.done and not slot.left:
+                if slot.sent and slot.renew is not None:
+                    slot.request = slot.renew()
                 self.stream.in_flight.append(slot)
                 slot.sent += 1
                 taken.append(slot)

@@ -111,9 +111,9 @@ class ServerConnections:
         # Servers let those wait who come after a WAIT on the same connection.
         return self._pipe if command.durability is None else self._durable
 
-    def send(self, command: Command[Any], request: bytes) -> Sequence[Any]:
+    def send(self, command: Command[Any], request: Callable[[], bytes]) -> Sequence[Any]:
         """Send a command's request and return the replies, once more if need be. Raises redis-py's errors."""
-        slot = Slot(request, command.due)
+        slot = Slot(request(), command.due, renew=request)
         try:
             return self.pipe(command).ask(slot)
         finally:
@@ -146,7 +146,7 @@ class ClusterConnections:
         pipe = None if address is None else self._pipes.get((address, command.durability is not None))
         return pipe if pipe is not None and pipe.is_open else None
 
-    def send(self, command: Command[Any], request: bytes) -> Sequence[Any]:
+    def send(self, command: Command[Any], request: Callable[[], bytes]) -> Sequence[Any]:
         """Send a command's request to the node that has its keys; return the replies. Raises redis-py's errors."""
         flow = self._nodes.sending(command, request, command.due)
         replies: Sequence[Any] = drive(flow, self._carry_out, command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import logging
 import sys
 import threading
@@ -214,12 +215,13 @@ class Store:
             time.sleep(threading.TIMEOUT_MAX)
 
     def _run(self, command: Command[T], *, whole: bool = False) -> T:
-        request, send = self._process_state.request, self._connections.send
+        request = functools.partial(self._process_state.request, command)
+        send = self._connections.send
         try:
             try:
-                return self._result(command, send(command, request(command, whole=whole)))
+                return self._result(command, send(command, functools.partial(request, whole=whole)))
             except NoScriptError:
-                return self._result(command, send(command, request(command, whole=True)))
+                return self._result(command, send(command, functools.partial(request, whole=True)))
         except (RedisError, OSError) as error:
             raise_from_redis(error, command.name, command.keys[0])
 
@@ -253,7 +255,8 @@ class Store:
 
         # Nobody waits to send it whole when the server lacks the script.
         whole = step.command.name not in pipe.scripts
-        slot = Slot(self._process_state.request(step.command, whole=whole), step.command.due, on_done)
+        request = functools.partial(self._process_state.request, step.command, whole=whole)
+        slot = Slot(request(), step.command.due, on_done, request)
         thread = threading.get_ident()
         try:
             self._busy.add(thread)
@@ -405,7 +408,8 @@ class Store:
     def _begin_command(self, pipe: Pipe | None, command: Command[Any]) -> Slot | None:
         if pipe is None:
             return None
-        slot = Slot(self._process_state.request(command), command.due)
+        request = functools.partial(self._process_state.request, command)
+        slot = Slot(request(), command.due, renew=request)
         try:
             pipe.begin(slot)
         except BaseException:

@@ -72,14 +72,14 @@ class ServerConnections:
         # Servers let those wait who come after a WAIT on the same connection.
         return self._pipe if command.durability is None else self._durable
 
-    async def send(self, command: Command[Any], request: bytes) -> Sequence[Any]:
+    async def send(self, command: Command[Any], request: Callable[[], bytes]) -> Sequence[Any]:
         """Send a command's request and return the replies, once more if need be. Raises redis-py's errors."""
 
         def note(slot: Slot) -> None:
             command.repeated |= slot.sent > 1
             command.unsent = not slot.sent
 
-        return await self.pipe(command).ask(request, command.due, note)
+        return await self.pipe(command).ask(request(), command.due, note, request)
 
     def pubsub(self) -> PubSub:
         """Return what to subscribe with."""
@@ -112,7 +112,7 @@ class ClusterConnections:
         pipe = None if address is None else self._pipes.get((address, command.durability is not None))
         return pipe if pipe is not None and pipe.is_open else None
 
-    async def send(self, command: Command[Any], request: bytes) -> Sequence[Any]:
+    async def send(self, command: Command[Any], request: Callable[[], bytes]) -> Sequence[Any]:
         """Send a command's request to the node that has its keys; return the replies. Raises redis-py's errors."""
         flow = self._nodes.sending(command, request, command.due)
         replies: Sequence[Any] = await drive(flow, self._carry_out, command)

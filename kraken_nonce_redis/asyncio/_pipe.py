@@ -61,10 +61,16 @@ class Pipe:
         """Whether a reply is due, or will be."""
         return self._pipeline.due or self._pipeline.waiting
 
-    async def ask(self, request: bytes, due: int, sent: Callable[[Slot], object] | None = None) -> Sequence[Any]:
+    async def ask(
+        self,
+        request: bytes,
+        due: int,
+        sent: Callable[[Slot], object] | None = None,
+        renew: Callable[[], bytes] | None = None,
+    ) -> Sequence[Any]:
         """Send a request and return its replies, errors of the server among them. Raises redis-py's errors."""
         future = asyncio.get_running_loop().create_future()
-        slot = Slot(request, due, lambda _: None if future.done() else future.set_result(None))
+        slot = Slot(request, due, lambda _: None if future.done() else future.set_result(None), renew)
         try:
             self.begin(slot)
             await future

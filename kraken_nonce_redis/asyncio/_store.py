@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -78,12 +79,13 @@ class Store:
         return await self._run(command)
 
     async def _run(self, command: Command[T], *, whole: bool = False) -> T:
-        request, send = self.process_state.request, self._connections.send
+        request = functools.partial(self.process_state.request, command)
+        send = self._connections.send
         try:
             try:
-                return self._result(command, await send(command, request(command, whole=whole)))
+                return self._result(command, await send(command, functools.partial(request, whole=whole)))
             except NoScriptError:
-                return self._result(command, await send(command, request(command, whole=True)))
+                return self._result(command, await send(command, functools.partial(request, whole=True)))
         except (RedisError, OSError) as error:
             raise_from_redis(error, command.name, command.keys[0])
 
@@ -131,7 +133,8 @@ class Store:
 
         # Nobody waits to send it whole when the server lacks the script.
         whole = command.name not in pipe.scripts
-        pipe.begin(Slot(self.process_state.request(command, whole=whole), command.due, on_done))
+        request = functools.partial(self.process_state.request, command, whole=whole)
+        pipe.begin(Slot(request(), command.due, on_done, request))
 
     async def drive(self, flow: Generator[Any, Any, T], carry_out: Callable[[Any], Awaitable[Any]] | None = None) -> T:
         """Carry out a flow's steps and return what it comes to. ``carry_out`` does those that are not Redis' matter."""

@@ -66,7 +66,7 @@ class Sky:
 
     def send(self, answer: Callable[[Address, str], Any]) -> Any:
         """Send the command; an answer that is an error is thrown."""
-        flow = self.nodes.sending(self.command, REQUEST, 1)
+        flow = self.nodes.sending(self.command, lambda: REQUEST, 1)
         step = next(flow)
         try:
             while True:

@@ -179,6 +179,23 @@ def test_a_connection_that_never_answered_is_not_tried_again() -> None:
     assert pipeline.waiting
 
 
+def test_a_request_that_is_sent_again_says_what_is_so_then() -> None:
+    """What was in flight is packed anew for the next connection: the floor may have risen meanwhile."""
+    pipeline = Pipeline()
+    stream = pipeline.connected()
+    pipeline.put(Slot(b"0"))
+    pipeline.take()
+    stream.hear(b"+OK\r\n")
+    floor = [1]
+    slot = Slot(b"1", renew=lambda: b"%d" % floor[0])
+    pipeline.put(slot)
+    floor[0] = 2
+    assert [each.request for each in pipeline.take()] == [b"1"]
+    pipeline.lose(redis.ConnectionError("cut"))
+    pipeline.connected()
+    assert [each.request for each in pipeline.take()] == [b"2"]
+
+
 def test_nothing_is_sent_late_for_a_caller_that_is_gone() -> None:
     """A request whose caller left before it was sent, or before it would be sent again, is not sent."""
     pipeline = Pipeline()

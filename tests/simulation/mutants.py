@@ -110,7 +110,7 @@ def _lose_all(pipeline: Pipeline, error: Exception) -> None:
 
 def _as_another_member(pipeline: Pipeline, error: Exception) -> None:
     for slot in [] if pipeline.stream is None else pipeline.stream.in_flight:
-        slot.request = _MEMBER.sub(rb"\1,", slot.request)
+        slot.request, slot.renew = _MEMBER.sub(rb"\1,", slot.request), None
     _lose(pipeline, error)
 
 

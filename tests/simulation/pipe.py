@@ -36,7 +36,11 @@ class Order(Slot):
     __slots__ = ("command", "handed", "moment", "number", "said")
 
     def __init__(
-        self, command: Command[Any], request: bytes, number: int, on_done: Callable[[Order], object] | None = None
+        self,
+        command: Command[Any],
+        request: Callable[[], bytes],
+        number: int,
+        on_done: Callable[[Order], object] | None = None,
     ) -> None:
         def done(_: Slot) -> None:
             self.handed.set()
@@ -44,7 +48,7 @@ class Order(Slot):
             if on_done is not None:
                 on_done(self)
 
-        super().__init__(request, command.due, done)
+        super().__init__(request(), command.due, done, request)
         self.command = command
         self.number = number
         self.said: list[bytes] = []

@@ -138,7 +138,8 @@ class Process:
         whole: bool = False,
         on_done: Callable[[Order], object] | None = None,
     ) -> Order:
-        order = Order(command, self.process_state.request(command, whole=whole), number, on_done)
+        request = functools.partial(self.process_state.request, command, whole=whole)
+        order = Order(command, request, number, on_done)
         self._pipe.begin(order)
         return order
 
