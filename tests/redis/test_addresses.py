@@ -248,7 +248,7 @@ def test_certificates_wanted(face: Face, tls: TlsTopology, spelling: str) -> Non
 # Servers that are not what the URL says
 
 
-def urls_of(port: int, login: str = "", query: str = SHORT, secure: str = "") -> list[str]:
+def urls_of(port: int, login: str = "", query: str = "", secure: str = "") -> list[str]:
     """Return a server's and a cluster's URL for a port."""
     return [f"redis{secure}{kind}://{login}{HOST}:{port}?{query}" for kind in ("", "+cluster")]
 
@@ -313,7 +313,7 @@ def test_files_that_have_gone(face: Face, tls: TlsTopology) -> None:
 def test_wrong_logins(face: Face, private_server: PrivateServer, protocol: int) -> None:
     """A password that is wrong, missing or not needed, and an unknown user: the server's words become ours."""
     server = private_server(VALKEY)
-    query = f"{SHORT}&protocol={protocol}"
+    query = f"protocol={protocol}"
     if protocol == 2:
         refused(
             face,
@@ -338,7 +338,7 @@ def test_sentinels_with_logins(face: Face) -> None:
         watcher.start()
         with redis.Redis(port=watcher.port) as admin:
             admin.execute_command("ACL", "SETUSER", "default", f">{OF_SENTINEL}")
-        url = f"redis+sentinel://{USER}:{PASSWORD}@{HOST}:{watcher.port},{HOST}:1/{SERVICE}?{SHORT}"
+        url = f"redis+sentinel://{USER}:{PASSWORD}@{HOST}:{watcher.port},{HOST}:1/{SERVICE}?protocol=3"
         wrong = f"{url}&sentinel_password=wr0ng{OF_SENTINEL}"
         for each in (url, wrong):
             refused(face, each, StorePermissionDenied, "a Sentinel refuses", "sentinel_password")
@@ -352,7 +352,7 @@ def test_a_server_without_hello(face: Face) -> None:
     server = Server(VALKEY, "--rename-command", "HELLO", "NOHELLO")
     server._launch_on_a_free_port()
     try:
-        for url in urls_of(server.port, f":{PASSWORD}@", f"{SHORT}&protocol=3"):
+        for url in urls_of(server.port, f":{PASSWORD}@", "protocol=3"):
             refused(face, url, StoreUnsupported, "the server doesn't know HELLO", "protocol=2")
         assert face.allocator_from_url(f"redis://{HOST}:{server.port}?protocol=2").next() > 0
     finally:
@@ -367,10 +367,8 @@ def test_a_user_that_may_not_log_in_like_that(face: Face, private_server: Privat
             "ACL", "SETUSER", USER, "reset", "on", f">{PASSWORD}", "~*", "&*", "+@all", "-client", "-select"
         )
     login = f"{USER}:{PASSWORD}@"
-    refused(
-        face, urls_of(server.port, login, f"{SHORT}&db=1")[0], StorePermissionDenied, "lacks a permission ('select')"
-    )
-    for url in urls_of(server.port, login, f"{SHORT}&client_name=bot"):
+    refused(face, urls_of(server.port, login, "db=1")[0], StorePermissionDenied, "lacks a permission ('select')")
+    for url in urls_of(server.port, login, "client_name=bot"):
         refused(face, url, StorePermissionDenied, "lacks a permission ('client|setname')")
 
 
