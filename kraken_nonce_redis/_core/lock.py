@@ -87,7 +87,7 @@ class LeaseCore:
         Raises `LeaseLost` once the lease has ended, and `NoncesUsedUp` after 99,999 calls; ``extend()`` brings
         fresh nonces.
         """
-        if clock.now() >= self._deadline:
+        if clock.now() >= self._deadline or self._pid != os.getpid():
             self.check()
         for nonce in self._nonces:
             return nonce

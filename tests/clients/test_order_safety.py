@@ -259,20 +259,20 @@ def test_interrupted_after_the_answer(sim: KrakenSimulator, valkey: Server, api:
     """A caller that is interrupted when its order is placed already hears it by an event; the journal keeps it."""
     events: list[Any] = []
     api._guard._calls._on_event = events.append
-    release = api._guard.lock(sim.key)._releasing
+    release = api._guard.lock(sim.key)._telling
 
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
         yield
 
-    api._guard.lock(sim.key)._releasing = interrupted  # type: ignore[method-assign]
+    api._guard.lock(sim.key)._telling = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         api.query_private("AddOrder", form("limit"))
     (event,) = events
     assert event.outcome == "found"
     assert list(event.orders.values()) == [order.txid for order in sim.orders()]
     lock = api._guard.lock(sim.key)
-    lock._releasing = release  # type: ignore[method-assign]
+    lock._telling = release  # type: ignore[method-assign]
     lock.release()
     assert len(pending(valkey, sim)) == 1
 

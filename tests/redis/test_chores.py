@@ -87,7 +87,7 @@ def test_failing_credentials(face: Face, valkey: Server, caplog: pytest.LogCaptu
         for each in admin.client_list():
             if each["name"] == name:
                 admin.client_kill(each["addr"])
-        eventually(lambda: "LookupError: the vault is away" in caplog.text)
+        eventually(lambda: "LookupError" in caplog.text)
         vault.is_away = False
         time.sleep(3)
         assert lease.remaining() > 1

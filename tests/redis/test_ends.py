@@ -22,8 +22,7 @@ from kraken_nonce_redis.asyncio import NonceAllocator as AsyncNonceAllocator
 from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.testing import KrakenSimulator
 from tests.support.faces import KEY
-from tests.support.helpers import SECOND, Rival, View, eventually
-from tests.support.workers import ROOT, environment
+from tests.support.helpers import ROOT, SECOND, Rival, View, environment, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from hypothesis.stateful import (
 
 from kraken_nonce_redis import CallLock, NonceAllocator
 from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis.places import Floors
 from tests.support.faces import KEY
 from tests.support.helpers import KEYS, SECOND
 from tests.support.tiers import by_tier
@@ -41,9 +43,10 @@ class Caller:
     """A process that takes nonces, and the highest that it has seen."""
 
     def __init__(self, server: Server) -> None:
-        client = server.client()
+        client = server.client(client_name=secrets.token_hex(8))
         self.nonces = NonceAllocator(client, KEY, max_lead=90 * DAY)
         self.lock = CallLock(client, KEY)
+        self.lock.store.process_state.floors = Floors()  # which callers of one process share
         self.seen = 0
 
 

@@ -160,7 +160,7 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
     "whoever asks again is another member": PythonMutant(commands, "acquire", _another_member),
     "a place that is gone is not noticed": PythonMutant(waiting.KeyWaiters, "heard", _forget),
     "what a caller could not give back is kept": PythonMutant(waiting.ProcessState, "give_back", _forget),
-    "no heartbeat is sent": PythonMutant(waiting.ProcessState, "start_heartbeat", _forget),
+    "no heartbeat is sent": PythonMutant(waiting.KeyWaiters, "start_heartbeat", _forget),
     "a reply goes to the next slot": PythonMutant(Stream, "hear", _to_the_next),
     "a slot is gone when its caller leaves": PythonMutant(Stream, "hear", _without_those_who_left),
     "a request is never sent": PythonMutant(Pipeline, "take", _all_but_the_last),

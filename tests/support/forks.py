@@ -23,11 +23,11 @@ from requests.adapters import HTTPAdapter
 from kraken_nonce_redis import CallLock, HoldTimeout, NonceAllocator, StoreUnavailable, StoreUnsupported
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from tests.support.faces import KEY
+from tests.support.helpers import ROOT, environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ROOT: Final = Path(__file__).parents[2]
 PROCESSES: Final = 4
 TURNS: Final = 15
 TTL: Final = 5.0
@@ -85,7 +85,7 @@ def run(way: str, url: str, record: Path, *, seconds: float = 60, **more: str) -
     done = subprocess.run(
         [sys.executable, "-W", "error", "-W", FORK_OF_THREADS, *start, way, url, str(record)],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), *sys.path]))} | more,
+        env=environment() | more,
         capture_output=True,
         text=True,
         timeout=seconds,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -34,6 +37,12 @@ KEYS = Keyspace.of("kraken-nonce", KEY)
 ON_VALKEY = pytest.mark.parametrize("server", [VALKEY], indirect=True, ids=["valkey"])
 """For a test that takes a second or more: the fixture `server` is Valkey alone."""
 SECOND = 10**9
+ROOT = Path(__file__).parents[2]
+
+
+def environment() -> dict[str, str]:
+    """Return the environment for a program that finds what the test run found."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), *sys.path]))}
 
 
 def new_process() -> None:
