@@ -87,14 +87,20 @@ class Pipe:
 
     def close(self) -> None:
         """Close the connection; the next request opens it again."""
-        error = redis.ConnectionError("closed")
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._link is not None:
+            self.lose(self._link, redis.ConnectionError("closed"))
+
+    def end(self) -> None:
+        """Close the connection for good: the loop ends."""
+        error = redis.ConnectionError("the event loop ends")
         link, self._link = self._link, None
         if link is not None:
             link.close()
             self._pipeline.lose(error)
         self._pipeline.fail(error)
-        if self._connecting is not None:
-            self._connecting.cancel()
+        self.close()
 
     def disown(self) -> None:
         """Leave the connection to the parent, in a forked child that goes on with its parent's loop."""

@@ -313,6 +313,9 @@ class Store:
             self._listener.task.cancel()
             await asyncio.wait([self._listener.task], timeout=_AT_END)
             self._listener = None
+        if at_end:
+            for pipe in self._connections.pipes:
+                pipe.end()
         await self._connections.close()
         if not at_end:
             self._chores_changed()

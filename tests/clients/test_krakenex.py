@@ -28,8 +28,8 @@ from kraken_nonce_redis import (
     Retries,
     StoreUnavailable,
 )
-from tests.support.helpers import eventually
 from tests.support.children import CONTEXT
+from tests.support.helpers import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -188,7 +188,7 @@ class TestTime:
         with caplog.at_level(logging.WARNING):
             answer = api.query_private("AddOrder", dict(ORDER))
         assert answer["result"]["txid"]
-            eventually(lambda: "was lost while it was held" in caplog.text)
+        eventually(lambda: "was lost while it was held" in caplog.text)
 
     def test_not_in_time(self, sim: KrakenSimulator, valkey: Server) -> None:
         """A call whose turn doesn't come says so, and is not made."""
