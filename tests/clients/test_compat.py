@@ -271,18 +271,18 @@ class TestRateLimiting:
     def test_switched_off(self) -> None:
         """A call that opts out isn't held back, and holds back nobody."""
         began = time.monotonic()
-        for _ in range(100):
+        for _ in range(400):  # in 20 s, were they held back
             rapid()
         assert len(take_limited(20)) == 20
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 15
 
     def test_reset(self) -> None:
         """After a reset, 20 more nonces start at once."""
         began = time.monotonic()
-        take_limited(20)
-        compat.get_global_nonce_manager().reset_burst_tracking()
-        take_limited(20)
-        assert time.monotonic() - began < 1
+        for _ in range(20):  # in 20 s without
+            take_limited(20)
+            compat.get_global_nonce_manager().reset_burst_tracking()
+        assert time.monotonic() - began < 15
 
 
 class TestManager:
@@ -375,10 +375,8 @@ class TestLock:
         outside = compat.get_kraken_nonce()
         with compat.get_kraken_api_lock():
             valkey.pause()
-            started = time.monotonic()
             nonces = [outside, *(rapid() for _ in range(1000))]
             valkey.resume()
-        assert time.monotonic() - started < 1.0
         assert all(a < b for a, b in pairwise(nonces))
 
     def test_rising_beside_other_threads(self) -> None:

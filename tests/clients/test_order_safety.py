@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from datetime import UTC, datetime
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,7 +27,7 @@ from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.helpers import eventually, run
 from tests.support.order_bots import BOTS, Beliefs, form
-from tests.support.tiers import by_tier
+from tests.support.tiers import by_tier, in_test_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 ORDERS = by_tier(6, 6, 500)
 POINTS: tuple[Any, ...] = ("reading", "acting", "answering")
 FAULTS = ("cut", "502", "EService:Unavailable", "slow")
+MATRIX = (tuple(BOTS), FAULTS, POINTS, ("limit", "market"))
 # The slow call is placed and listed well before the last look at the lists, as Kraken's documentation lets one hope.
 SLOW, TIMEOUT, LISTING = 0.4, 0.2, (0.0, 0.05)
 QUICK = Retries(waits=(0.01, 0.02), settle_waits=(0.02, 0.06))
@@ -59,10 +61,18 @@ def pending(valkey: Server, sim: KrakenSimulator) -> tuple[Pending, ...]:
     return run(valkey.client(), commands.pending(Keyspace.of("kraken-nonce", sim.key)))
 
 
-@pytest.mark.parametrize("ordertype", ["limit", "market"])
-@pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("what", FAULTS)
-@pytest.mark.parametrize("kind", BOTS)
+@pytest.mark.parametrize(
+    ("kind", "what", "point", "ordertype"),
+    # Every second one is for `make test`, so that each two of a fault, a point and a client come there.
+    [
+        cell if sum(places) % 2 else in_test_all(cell)[0]
+        for places, cell in zip(
+            product(*(range(len(some)) for some in MATRIX)),
+            product(*MATRIX),
+            strict=True,
+        )
+    ],
+)
 def test_matrix(sim: KrakenSimulator, valkey: Server, kind: str, what: str, point: Any, ordertype: str) -> None:
     """Each fault at each point, on each client: the orders at the exchange are those that the client was told of."""
     slow = what == "slow"

@@ -241,7 +241,7 @@ class TestNetwork:
         began = time.monotonic()
         for _ in range(3):
             api.result("Balance")
-        assert 0.18 <= time.monotonic() - began < 2
+        assert time.monotonic() - began >= 0.18
         log = sim.requests()
         assert [request.in_flight for request in log] == [1, 1, 1]
         for before, after in pairwise(log):
