@@ -278,7 +278,9 @@ class _Asked(_Link):
         """Close the connection."""
         if self._task is not None:
             self._task.cancel()
-        self._connection._close()  # noqa: SLF001 - its public twin has to be awaited
+        close = getattr(self._connection, "_close", None)  # its public twin has to be awaited; old versions lack it
+        if close is not None:
+            close()
 
     def disown(self) -> None:
         """Close the copy that a forked child has."""
