@@ -1,21 +1,46 @@
 """What all objects of this process share: connections, and the highest nonces seen.
 
-A forked child shares nothing with its parent but what the parent had seen. That is noticed at the next use, by the
-number of the process: not every fork is one that Python hears of (uWSGI forks in C). Monkey-patching, by which gevent
-puts locks of its own in the place of Python's, is a new beginning as well: whoever waits for an old lock would stop all
-greenlets.
+A forked child shares nothing with its parent but what the parent had seen. That is noticed at the next use, by a page
+of memory that the kernel wipes in a child. Not every fork is one that Python hears of (uWSGI forks in C), and asking
+for the number of the process each time would be a system call. Monkey-patching, by which gevent puts locks of its own
+in the place of Python's, is a new beginning as well: whoever waits for an old lock would stop all greenlets.
 """
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from kraken_nonce_redis._redis.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
+
+
+_WIPE_ON_FORK: Final = 18  # Linux' MADV_WIPEONFORK, which the module mmap has no name for
+
+
+class _Number:
+    """Stands for a page where a kernel wipes none."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+
+    def __getitem__(self, _: int) -> int:
+        return self._pid == os.getpid()
+
+
+def _mark() -> mmap.mmap | _Number:
+    """Return what has a 1 at its beginning, and a 0 in a child that is forked later on."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # not Linux, or an old one
+        page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        page.madvise(_WIPE_ON_FORK)
+        page[0] = 1
+        return page
+    return _Number()
 
 
 class Process:
@@ -26,6 +51,7 @@ class Process:
         stores: the stores of threads, by connection settings; each begins anew by itself.
         turn: to be held while a store is looked up and made.
         successor: the one that comes after it in this process, under None.
+        mark: its first item is 0 in forked children of this process, and not in itself.
     """
 
     def __init__(self, places: Places, stores: dict[Hashable, Any]) -> None:
@@ -33,13 +59,18 @@ class Process:
         self.stores = stores
         self.turn = threading.RLock()
         self.successor: dict[None, Process] = {}
-        self._pid = os.getpid()
+        self.mark = _mark()
         self._lock_type = threading.Lock
 
     @property
     def is_this(self) -> bool:
         """Whether it is the one that runs."""
-        return self._pid == os.getpid() and self._lock_type is threading.Lock
+        return self.mark[0] != 0 and self._lock_type is threading.Lock
+
+    @property
+    def is_parent(self) -> bool:
+        """Whether the one that runs was forked from it."""
+        return not self.mark[0]
 
 
 _current = Process(Places(), {})

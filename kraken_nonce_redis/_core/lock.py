@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis import events
+from kraken_nonce_redis import _process, events
 from kraken_nonce_redis._arguments import DEFAULT_NAMESPACE, DEFAULT_TTL
 from kraken_nonce_redis._core.record import CallRecord, Stage
 from kraken_nonce_redis._core.steps import Run, Tell, running
@@ -69,7 +68,7 @@ class LeaseCore:
         """For clients' calls: how many of earlier holders the first one under this lease has to settle."""
         self._lock = lock
         self._member = acquired.member
-        self._pid = os.getpid()
+        self._mark = _process.current().mark
         self._depth = 1
         self._over = False
         self._newest = 0
@@ -87,7 +86,7 @@ class LeaseCore:
         Raises `LeaseLost` once the lease has ended, and `NoncesUsedUp` after 99,999 calls; ``extend()`` brings
         fresh nonces.
         """
-        if clock.now() >= self._deadline or self._pid != os.getpid():
+        if clock.now() >= self._deadline or not self._mark[0]:
             self.check()
         for nonce in self._nonces:
             return nonce
@@ -98,7 +97,7 @@ class LeaseCore:
 
     def remaining(self) -> float:
         """Return the seconds left, 0.0 when the lease has ended. Counted from before the lock was asked for."""
-        if self._over or self._pid != os.getpid():
+        if self._over or not self._mark[0]:
             return 0.0
         return max(0.0, self._deadline - clock.now())
 
@@ -128,7 +127,7 @@ class LeaseCore:
         """Take note that the lease ends here; False in a forked child, which does not own it."""
         self._over = True
         self._deadline = 0.0
-        return self._pid == os.getpid()
+        return self._mark[0] != 0
 
     def _extending(self, seconds: float, *, replace: bool = False, name: str = "seconds") -> Flow[None]:
         """Let the lease end ``seconds`` later, or that long from now; ``name`` is the caller's for the parameter."""
@@ -139,7 +138,7 @@ class LeaseCore:
                 name,
                 f"must be above 0 and leave the lease at most {arguments.LONGEST_TTL:g} s, not {seconds!r}",
             )
-        if self._over or self._pid != os.getpid():
+        if self._over or not self._mark[0]:
             self.check()
         yield from self._renewing(term)
 

@@ -15,6 +15,7 @@ import redis
 from redis.exceptions import RedisError
 
 from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis import _process
 from kraken_nonce_redis._redis.pipeline import Pipeline, Slot
 from kraken_nonce_redis.errors import keeps_connection
 
@@ -39,7 +40,7 @@ class Pipe:
         self._pipeline = Pipeline(resend=resend)
         self._link: _Link | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._pid = os.getpid()
+        self._process = _process.current()
 
     @property
     def is_open(self) -> bool:
@@ -123,7 +124,7 @@ class Pipe:
     def _write(self) -> None:
         if not self._pipeline.waiting:
             return
-        if self._pid != os.getpid():
+        if self._process.is_parent:
             self.disown()
         elif self._link is not None:
             self._link.send(self._pipeline.take())
@@ -163,7 +164,7 @@ class _Link(asyncio.Protocol):
         self.heard = clock.now()
         self._pipe = pipe
         self._stream = stream
-        self._pid = os.getpid()
+        self._process = _process.current()
         self._timeout: float | None = connection.socket_timeout
         self._writer = _writer_of(connection)
         connection._writer = connection._reader = None  # noqa: SLF001 - it must not close what is ours now
@@ -184,7 +185,7 @@ class _Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Give the replies to those who wait for them."""
-        if self._pid != os.getpid():
+        if self._process.is_parent:
             self._pipe.disown()
             return
         self.heard = clock.now()
@@ -202,7 +203,7 @@ class _Link(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Take note that the connection is gone."""
         self._former.connection_lost(exc)
-        if self._pid == os.getpid():
+        if not self._process.is_parent:
             self._pipe.lose(self, redis.ConnectionError(str(exc) if exc else "Connection closed by server."))
 
     def close(self) -> None:
@@ -222,7 +223,7 @@ class _Link(asyncio.Protocol):
         """See whether a reply is late."""
         assert self._timeout is not None  # noqa: S101
         self._watch = None
-        if self._pid != os.getpid():
+        if self._process.is_parent:
             self._pipe.disown()
             return
         if not self._stream.in_flight:
