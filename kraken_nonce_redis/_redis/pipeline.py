@@ -146,6 +146,11 @@ class Pipeline:
         return bool(self._outbox)
 
     @property
+    def number(self) -> int:
+        """How many requests wait to be sent."""
+        return len(self._outbox)
+
+    @property
     def due(self) -> bool:
         """Whether a reply is due."""
         return self.stream is not None and bool(self.stream.in_flight)
@@ -205,9 +210,14 @@ class Pipeline:
         self._outbox.extendleft(reversed(again))
         self.stream = None
 
-    def fail(self, error: Exception) -> None:
-        """Let all that waits fail: there is no connection to be had."""
-        while self._outbox:
+    def fail(self, error: Exception, most: int | None = None) -> None:
+        """Let what waits fail, the first ``most`` or all: there is no connection to be had.
+
+        A caller that came while somebody was connecting already is owed an attempt that begins after it came.
+        """
+        for _ in range(len(self._outbox) if most is None else most):
+            if not self._outbox:
+                return
             slot = self._outbox[0]
             if not slot.done:
                 slot.fail(error)

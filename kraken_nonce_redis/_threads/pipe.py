@@ -166,7 +166,8 @@ class Pipe:
         if link is not None and link.lost is not None:
             self._drop(link)
             link = None
-        if not self._pipeline.waiting:
+        waiting = self._pipeline.number
+        if not waiting:
             return
         try:
             if link is None:
@@ -176,7 +177,7 @@ class Pipe:
             if link is not None:
                 link.lose(_told(error))  # a part of a request may be on its way
             elif isinstance(error, Exception):
-                self._pipeline.fail(_told(error))
+                self._pipeline.fail(_told(error), waiting)
             if not isinstance(error, Exception):
                 raise
 

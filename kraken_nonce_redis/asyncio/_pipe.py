@@ -133,12 +133,12 @@ class Pipe:
             self._connecting.add_done_callback(self._connected)
 
     async def _connect(self) -> None:
-        connection = self._make()
+        connection, waiting = self._make(), self._pipeline.number
         try:
             await connection.connect()
         except (RedisError, OSError) as error:
             await connection.disconnect(nowait=True)
-            self._pipeline.fail(error)
+            self._pipeline.fail(error, waiting)
         except BaseException:
             await connection.disconnect(nowait=True)
             raise

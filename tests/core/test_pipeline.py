@@ -196,6 +196,19 @@ def test_a_request_that_is_sent_again_says_what_is_so_then() -> None:
     assert [each.request for each in pipeline.take()] == [b"2"]
 
 
+def test_a_caller_that_comes_while_another_connects_has_an_attempt_of_its_own() -> None:
+    """When there is no connection to be had, those fail who waited when it was tried, and no later ones."""
+    pipeline = Pipeline()
+    first, second = Slot(b"1"), Slot(b"2")
+    pipeline.put(first)
+    waiting = pipeline.number
+    pipeline.put(second)
+    pipeline.fail(redis.ConnectionError("refused"), waiting)
+    assert first.failure is not None
+    assert not second.done
+    assert pipeline.waiting
+
+
 def test_nothing_is_sent_late_for_a_caller_that_is_gone() -> None:
     """A request whose caller left before it was sent, or before it would be sent again, is not sent."""
     pipeline = Pipeline()

@@ -322,6 +322,7 @@ def test_a_turn_is_three_commands(face: Face, valkey: Server, proxy: MakeProxy, 
             pass
 
     for _ in range(2):
+        lock.locked()  # which comes after the releases
         rival.take()
         before, watch = way.commands, Stopwatch()
         started = [face.start(turn) for _ in range(callers)]
