@@ -357,8 +357,12 @@ class ProcessState:
             self.agenda.add(now, chore)
 
     def owed(self, command: Command[Any]) -> Sequence[Command[Release]]:
-        """Return the releases that must reach the server before a later command of their key does."""
-        if not self.background_releases or command.name == "release":
+        """Return the releases that must reach the server before a later command about the lock of their key does.
+
+        Nonces alone wait for none: they go on also where the lock, which needs two keys, can't be had, as while a
+        cluster moves its slot.
+        """
+        if not self.background_releases or command.name == "release" or len(command.keys) == 1:
             return ()
         chore = self.background_releases.get(command.keys[0])
         return () if chore is None else chore.owed()

@@ -93,7 +93,7 @@ class Pipe:
         if self._link is not None:
             self.lose(self._link, redis.ConnectionError("closed"))
 
-    def end(self) -> None:
+    async def end(self) -> None:
         """Close the connection for good: the loop ends."""
         error = redis.ConnectionError("the event loop ends")
         link, self._link = self._link, None
@@ -101,7 +101,10 @@ class Pipe:
             link.close()
             self._pipeline.lose(error)
         self._pipeline.fail(error)
+        connecting = self._connecting
         self.close()
+        if connecting is not None:
+            await asyncio.wait([connecting])
 
     def disown(self) -> None:
         """Leave the connection to the parent, in a forked child that goes on with its parent's loop."""

@@ -315,7 +315,7 @@ class Store:
             self._listener = None
         if at_end:
             for pipe in self._connections.pipes:
-                pipe.end()
+                await pipe.end()
         await self._connections.close()
         if not at_end:
             self._chores_changed()
