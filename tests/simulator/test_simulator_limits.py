@@ -393,7 +393,7 @@ class TestOverHttp:
 
     def test_throttled_names_a_time_to_come(self, sim: KrakenSimulator) -> None:
         """The time in `Throttled` is a whole Unix second after which calls are taken again."""
-        sim.configure(most_at_once=2, throttle_seconds=0.5, counter=None, latency=(0.1, 0.1))
+        sim.configure(most_at_once=2, throttle_seconds=0.5, counter=None, latency=(0.5, 0.5))
 
         def call(number: int) -> str:
             api = Api(sim.key, sim.secret)
