@@ -33,7 +33,7 @@ oldest := redis==5.0.1 krakenex==2.2.0 ccxt==4.4.85 python-kraken-sdk==3.0.0
 help:
 	@echo "make demo      eight processes on one API key: stock krakenex, then this library"
 	@echo "make test      the tests to run before each commit; three minutes"
-	@echo "make test-all  every test on every server, and with the oldest versions; a quarter of an hour"
+	@echo "make test-all  every test on every server, and with the oldest versions; longer"
 	@echo "make soak      every test at full length; hours"
 	@echo "make lint      ruff, mypy, pyright, luacheck"
 	@echo "make bench     the benchmarks, beside their rivals; a few minutes"
