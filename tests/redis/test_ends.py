@@ -378,3 +378,21 @@ def test_floors_of_two_runs(valkey: Server) -> None:
     jumped = _run(nonces.jump_forward(HALF_AN_HOUR))
     valkey.client().flushall()
     assert _run(nonces.next()) > jumped
+
+
+_KILLED = """
+import os, signal, sys
+import redis
+from kraken_nonce_redis import CallLock
+with CallLock(redis.Redis.from_url(sys.argv[1]), sys.argv[2]).hold():
+    pass
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_kill_right_behind_a_hold(valkey: Server) -> None:
+    """The release is with the kernel when the block ends: who is killed on the next line keeps no lock."""
+    view = View(valkey.client())
+    subprocess.run([sys.executable, "-c", _KILLED, valkey.url, KEY], cwd=ROOT, env=environment(), check=False)
+    assert view.state.last is not None
+    eventually(lambda: not view.state.holder)
