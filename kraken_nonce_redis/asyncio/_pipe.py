@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import redis
+from redis.asyncio.connection import SSLConnection
 from redis.exceptions import RedisError
 
 from kraken_nonce_redis import _clock as clock
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
     from kraken_nonce_redis._redis.pipeline import Stream
+
+_GOODBYE: Final = 0.05
+"""Seconds that asyncio may need to close a TLS connection that was refused; a loop that ends sooner leaves it open."""
 
 
 class Pipe:
@@ -141,6 +145,8 @@ class Pipe:
             await connection.connect()
         except (RedisError, OSError) as error:
             await connection.disconnect(nowait=True)
+            if isinstance(connection, SSLConnection):
+                await asyncio.sleep(_GOODBYE)
             self._pipeline.fail(error, waiting)
         except BaseException:
             await connection.disconnect(nowait=True)
