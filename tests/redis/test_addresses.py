@@ -29,6 +29,7 @@ from kraken_nonce_redis import (
 from kraken_nonce_redis.errors import from_redis
 from tests.support.helpers import fails
 from tests.support.servers import HOST, REDIS_7, VALKEY, Server, free_port
+from tests.support.tiers import in_test_all
 from tests.support.topologies import SERVICE, TlsTopology, Watcher
 
 if TYPE_CHECKING:
@@ -467,7 +468,7 @@ class Quoting:
         self._socket.close()
 
 
-@pytest.fixture(params=[0, 1, 3], ids=["from the start", "after the login", "after it all"])
+@pytest.fixture(params=[0, *in_test_all(1), 3], ids=["from the start", "after the login", "after it all"])
 def quoting(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Quoting]]:
     """Start servers that quote from the so-many-th command on."""
     with contextlib.ExitStack() as stack:

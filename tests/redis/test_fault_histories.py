@@ -35,7 +35,6 @@ BEFORE_EACH_COMMIT = {
     "FLUSHALL",
     "server killed, back with nothing",
     "network: every fourth reply lost",
-    "holder stopped for 1.5 leases",
 }
 
 pytestmark = pytest.mark.once

@@ -482,6 +482,7 @@ class Traffic:
                 else:
                     with lock.hold(5) as lease:
                         self._took(number, asked, lease.next_nonce())
+                time.sleep(0.001)
             except (StoreUnavailable, LeaseLost):
                 time.sleep(0.005)
 

@@ -20,6 +20,7 @@ from kraken_nonce_redis.testing import KrakenSimulator
 from tests.support import forks
 from tests.support.forks import PROCESSES, TURNS
 from tests.support.helpers import eventually
+from tests.support.tiers import in_test_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,7 +86,7 @@ def test_fork_between_two_runs_of_uvloop(valkey: Server, record: Path) -> None:
     assert_one_at_a_time(record, 1 + TURNS + PROCESSES * TURNS, PROCESSES)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", *in_test_all("spawn"), "forkserver"])
 def test_multiprocessing(valkey: Server, record: Path, method: str) -> None:
     """Four processes of multiprocessing, started after use in the parent."""
     forks.run(method, valkey.url, record)

@@ -19,6 +19,7 @@ from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from tests.support.faces import KEY, Interrupted
 from tests.support.helpers import KEYS, ON_VALKEY, OneAtATime, Rival, Stopwatch, View, eventually, fails
+from tests.support.tiers import by_tier
 
 if TYPE_CHECKING:
     from kraken_nonce_redis import CallLock
@@ -326,6 +327,7 @@ def test_a_turn_is_three_commands(face: Face, valkey: Server, proxy: MakeProxy, 
 
 def test_a_thousand_callers(face: Face, valkey: Server) -> None:
     """1,000 threads or tasks of one process wait over two connections, without a storm, and all get their turn."""
+    number = by_tier(250, 1000, 1000)
     name = f"thousand-{face.name}"
     lock = face.lock(face.client(valkey, client_name=name))
     admin = valkey.client(decode_responses=True)
@@ -336,14 +338,14 @@ def test_a_thousand_callers(face: Face, valkey: Server) -> None:
         with lock.hold(60), alone.inside(None):
             pass
 
-    callers = [face.start(turn) for _ in range(1000)]
-    eventually(lambda: view.waiting == 1000, 30)
+    callers = [face.start(turn) for _ in range(number)]
+    eventually(lambda: view.waiting == number, 60)
     connections = {c["id"] for c in admin.client_list() if c["name"] == name}
     assert len(connections) <= 2
     rival.release()
     for caller in callers:
         caller.result(60)
-    assert len(alone.order) == 1000
+    assert len(alone.order) == number
     view.assert_nothing_left()
 
 
