@@ -400,7 +400,7 @@ class TestThrottle:
 
     def test_others_call_meanwhile(self, sim: KrakenSimulator, make_bot: MakeBot) -> None:
         """While one client is throttled, the key is free for all others."""
-        slow, quick = make_bot(**self.CONFIG | {"rateLimit": 1500}), make_bot()
+        slow, quick = make_bot(**self.CONFIG | {"rateLimit": 1000}), make_bot()
         with ThreadPoolExecutor(1) as pool:
             took = Stopwatch()
             slow_calls = pool.submit(lambda: [slow("privatePostBalance") for _ in range(2)])
@@ -409,7 +409,7 @@ class TestThrottle:
                 quick("privatePostOpenOrders")
             slow_calls.result(20)
         assert [request.method for request in sim.requests()] == ["Balance", *["OpenOrders"] * 5, "Balance"]
-        assert took() >= 3.0
+        assert took() >= 2.0
 
     @pytest.mark.parametrize("face", ["sync"])  # with asyncio ccxt lets calls go at a rate, whenever they then leave
     def test_counts_from_when_a_call_leaves(self, sim: KrakenSimulator, make_bot: MakeBot, lock: CallLock) -> None:

@@ -14,7 +14,7 @@ from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.helpers import Stopwatch, eventually, run
 from tests.support.order_bots import BotProcess, Krakenex, read_notes
-from tests.support.tiers import by_tier
+from tests.support.tiers import by_tier, in_test_all
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,13 +54,15 @@ def learn(sim: KrakenSimulator, valkey: Server) -> list[OrderSettled]:
     ("point", "bot", "ordertype"),
     [
         ("signed", "krakenex", "limit"),
-        ("reading", "krakenex", "limit"),
-        ("acting", "krakenex", "limit"),
-        ("acting", "krakenex", "market"),
         ("acting", "ccxt-async", "limit"),
-        ("answering", "krakenex", "limit"),
         ("answering", "krakenex", "market"),
         ("answered", "krakenex", "limit"),
+        *in_test_all(
+            ("reading", "krakenex", "limit"),
+            ("acting", "krakenex", "limit"),
+            ("acting", "krakenex", "market"),
+            ("answering", "krakenex", "limit"),
+        ),
     ],
 )
 def test_killed(sim: KrakenSimulator, valkey: Server, tmp_path: Path, point: Any, bot: str, ordertype: str) -> None:

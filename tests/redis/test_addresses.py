@@ -468,7 +468,7 @@ class Quoting:
         self._socket.close()
 
 
-@pytest.fixture(params=[0, *in_test_all(1), 3], ids=["from the start", "after the login", "after it all"])
+@pytest.fixture(params=[0, *in_test_all(1, 3)], ids=["from the start", "after the login", "after it all"])
 def quoting(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Quoting]]:
     """Start servers that quote from the so-many-th command on."""
     with contextlib.ExitStack() as stack:

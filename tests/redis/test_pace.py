@@ -152,13 +152,13 @@ def test_minimum_interval_over_processes(fleet: Fleet, capsys: pytest.CaptureFix
 
 @pytest.mark.once
 def test_pro_tier_over_processes(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
-    """Eight busy processes use up the counter and are never refused, and orders go between their calls."""
-    seconds = by_tier(4, 10, 60)
+    """Busy processes use up the counter and are never refused, and orders go between their calls."""
+    processes, seconds = by_tier((3, 4), (8, 10), (8, 60))
     pace = Pace(tier="pro")
     costs = {"Balance": 1, "TradesHistory": 2, "AddOrder": 0}
 
     fleet.sim.configure(tier="pro")
-    fleet.add(8, pace, methods=["Balance", "TradesHistory"], seconds=seconds)
+    fleet.add(processes, pace, methods=["Balance", "TradesHistory"], seconds=seconds)
     order = {"pair": "XBTUSD", "type": "buy", "ordertype": "limit", "price": "30000", "volume": "0.0001"}
     fleet.add(1, pace, methods=["AddOrder"], data=order, rest=(0.1, 0.6), seconds=seconds)
     *queries, orders = fleet.run()
