@@ -244,6 +244,23 @@ def test_a_lost_message_of_a_waiter_costs_a_heartbeat(n: int, what: str) -> None
     assert waiter.granted - released(holder) <= HEARTBEAT + HAND_OVER + RETRY
 
 
+def test_lost_subscriptions_change_no_order() -> None:
+    """Callers whose connections for offers are closed just before a release have their turns in the order of asking."""
+    stage = Stage()
+    kept(stage, 2.2)
+    processes = [stage.process() for _ in range(2)]
+    turns = [stage.turn(processes[n % 2], at=1 + n / 10, keep=0.01) for n in range(5)]
+
+    def cut() -> None:
+        for process in processes:
+            stage.network.cut(stage.network.subscriptions[process.process_state.channel])
+
+    stage.at(2.1999, cut)
+    stage.run()
+    assert turns == sorted(turns, key=lambda turn: turn.granted or 1e9)
+    assert turns[-1].granted is not None
+
+
 def test_a_lost_subscription_costs_a_round_trip() -> None:
     """A connection for offers that is closed is noticed, and the callers ask again."""
     stage = Stage()
