@@ -7,7 +7,6 @@ number can't hold them.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, Literal, Self, TypeAlias, TypeVar
@@ -98,9 +97,11 @@ class Command(Generic[T]):
                 lead=0,
                 max_lead=0,
             )
-        with contextlib.suppress(ValueError, LookupError):
+        try:
             return self.read(reply)
-        raise StoreError(self.name, self.keys[0], "what answers there is no Redis: it has run none of our scripts")
+        except (ValueError, LookupError):
+            why = "what answers there is no Redis: it has run none of our scripts"
+            raise StoreError(self.name, self.keys[0], why) from None
 
 
 @functools.lru_cache(maxsize=4096)

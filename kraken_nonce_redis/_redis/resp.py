@@ -58,6 +58,8 @@ class Parser:
 
     def next(self) -> Any:
         """Return the next reply, or `INCOMPLETE`. Raises redis-py's `InvalidResponse`."""
+        if self._at == len(self._data):
+            return INCOMPLETE
         try:
             reply, self._at = self._reply(self._at)
         except _Incomplete:

@@ -27,7 +27,7 @@ from kraken_nonce_redis import (
 from kraken_nonce_redis.errors import from_redis
 from kraken_nonce_redis.permissions import COMMANDS, least_permissions
 from tests.support.faces import KEY
-from tests.support.helpers import KEYS, Rival, View, fails
+from tests.support.helpers import KEYS, Rival, View, eventually, fails
 from tests.support.servers import REDIS_6, REDIS_7, VALKEY
 
 if TYPE_CHECKING:
@@ -387,7 +387,7 @@ def test_out_of_memory(face: Face, real_server: Server) -> None:
             with fails(StoreOutOfMemory, KEYS.state, "nothing was changed"):
                 call()
         assert view.everything() == before
-    assert view.state.holder == waiter.member()
+    eventually(lambda: view.state.holder == waiter.member())
     waiter.release()
     view.assert_nothing_left()
 
