@@ -5,7 +5,7 @@ VENV ?= .venv
 # A further requirement for the environment of `make test`, such as redis==5.0.1.
 WITH ?=
 # Test processes at once; most tests wait more than they work.
-WORKERS ?= 5
+WORKERS ?= 6
 # More arguments for the demo or for pytest.
 ARGS ?=
 
