@@ -6,9 +6,12 @@ one place, such as two DNS names, can't be known to be the same and count as two
 
 from __future__ import annotations
 
+import inspect
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+import redis
 
 try:
     from redis.maint_notifications import MaintNotificationsConfig
@@ -43,6 +46,25 @@ _OURS: Final = frozenset(
 )
 _PLAIN: Final = (str, bytes, int, float, bool, tuple, frozenset, type)
 _DEFAULTS: Final[Mapping[str, Any]] = {"host": "localhost", "port": 6379, "db": 0}
+
+
+class _Deaf:
+    """Stands for redis-py's dispatcher of events, by which a credential provider logs in anew on open connections."""
+
+    def dispatch(self, event: object) -> None:
+        """Do nothing."""
+
+    async def dispatch_async(self, event: object) -> None:
+        """Do nothing."""
+
+    def register_listeners(self, mappings: object) -> None:
+        """Do nothing."""
+
+
+silent: Final[dict[str, Any]] = (
+    {"event_dispatcher": _Deaf()} if "event_dispatcher" in inspect.signature(redis.Redis).parameters else {}
+)
+"""What redis-py's client is made with to subscribe. Otherwise another thread would read from that connection, too."""
 
 
 def settings(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from redis.sentinel import Sentinel
 from kraken_nonce_redis import urls
 from kraken_nonce_redis._redis.cluster import Exchange, Nodes, Sleep, told
 from kraken_nonce_redis._redis.pipeline import Slot
-from kraken_nonce_redis._redis.places import Place, settings, settings_key
+from kraken_nonce_redis._redis.places import Place, settings, settings_key, silent
 from kraken_nonce_redis._threads.drive import drive
 from kraken_nonce_redis._threads.pipe import Pipe
 from kraken_nonce_redis.errors import InvalidArgument
@@ -122,7 +122,7 @@ class ServerConnections:
 
     def pubsub(self) -> PubSub:
         """Return what to subscribe with."""
-        subscription: PubSub = redis.Redis(connection_pool=self._pool).pubsub()
+        subscription: PubSub = redis.Redis(connection_pool=self._pool, **silent).pubsub()
         return subscription
 
 
@@ -176,7 +176,7 @@ class ClusterConnections:
     def pubsub(self) -> PubSub:
         """Return what to subscribe with, on another node than last time."""
         pool = _node_pool(self._nodes.listening_post(), self._options)
-        subscription: PubSub = redis.Redis(connection_pool=pool).pubsub()
+        subscription: PubSub = redis.Redis(connection_pool=pool, **silent).pubsub()
         return subscription
 
 

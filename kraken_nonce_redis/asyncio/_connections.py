@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from kraken_nonce_redis import urls
 from kraken_nonce_redis._redis.cluster import Exchange, Nodes, Sleep, told
-from kraken_nonce_redis._redis.places import Place, settings, settings_key
+from kraken_nonce_redis._redis.places import Place, settings, settings_key, silent
 from kraken_nonce_redis.asyncio._drive import drive
 from kraken_nonce_redis.asyncio._pipe import Pipe
 from kraken_nonce_redis.errors import InvalidArgument
@@ -83,7 +83,7 @@ class ServerConnections:
 
     def pubsub(self) -> PubSub:
         """Return what to subscribe with."""
-        return redis.asyncio.Redis(connection_pool=self._pool).pubsub()
+        return redis.asyncio.Redis(connection_pool=self._pool, **silent).pubsub()
 
     async def close(self) -> None:
         """Close the connections, and those to Sentinels of our own; a later command opens them again."""
@@ -140,7 +140,8 @@ class ClusterConnections:
 
     def pubsub(self) -> PubSub:
         """Return what to subscribe with, on another node than last time."""
-        return redis.asyncio.Redis(connection_pool=_node_pool(self._nodes.listening_post(), self._options)).pubsub()
+        pool = _node_pool(self._nodes.listening_post(), self._options)
+        return redis.asyncio.Redis(connection_pool=pool, **silent).pubsub()
 
     async def close(self) -> None:
         """Close the connections; a later command opens them again."""

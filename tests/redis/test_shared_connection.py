@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import random
 import signal
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 import redis.asyncio
+from redis import credentials
 
 from kraken_nonce_redis import CallLock, NonceAllocator, StoreUnavailable
 from kraken_nonce_redis._redis.pipeline import Slot
@@ -20,7 +22,7 @@ from kraken_nonce_redis._redis.resp import pack
 from kraken_nonce_redis._threads.pipe import Pipe
 from kraken_nonce_redis.asyncio._pipe import Pipe as AsyncPipe
 from tests.support.faces import KEY
-from tests.support.helpers import eventually
+from tests.support.helpers import Rival, View, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from tests.support.servers import Server
     from tests.support.topologies import TlsTopology
 
+# redis-py before 5.3 has none.
+StreamingCredentialProvider: Any = getattr(credentials, "StreamingCredentialProvider", credentials.CredentialProvider)
 CALLERS = 50
 TIMES = 40
 
@@ -193,14 +197,76 @@ def test_a_slow_reply_is_late_only_after_silence(face: Face, valkey: Server, pro
     assert len(set(face.together(lambda _: nonces.next(), 30))) == 30
 
 
-def test_settings_of_redis_py_that_speak_by_themselves(face: Face, valkey: Server) -> None:
-    """A health check by redis-py, which reads the next reply, is not made where replies are other callers'."""
-    nonces = face.allocator(face.client(valkey, health_check_interval=1))
+class Renewing(StreamingCredentialProvider):
+    """A credential provider with which redis-py logs in anew, on connections that are open, when a token is new."""
+
+    def __init__(self) -> None:
+        self.listeners: list[object] = []
+
+    def get_credentials(self) -> tuple[str, str]:
+        """Return what a server without a password accepts."""
+        return "default", "any"
+
+    async def get_credentials_async(self) -> tuple[str, str]:
+        """Return the same."""
+        return self.get_credentials()
+
+    def on_next(self, callback: object) -> None:
+        """Add one who wants to hear of new tokens."""
+        self.listeners.append(callback)
+
+    def on_error(self, callback: object) -> None:
+        """Add one who wants to hear of errors."""
+
+    def is_streaming(self) -> bool:
+        """Say that there will be new tokens."""
+        return True
+
+
+def speaking() -> dict[str, dict[str, Any]]:
+    """Return settings with which redis-py says or reads something by itself, as far as its version has them."""
+    found: dict[str, dict[str, Any]] = {"checks of health": {"health_check_interval": 1}}
+    with contextlib.suppress(ImportError):
+        from redis.cache import CacheConfig  # noqa: PLC0415
+
+        found["caching"] = {"cache_config": CacheConfig(), "protocol": 3}
+    with contextlib.suppress(ImportError):
+        from redis.maint_notifications import MaintNotificationsConfig  # noqa: PLC0415
+
+        found["notices"] = {"maint_notifications_config": MaintNotificationsConfig(enabled="auto"), "protocol": 3}
+    if hasattr(credentials, "StreamingCredentialProvider"):
+        found["new logins"] = {"credential_provider": Renewing(), "protocol": 3}
+    return found
+
+
+@pytest.mark.parametrize("what", speaking())
+def test_settings_of_redis_py_that_speak_by_themselves(face: Face, valkey: Server, view: View, what: str) -> None:
+    """What redis-py says by itself on a connection is not said where the next reply is another caller's.
+
+    Given 50 callers with commands in flight, and one that waits for an offer, then each gets its own reply.
+    """
+    options = speaking()[what]
+    if what == "caching" and face.name == "asyncio":
+        pytest.skip("redis.asyncio has none")
+    client = face.client(valkey, **options)
+    provider = options.get("credential_provider")
+    registered = list(provider.listeners) if provider is not None else []
+    nonces, lock = face.allocator(client), face.lock(client)
     nonces.next()
-    time.sleep(1.1)
+    view.client.config_resetstat()
+    rival = Rival(view.client)
+    rival.take()
+    waiter = face.start(lock.acquire)
+    view.until_waiting(1)
+    time.sleep(1.1 if what == "checks of health" else 0)
     given = face.together(lambda _: [nonces.next() for _ in range(5)], CALLERS)
     assert len({nonce for some in given for nonce in some}) == CALLERS * 5
-    assert valkey.client().info("commandstats").get("cmdstat_ping", {"calls": 0})["calls"] <= 1
+    rival.release()
+    assert waiter.result()
+    stats = view.client.info("commandstats")
+    assert not {"cmdstat_ping", "cmdstat_client|tracking", "cmdstat_client|maint_notifications"} & set(stats)
+    if provider is not None:
+        assert provider.listeners == registered
 
 
 def test_takes_none_of_the_pool(face: Face, valkey: Server) -> None:
