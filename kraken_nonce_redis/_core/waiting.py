@@ -32,7 +32,7 @@ from kraken_nonce_redis.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from kraken_nonce_redis._core.agenda import Agenda, Chore
+    from kraken_nonce_redis._core.agenda import Agenda
     from kraken_nonce_redis._core.wishes import Wishes
     from kraken_nonce_redis._redis.commands import Answer, Release
     from kraken_nonce_redis._redis.keyspace import Keyspace
@@ -105,21 +105,6 @@ class Waiter:
         signal = self.signal
         if signal is not None:
             signal.set()
-
-
-def doing(agenda: Agenda, chore: Chore) -> Flow[None]:
-    """Do a chore once and put it down again."""
-    command = chore.command(clock.now())
-    if command is None:
-        return
-    try:
-        result = yield Run(command)
-    except KrakenNonceError as error:
-        due = chore.failed(error, clock.now())
-    else:
-        due = chore.succeeded(command, result, clock.now())
-    if due is not None:
-        agenda.add(due, chore)
 
 
 class KeyWaiters:

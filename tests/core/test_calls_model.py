@@ -37,7 +37,7 @@ from kraken_nonce_redis._calls.calls import Calls
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.lock import LeaseCore, LockCore
 from kraken_nonce_redis._core.steps import Run, Send, Sleep, Tell
-from kraken_nonce_redis._core.waiting import ProcessState, doing
+from kraken_nonce_redis._core.waiting import ProcessState
 from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.commands import Granted, Pending, State
@@ -603,7 +603,8 @@ def test_an_interrupted_release(world: World, *, sent: bool) -> None:
     with pytest.raises(KeyboardInterrupt):
         flow.throw(KeyboardInterrupt())
     agenda = lock._process_state().agenda
-    carry_out(world, doing(agenda, agenda.pop(world.now)))
+    chore = agenda.pop(world.now)
+    chore.succeeded(command := chore.command(world.now), world.redis.run(command), world.now)
     assert not world.redis.holder
     assert len(world.redis.journal) == sent
 
