@@ -7,6 +7,7 @@ number can't hold them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, Literal, Self, TypeAlias, TypeVar
@@ -97,11 +98,10 @@ class Command(Generic[T]):
                 lead=0,
                 max_lead=0,
             )
-        try:
+        with contextlib.suppress(ValueError, LookupError):
             return self.read(reply)
-        except (ValueError, LookupError):
-            why = "what answers there is no Redis: it has run none of our scripts"
-            raise StoreError(self.name, self.keys[0], why) from None
+        # Outside of the block: an error that was raised in it would carry what the server said, as its context.
+        raise StoreError(self.name, self.keys[0], "what answers there is no Redis: it has run none of our scripts")
 
 
 @functools.lru_cache(maxsize=4096)

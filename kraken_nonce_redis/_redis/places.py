@@ -6,13 +6,14 @@ one place, such as two DNS names, can't be known to be the same and count as two
 
 from __future__ import annotations
 
-import inspect
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import redis
-
+try:
+    from redis.event import EventDispatcher
+except ImportError:  # redis-py before 5.3
+    EventDispatcher = None  # type: ignore[assignment,misc]
 try:
     from redis.maint_notifications import MaintNotificationsConfig
 except ImportError:  # redis-py before 7
@@ -61,9 +62,7 @@ class _Deaf:
         """Do nothing."""
 
 
-silent: Final[dict[str, Any]] = (
-    {"event_dispatcher": _Deaf()} if "event_dispatcher" in inspect.signature(redis.Redis).parameters else {}
-)
+silent: Final[dict[str, Any]] = {} if EventDispatcher is None else {"event_dispatcher": _Deaf()}
 """What redis-py's client is made with to subscribe. Otherwise another thread would read from that connection, too."""
 
 

@@ -23,7 +23,13 @@ FOR_ALL: Final = {"errors", "_arguments", "_clock"}
 OWN: Final = {"_calls.guards"}
 """Modules that are a room of their own within another one."""
 LIBRARIES: Final = {
-    "_redis": {"redis.crc", "redis.exceptions", "redis.connection.DefaultParser", "redis.maint_notifications"},
+    "_redis": {
+        "redis.crc",
+        "redis.exceptions",
+        "redis.connection.DefaultParser",
+        "redis.event",
+        "redis.maint_notifications",
+    },
     "_core": set[str](),
     "_calls": set[str](),
 }
