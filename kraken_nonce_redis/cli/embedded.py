@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import select
 import socket
@@ -63,19 +62,18 @@ def running(port: int | None = None, folder: str | None = None) -> Generator[Emb
             child = children.start("kraken_nonce_redis.cli.embedded")
             said = stack.enter_context(contextlib.closing(children.said(child)))
             stack.callback(children.end, [child])
-        children.tell(child, {"port": port, "folder": folder})
-        answer = next(said, {"error": "its process ended at once"})
-        if "error" in answer:
-            raise Failure(f"the embedded server could not start: {answer['error']}")
+        try:
+            answer = children.ask(child, {"port": port, "folder": folder}, said)
+        except RuntimeError as error:
+            raise Failure(f"the embedded server could not start: {error}") from error
         yield Embedded(answer["url"], said)
 
 
 def main() -> None:
     """Run the server until stdin closes or the server ends."""
-    line = sys.stdin.readline()
-    if not line:
+    wish = next(children.told(), None)
+    if wish is None:
         return  # the parent has ended by now
-    wish = json.loads(line)
     with children.cleanup_when_terminated(), contextlib.ExitStack() as stack:
         try:
             port = _start(stack, wish["port"], wish["folder"])

@@ -1,14 +1,12 @@
 """The exchange behind HTTP: `python -m kraken_nonce_redis.testing._server`, one process.
 
-`KrakenSimulator` starts it. It reads one line of JSON from stdin (see `Startup`), prints one line
-`{"port": 12345}` when it listens, or `{"error": "..."}` if it can't, and ends when its stdin
-closes: it never outlives whoever started it.
+`KrakenSimulator` starts it. It is told what to simulate (see `Startup`), and answers `{"port": 12345}` when it listens,
+or `{"error": "..."}` if it can't. It ends when its stdin closes, so it doesn't outlive the process that started it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import signal
@@ -26,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from aiohttp import web
+
+from kraken_nonce_redis import _children as children
 
 from ._exchange import Exchange, public_answer
 from ._faults import Fault, FaultPlan, Point
@@ -50,7 +50,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Startup:
-    """What the first line of stdin says. It comes that way to keep secrets off command lines."""
+    """What to simulate."""
 
     keys: list[tuple[str, str, str]]
     """For each API key the name of its account, the key and its base64 secret."""
@@ -264,9 +264,9 @@ async def _serve(startup: Startup) -> None:
         try:
             await site.start()
         except OSError as error:
-            _say({"error": f"can't listen on {startup.host}:{startup.port}: {error.strerror}"})
+            children.say({"error": f"can't listen on {startup.host}:{startup.port}: {error.strerror}"})
             return
-        _say({"port": runner.addresses[0][1]})
+        children.say({"port": runner.addresses[0][1]})
         threading.Thread(target=_wait_for_end_of_stdin, args=(loop, over), name="stdin", daemon=True).start()
         await over.wait()
     finally:
@@ -280,18 +280,13 @@ def _wait_for_end_of_stdin(loop: asyncio.AbstractEventLoop, over: asyncio.Event)
         loop.call_soon_threadsafe(over.set)
 
 
-def _say(message: dict[str, object]) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
-
-
 def main() -> None:
     """Run the server until stdin closes."""
     # A client under test that breaks HTTP is no news; our own faults go through our own logger.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
-    line = sys.stdin.readline()
-    if line:  # else the one who started us has ended already
-        asyncio.run(_serve(Startup(**json.loads(line))))
+    startup = next(children.told(), None)
+    if startup is not None:  # else the parent has ended already
+        asyncio.run(_serve(Startup(**startup)))
 
 
 if __name__ == "__main__":

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import os
 import secrets
-import subprocess
-import sys
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from http.client import HTTPConnection
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Unpack, cast
+
+from kraken_nonce_redis import _children as children
 
 from ._faults import Fault
 from ._keys import NonceWindow, decode_secret
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from ._limits import LimitSettings
 
 _SERVER: Final = f"{__package__}._server"
-_PATIENCE: Final = 30.0  # seconds for the process to answer or to end
+_PATIENCE: Final = 30.0  # seconds for the process to answer
 _KEY_BYTES, _SECRET_BYTES = 42, 64  # as long as Kraken's own
 
 
@@ -113,7 +112,7 @@ class KrakenSimulator:
         self._host = host
         self._port = port
         self._address: tuple[str, int] | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: children.Child | None = None
 
     def __repr__(self) -> str:
         names = ", ".join(dict.fromkeys(name for name, _, _ in self._keys))
@@ -161,16 +160,9 @@ class KrakenSimulator:
         """
         if self._process is not None:
             raise RuntimeError("the simulator is running already")
-        process = subprocess.Popen(  # noqa: S603 - our own module, run by this very interpreter
-            [sys.executable, "-P", "-m", _SERVER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
-            process_group=0,  # Ctrl-C is for the program under test; we end when it does
-        )
-        self._process = process
+        self._process = children.start(_SERVER)
         try:
-            self._address = self._host, self._shake_hands(process)
+            self._address = self._host, self._told_to_listen(self._process)
         except BaseException:
             self.stop()
             raise
@@ -180,15 +172,8 @@ class KrakenSimulator:
         process, self._process, self._address = self._process, None, None
         if process is None:
             return
-        process.terminate()
-        try:
-            process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+        process.terminate()  # closing its stdin isn't enough while a forked process holds it open, too
+        children.end([process])
 
     def requests(self) -> list[SimulatedRequest]:
         """Return the private requests since the start or the last reset, in order of arrival.
@@ -306,10 +291,8 @@ class KrakenSimulator:
             raise ValueError("key must be one of the simulator's accounts")
         return 0 if key is None else keys.index(key)
 
-    def _shake_hands(self, process: subprocess.Popen[bytes]) -> int:
-        """Tell the process what to be; return the port that it listens on."""
-        assert process.stdin is not None  # noqa: S101 - both are pipes
-        assert process.stdout is not None  # noqa: S101
+    def _told_to_listen(self, process: children.Child) -> int:
+        """Tell the process what to simulate; return the port that it listens on."""
         startup = {
             "keys": self._keys,
             "settings": asdict(self._settings),
@@ -318,16 +301,11 @@ class KrakenSimulator:
             "host": self._host,
             "port": self._port,
         }
-        with contextlib.suppress(BrokenPipeError):  # it says why on its error output
-            process.stdin.write(json.dumps(startup).encode() + b"\n")
-            process.stdin.flush()
-        line = process.stdout.readline()
-        if not line:
-            raise RuntimeError("the simulator's process ended at once; see its error output")
-        said: dict[str, Any] = json.loads(line)
-        if "error" in said:
-            raise RuntimeError(f"the simulator {said['error']}")
-        return int(said["port"])
+        with contextlib.closing(children.said(process)) as said:
+            try:
+                return int(children.ask(process, startup, said)["port"])
+            except RuntimeError as error:
+                raise RuntimeError(f"the simulator could not start: {error}") from error
 
     def _control(self, verb: str, what: str, body: object = None) -> Any:
         host, port = self._running()
