@@ -424,9 +424,9 @@ def store_for(target: Target) -> Store:
 
 
 async def aclose() -> None:
-    """Give back what nobody needs any more and close the connections of the running loop, within a second.
+    """Release what is no longer needed and close the connections of the running loop, within a second.
 
-    What callers hold stays theirs; objects open connections anew when they are used.
+    Callers keep what they hold. Objects open new connections when they are used again.
     """
     stores: dict[Hashable, Store] = asyncio.get_running_loop().__dict__.get(_STORES, {})
     await asyncio.gather(*(store.close() for store in list(stores.values())))

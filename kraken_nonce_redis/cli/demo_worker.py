@@ -1,6 +1,6 @@
-"""One of the demo's processes: makes private calls through krakenex until its time is up, and says which.
+"""One of the demo's processes: makes private calls through krakenex until its time is up, and reports them.
 
-`python -m kraken_nonce_redis.cli.demo_worker`; `demo` starts and tells it.
+`demo` starts it as `python -m kraken_nonce_redis.cli.demo_worker`, and tells it what to do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CALLS: Final[tuple[tuple[str, dict[str, str]], ...]] = (("Balance", {}), ("Bala
 
 
 def main() -> None:
-    """Do what stdin says until it closes."""
+    """Do what the parent says until it is gone."""
     told: queue.Queue[Any] = queue.Queue()
     threading.Thread(target=_listen, args=(told,), daemon=True).start()
     exchange = told.get()
@@ -43,7 +43,7 @@ def _listen(told: queue.Queue[Any]) -> None:
 
 def _phase(exchange: dict[str, str], wish: dict[str, Any], told: queue.Queue[Any]) -> None:
     api = _client(exchange, ours=wish["ours"])
-    api.query_public("Time", timeout=TIMEOUT)  # a connection, before time is taken
+    api.query_public("Time", timeout=TIMEOUT)  # opens a connection before the clock starts
     children.say({"ready": True})
     told.get()
     until = time.monotonic() + wish["seconds"]

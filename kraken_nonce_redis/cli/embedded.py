@@ -1,6 +1,6 @@
-"""An embedded Valkey in a process of its own, which ends with the one that asked for it.
+"""An embedded Valkey, with a child process that ends it when the parent ends.
 
-`python -m kraken_nonce_redis.cli.embedded` is that process: it minds the server and removes its files.
+`python -m kraken_nonce_redis.cli.embedded` is that child: it starts and stops the server and removes its files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PORTS: Final = range(12_000, 22_000)
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A server that runs.
+    """A running server.
 
     Attributes:
         url: its Redis URL.
@@ -108,7 +108,7 @@ def _start_on(stack: contextlib.ExitStack, port: int, folder: str | None) -> int
         raise RuntimeError(str(error).splitlines()[-1]) from error
     stack.callback(server.stop)
     with redis.Redis(HOST, port, decode_responses=True) as client:
-        # Another server may have taken the port in the last moment, and have answered in the place of ours.
+        # Another server may have taken the port just before, and have answered instead of ours.
         answered = str(client.config_get("dir")["dir"])
     if Path(answered).resolve() != server.data_dir.resolve():
         raise RuntimeError(f"port {port} is taken")
