@@ -241,8 +241,8 @@ def _show(stock: Figures, ours: Figures, processes: int) -> None:
     console.print(
         f"Both runs use the same {processes} processes, API key and simulated Kraken ({low} to {high} ms each way). "
         "The figures are from the exchange's log. It forgot all nonces in between, since krakenex counts in ms and "
-        "this library in ns. Stock krakenex sends at any time. With this library one call at a time is under way: that is "
-        "what keeps nonces in order, and it means fewer calls per second."
+        "this library in ns. Stock krakenex sends at any time. With this library one call at a time is under way: "
+        "that is what keeps nonces in order, and it means fewer calls per second."
     )
 
 
