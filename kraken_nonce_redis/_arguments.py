@@ -1,4 +1,4 @@
-"""What callers pass in: types, defaults, bounds, and checks, each of which raises `InvalidArgument`."""
+"""What callers pass in: types, defaults, bounds, and checks, which raise `InvalidArgument`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def ttl(value: object, name: str = "ttl") -> float:
 
 
 def timeout(value: object, name: str = "timeout") -> float | None:
-    """Return how long to wait, in seconds; None is for ever."""
+    """Return how long to wait, in seconds; None for no limit."""
     if value is None:
         return None
     number = _number(name, value)

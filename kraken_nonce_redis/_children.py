@@ -1,7 +1,7 @@
-"""Helper processes: modules of ours that are told what to do, and answer, in lines of JSON.
+"""Child processes: modules of ours that are told what to do over stdin and answer over stdout, in lines of JSON.
 
-They hear of the end by the end of their stdin, so that none outlives its parent, even one that was killed. What they
-are told does not stand on their command lines.
+A child ends when its stdin closes, so none outlives its parent, even a parent that was killed. Secrets go over stdin,
+never on a command line. `start`, `tell`, `said`, `ask` and `end` are for the parent, `told` and `say` for the child.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from types import FrameType
 
 _PATIENCE: Final = 10.0  # seconds for a process to clean up
@@ -44,15 +44,28 @@ def tell(child: Child, message: object) -> None:
 
 
 def said(child: Child) -> Generator[dict[str, Any]]:
-    """Yield what the child says until it is gone; its stdout is closed with this generator."""
+    """Yield what the child says until it is gone. Closing this generator closes the child's stdout."""
     if child.stdout is not None:
         with child.stdout as lines:
             for line in lines:
                 yield json.loads(line)
 
 
+def ask(child: Child, message: object, answers: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """Tell a child what to do, and return its next answer, one of `said`.
+
+    Raises:
+        RuntimeError: the child answered with an error, or ended; the message says why.
+    """
+    tell(child, message)
+    answer = next(answers, {"error": "its process ended at once; see its error output"})
+    if "error" in answer:
+        raise RuntimeError(answer["error"])
+    return answer
+
+
 def end(children: Iterable[Child]) -> None:
-    """End them, all at once, and wait until they are gone."""
+    """Close the stdin of all children, wait until they are gone, and kill those that take too long."""
     running = list(children)
     for child in running:
         if child.stdin is not None:
@@ -66,8 +79,14 @@ def end(children: Iterable[Child]) -> None:
             child.wait()
 
 
+def told() -> Generator[Any]:
+    """Yield what the parent says until it is gone."""
+    for line in sys.stdin:
+        yield json.loads(line)
+
+
 def say(message: object) -> None:
-    """Send the parent a line; one that is gone does not hear it."""
+    """Send the parent a line; a parent that is gone does not hear it."""
     try:
         sys.stdout.write(json.dumps(message) + "\n")
         sys.stdout.flush()
@@ -78,7 +97,7 @@ def say(message: object) -> None:
 
 @contextlib.contextmanager
 def cleanup_when_terminated() -> Generator[None]:
-    """Let SIGTERM and SIGHUP end the block as an exception does, so that it cleans up."""
+    """Turn SIGTERM and SIGHUP into `SystemExit` inside the block, so that it cleans up."""
 
     def leave(number: int, _frame: FrameType | None) -> NoReturn:
         sys.exit(128 + number)
@@ -89,9 +108,9 @@ def cleanup_when_terminated() -> Generator[None]:
 
 @contextlib.contextmanager
 def signals_put_off() -> Generator[None]:
-    """Let signals that end the program wait for the end of the block.
+    """Put off signals that end the program until the end of the block.
 
-    For starting a process: one that was started, but not yet noted down, would not be ended.
+    For starting a process: if a signal came before the process was noted down, nobody would end it.
     """
     came: list[int] = []
     try:

@@ -171,7 +171,7 @@ REFUSED_FOR_ITS_NONCE: Final = Verdict(Outcome.NOT_CARRIED_OUT, Remedy.NONCE)
 UNKNOWN: Final = Verdict(Outcome.UNKNOWN, Remedy.LATER)
 
 Limit: TypeAlias = Literal["rate_limit", "throttled", "lockout"]
-"""Why nobody should call for a while: the names of the settings of `kraken_nonce_redis.pace.CoolDowns`."""
+"""Why all calls should pause for a while: the names of the settings of `kraken_nonce_redis.pace.CoolDowns`."""
 
 Cause: TypeAlias = Literal["lockout", "key", "secret", "nonce", "permission", "rate limit", "kraken"]
 """What is wrong, in the words of ``kraken-nonce check``."""
@@ -186,7 +186,7 @@ class Meaning:
 
     Attributes:
         verdict: whether the call was carried out, and what may help.
-        cool_down: why nobody who shares the API key should call for a while; None if they may.
+        cool_down: why all calls of the API key should pause for a while; None if they need not.
         cause: what is wrong when a check of the account gets it.
     """
 

@@ -1,9 +1,9 @@
 """What all objects of this process share: connections, and the highest nonces seen.
 
 A forked child shares nothing with its parent but what the parent had seen. That is noticed at the next use, by a page
-of memory that the kernel wipes in a child. Not every fork is one that Python hears of (uWSGI forks in C), and asking
-for the number of the process each time would be a system call. Monkey-patching, by which gevent puts locks of its own
-in the place of Python's, is a new beginning as well: whoever waits for an old lock would stop all greenlets.
+of memory that the kernel wipes in a child. Python does not hear of every fork (uWSGI forks in C), and asking
+for the process id each time would be a system call. Monkey-patching, by which gevent puts locks of its own
+in the place of Python's, counts as a fork, too: a greenlet that waits for an old lock would stop all others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WIPE_ON_FORK: Final = 18  # Linux' MADV_WIPEONFORK, which the module mmap has n
 
 
 class _Number:
-    """Stands for a page where a kernel wipes none."""
+    """Takes the place of the page on systems that can't wipe one."""
 
     def __init__(self) -> None:
         self._pid = os.getpid()
@@ -34,7 +34,7 @@ class _Number:
 
 
 def _mark() -> mmap.mmap | _Number:
-    """Return what has a 1 at its beginning, and a 0 in a child that is forked later on."""
+    """Return a mark whose first item is 1, and 0 in a child that is forked later."""
     with contextlib.suppress(AttributeError, OSError, ValueError):  # not Linux, or an old one
         page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         page.madvise(_WIPE_ON_FORK)
@@ -47,10 +47,10 @@ class Process:
     """One process, from its start or fork.
 
     Attributes:
-        places: what has been seen.
-        stores: the stores of threads, by connection settings; each begins anew by itself.
-        turn: to be held while a store is looked up and made.
-        successor: the one that comes after it in this process, under None.
+        places: the highest nonces seen.
+        stores: the stores of threads, by connection settings; each notices a fork by itself.
+        turn: must be held while a store is looked up or made.
+        successor: the object that replaces this one after a fork, under the key None.
         mark: its first item is 0 in forked children of this process, and not in itself.
     """
 
@@ -64,12 +64,12 @@ class Process:
 
     @property
     def is_this(self) -> bool:
-        """Whether it is the one that runs."""
+        """Whether this is the running process."""
         return self.mark[0] != 0 and self._lock_type is threading.Lock
 
     @property
     def is_parent(self) -> bool:
-        """Whether the one that runs was forked from it."""
+        """Whether the running process was forked from this one."""
         return not self.mark[0]
 
 
@@ -77,7 +77,7 @@ _current = Process(Places(), {})
 
 
 def current() -> Process:
-    """Return the process that runs."""
+    """Return the running process."""
     global _current  # noqa: PLW0603
     process = _current
     if not process.is_this:

@@ -1,4 +1,4 @@
-"""A master and named users, each with an API key of its own, from the environment or from a TOML file.
+"""A master and named users, each with its own API key, read from the environment or from a TOML file.
 
 ```python
 from kraken_nonce_redis.accounts import Accounts
@@ -8,11 +8,11 @@ for account in Accounts.from_environment():
     api = API(account.key, account.secret, pace=account.pace)
 ```
 
-Each API key has nonces, a lock and a pace of its own in Redis, so one account's trouble is none of the others'.
+Each API key has its own nonces, lock and pace in Redis, so trouble with one account doesn't affect the others.
 
-In the environment: ``KRAKEN_MASTER_API_KEY`` with ``KRAKEN_MASTER_API_SECRET``, and for each user
-``KRAKEN_USER_<NAME>_API_KEY`` with ``KRAKEN_USER_<NAME>_API_SECRET``; ``_SECRET`` in place of ``_API_SECRET`` is read
-as well. Empty variables count as not set. A file::
+In the environment, the master has ``KRAKEN_MASTER_API_KEY`` and ``KRAKEN_MASTER_API_SECRET``, and each user has
+``KRAKEN_USER_<NAME>_API_KEY`` and ``KRAKEN_USER_<NAME>_API_SECRET``. ``_SECRET`` in place of ``_API_SECRET`` works too.
+Empty variables count as not set. A file looks like this::
 
     [master]
     key_env = "COPY_MASTER_KEY"              # or key = "...", or key_file = "..."
@@ -21,15 +21,15 @@ as well. Empty variables count as not set. A file::
     [users.alice]
     key = "..."
     secret = "..."
-    tier = "pro"                             # short for tier in the table pace
+    tier = "pro"                             # short for tier in the table users.alice.pace
 
     [users.alice.pace]                       # settings of kraken_nonce_redis.Pace
     min_interval = 0.2
 
-    [pace]                                   # for all accounts, where they don't say otherwise
+    [pace]                                   # for all accounts that don't override it
     tier = "intermediate"
 
-Names are case-insensitive. No error shows a value: it could be a secret in the wrong place.
+Names are case-insensitive. No error shows a value, since it could be a misplaced secret.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _NAME: Final = re.compile(r"[a-z0-9_-]{1,32}")
 _VARIABLE: Final = re.compile(
     r"KRAKEN_((?P<master>MASTER)_|USER_(?P<user>.+?)_)?(?P<what>API_KEY|API_SECRET|SECRET)", re.DOTALL
 )
-# What somebody may have taken for such a variable. Their own would be left out in silence.
+# Variables that a user may have mistaken for one of these. Without an error they would be ignored silently.
 _NEARLY: Final = re.compile(r"KRAKEN_(MASTER|USER)_.*(KEY|SECRET)", re.DOTALL | re.IGNORECASE)
 # Shapes that Kraken's keys and secrets don't have, so that these names can be shown.
 _SHOWN_VARIABLE: Final = re.compile(r"[A-Z][A-Z0-9_]{0,80}")
@@ -71,23 +71,23 @@ _ENTRIES: Final = (*(what + source for what in ("key", "secret") for source in _
 _PACE: Final = ("min_interval", "startup_window", "startup_rate", "startup_interval", "tier", "costs")
 _POSITION: Final = re.compile(r"\(at ([a-z0-9 ,]*)\)")
 _NO_VARIABLE: Final = (
-    "is no variable of an account: they are KRAKEN_MASTER_API_KEY, KRAKEN_MASTER_API_SECRET, "
-    "KRAKEN_USER_<NAME>_API_KEY and KRAKEN_USER_<NAME>_API_SECRET, NAME being 1 to 32 letters, digits, _ or -, and "
-    "not MASTER"
+    "is not a variable of an account: these are KRAKEN_MASTER_API_KEY, KRAKEN_MASTER_API_SECRET, "
+    "KRAKEN_USER_<NAME>_API_KEY and KRAKEN_USER_<NAME>_API_SECRET, where NAME is 1 to 32 letters, digits, _ or -, "
+    "and not MASTER"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One Kraken account as a bot sees it. Can be pickled, for processes of its own; its repr shows no secret.
+    """One Kraken account as a bot sees it. It can be pickled for another process; its repr shows no secret.
 
     Args:
-        name: 1 to 32 letters, digits, ``_`` or ``-``; kept in lower case. ``"master"`` is the master.
+        name: 1 to 32 letters, digits, ``_`` or ``-``; stored in lower case. ``"master"`` is the master.
         key: the API key.
         secret: its secret, base64 as Kraken shows it.
-        pace: how often calls may start; None for as often as the lock is free.
+        pace: how often calls may start; None for no limit but the lock.
 
-    White space around key and secret is dropped. Raises `InvalidArgument`.
+    White space around key and secret is removed. Raises `InvalidArgument`.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """A master and its users. Iterating gives all accounts, the master first.
+    """A master and its users. Iterating yields all accounts, the master first.
 
     Attributes:
         master: the master's account, or None.
@@ -127,8 +127,8 @@ class Accounts:
     def from_environment(cls, environ: Mapping[str, str] | None = None, *, pace: Pace | None = None) -> Self:
         """Read the accounts from environment variables, by default this process's.
 
-        ``pace`` is for each of them: they count apart. Raises `InvalidArgument`, naming the variable, for the first
-        mistake, and when there is no account.
+        Each account gets this ``pace`` and counts by itself. Raises `InvalidArgument`, which names the variable, for
+        the first mistake, and when there is no account.
         """
         accounts = read_environment(os.environ if environ is None else environ).all()
         return cls._of(replace(account, pace=pace) for account in accounts)
@@ -137,8 +137,8 @@ class Accounts:
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
         """Read the accounts from a TOML file; ``key_file`` and ``secret_file`` are relative to its folder.
 
-        Raises `InvalidArgument`, naming file and table, for the first mistake, and when there is no account. Logs a
-        warning when every user of this machine can read keys or secrets in the file.
+        Raises `InvalidArgument`, which names file and table, for the first mistake, and when there is no account. Logs
+        a warning when every user of this machine can read keys or secrets in the file.
         """
         reading = read_file(path)
         for note in reading.notes:
@@ -156,9 +156,9 @@ class Reading:
     """What was found, mistakes included.
 
     Attributes:
-        accounts: those that are complete, the master first.
-        mistakes: the account concerned, or the variable where none can be told, and what is wrong.
-        notes: what the user should know besides.
+        accounts: complete accounts, the master first.
+        mistakes: pairs of an account's name, or a variable where the account isn't clear, and what is wrong.
+        notes: other things that the user should know.
     """
 
     accounts: tuple[Account, ...]
@@ -166,7 +166,7 @@ class Reading:
     notes: tuple[str, ...] = ()
 
     def all(self) -> tuple[Account, ...]:
-        """Return the accounts. Raises the first mistake."""
+        """Return the accounts. Raises the first mistake, if there is one."""
         for _, mistake in self.mistakes:
             raise mistake
         return self.accounts
@@ -180,14 +180,14 @@ class _Reader:
         self._mistakes: list[tuple[str, InvalidArgument]] = []
 
     def add(self, name: str, where: str, make: Callable[[], Account]) -> None:
-        """Make an account and add it, or note what is wrong; ``where`` tells of its API key."""
+        """Make an account and add it, or note what is wrong; ``where`` names the place of its API key."""
         try:
             account = make()
             for other in self._accounts.values():
                 if other.name == account.name:
-                    _refuse(where, f"there is an account {other.name} already; capitals make no difference")
+                    _refuse(where, f"there is an account {other.name} already; names are case-insensitive")
                 if other.key == account.key:
-                    _refuse(where, f"has the same API key as {other.name}; each account needs one of its own")
+                    _refuse(where, f"has the same API key as {other.name}; each account needs its own")
         except InvalidArgument as mistake:
             self.wrong(name, mistake)
         else:
@@ -198,9 +198,9 @@ class _Reader:
         self._mistakes.append((name, mistake))
 
     def reading(self, source: str, how: str, notes: Sequence[str] = ()) -> Reading:
-        """Return what was found. Raises `InvalidArgument`, saying how it is done, if that is nothing."""
+        """Return what was found. Raises `InvalidArgument`, which says what to add, if nothing was found."""
         if not self._accounts and not self._mistakes:
-            _refuse(source, f"there is no account in it; it needs {how}")
+            _refuse(source, f"there is no account in it; add {how}")
         return Reading(tuple(self._accounts.values()), tuple(self._mistakes), tuple(notes))
 
 
@@ -244,12 +244,12 @@ def _of_variables(name: str, variables: Sequence[str], environ: Mapping[str, str
         if not given:
             _refuse(_stem(variables) + what, f"is not set, but {others[0]} is")
         if len(given) > 1:
-            _refuse(given[0], f"is set, and so is {given[1]}; keep one of them")
+            _refuse(given[0], f"is set, and so is {given[1]}; keep only one of them")
     return Account(name, _key(environ[keys[0]], keys[0]), _secret(environ[secrets[0]], secrets[0]))
 
 
 def read_file(path: str | os.PathLike[str]) -> Reading:
-    """Read accounts from a TOML file, in its order. Raises `InvalidArgument` for no such file, or none in it."""
+    """Read accounts from a TOML file, in its order. Raises `InvalidArgument` if the file can't be read or has none."""
     file = Path(path)
     document = _parsed(file)
     _known(document, ("master", "users", "pace"), f"{file}")
@@ -276,11 +276,11 @@ def _parsed(file: Path) -> dict[str, Any]:
     except OSError as error:
         problem = f"can't be read: {error.strerror}"
     except UnicodeDecodeError:
-        problem = "is no text in UTF-8"
+        problem = "is not UTF-8 text"
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        # Only where: what it says can hold a part of a line, and the line a secret.
+        # Only the position: the message can quote a part of a line, and the line may contain a secret.
         position = _POSITION.search(str(error))
-        problem = f"is no TOML{f', at {position[1]}' if position else ''}"
+        problem = f"is not valid TOML{f', at {position[1]}' if position else ''}"
     raise InvalidArgument(f"{file}", problem)
 
 
@@ -298,7 +298,7 @@ def _of_table(name: str, content: object, where: str, folder: Path, common: Mapp
     settings = _table(table.get("pace", {}), f"{where} pace")
     if "tier" in table:
         if "tier" in settings:
-            _refuse(where, "tier is in it and in its table pace; keep one of them")
+            _refuse(where, "tier is set in it and in its table pace; keep only one of them")
         settings = {**settings, "tier": table["tier"]}
     return Account(
         _name(name, where),
@@ -309,7 +309,7 @@ def _of_table(name: str, content: object, where: str, folder: Path, common: Mapp
 
 
 def _credential(table: Mapping[str, Any], what: str, where: str, folder: Path) -> object:
-    """Return a key or secret: as it stands there, from a variable or from a file."""
+    """Return a key or secret: the value itself, or what a variable or a file has."""
     given = [what + source for source in _SOURCES if what + source in table]
     if len(given) != 1:
         _refuse(where, f"needs one of {what}, {what}_env and {what}_file; it has {' and '.join(given) or 'none'}")
@@ -326,8 +326,8 @@ def _credential(table: Mapping[str, Any], what: str, where: str, folder: Path) -
     try:
         return (folder / value).read_text("utf-8")
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or "is no text"
-    # Never the name of the file: somebody may have put the secret itself there.
+        reason = (error.strerror if isinstance(error, OSError) else None) or "it is not text"
+    # Never the name of the file: a user may have put the secret itself there.
     return _refuse(f"{where} {entry}", f"the file named there can't be read: {reason}")
 
 
@@ -341,7 +341,7 @@ def _pace(settings: dict[str, Any], where: str) -> Pace | None:
         return Pace(**settings)
     except InvalidArgument as error:
         entry = error.parameter.partition("[")[0]
-    return _refuse(f"{where} {entry}", "is out of its range or of the wrong kind; see kraken_nonce_redis.Pace")
+    return _refuse(f"{where} {entry}", "is out of range or has the wrong type; see kraken_nonce_redis.Pace")
 
 
 def _table(value: object, where: str) -> dict[str, Any]:
@@ -354,7 +354,7 @@ def _known(table: Mapping[str, Any], entries: Sequence[str], where: str) -> None
     for entry in table:
         if entry not in entries:
             shown = entry if _SHOWN_ENTRY.fullmatch(entry) else "an entry in it"
-            _refuse(where, f"{shown} is unknown; there are {', '.join(entries)}")
+            _refuse(where, f"{shown} is unknown; known are {', '.join(entries)}")
 
 
 def _name(value: object, where: str) -> str:
@@ -367,7 +367,7 @@ def _name(value: object, where: str) -> str:
 def _key(value: object, where: str) -> str:
     key = value.strip() if isinstance(value, str) else ""
     if not _HEADER.fullmatch(key):
-        _refuse(where, "must be an API key, without white space in it")
+        _refuse(where, "must be an API key without white space in it")
     return key
 
 

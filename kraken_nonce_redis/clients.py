@@ -21,21 +21,21 @@ class Options(LockSettings, total=False):
             ``KRAKEN_NONCE_REDIS_URL``, then ``REDIS_URL``.
         ttl: length of a lease in seconds, 1 to 3600, by default 30; a call with a longer timeout extends its lease.
         scope: ``"key"`` (default): one call at a time for each API key; ``"global"``: for all of the namespace.
-        namespace: what the Redis keys begin with; all who share the API key need the same.
-        wait_timeout: seconds that a call waits at most, for its turn and between its attempts, by default 60; None
-            waits for ever. What looks into a call with an unknown outcome comes on top.
-        call_timeout: seconds for a request that has no timeout of its own, by default 10.
-        pace: how often calls may start, a `Pace`; by default as often as the lock is free. What a call costs and
-            whether it goes first follows from its method.
-        cool_downs: how long nobody calls after Kraken's refusals, `kraken_nonce_redis.CoolDowns`.
+        namespace: prefix of the Redis keys; all processes that share the API key need the same.
+        wait_timeout: most seconds that a call waits for its turn and between its attempts, by default 60; None for no
+            limit. Settling a call with an unknown outcome takes extra time.
+        call_timeout: seconds for a request without its own timeout, by default 10.
+        pace: how often calls may start, a `Pace`; by default there is no limit but the lock. Cost and priority of a
+            call follow from its method.
+        cool_downs: how long all calls pause after Kraken's refusals, `kraken_nonce_redis.CoolDowns`.
         retries: when a call is made again, `kraken_nonce_redis.Retries`.
-        on_unknown: what is done about a call that changes something and got no answer. ``"settle"`` (default): Kraken's
+        on_unknown: what to do about a call that changes something and got no answer. ``"settle"`` (default): Kraken's
             lists of orders are asked, under the same lease. ``"raise"``: `OutcomeUnknown` at once. ``"replay"``: the
             same bytes are sent once more, then as ``"settle"``; that Kraken refuses them for their nonce if the first
             ones arrived is inferred and not documented.
         durable: how many replicas must have it when the nonce is raised after a refusal, or each lease: as for
             `CallLock` and `NonceAllocator`.
-        on_event: is called with what happens beside a call, `kraken_nonce_redis.events`.
+        on_event: is called with each event, see `kraken_nonce_redis.events`.
     """
 
     redis: Any

@@ -1,8 +1,8 @@
-"""The nonce manager that bots of a single process use, over Redis: the same names, now for every process at once.
+"""The nonce manager of single-process bots, over Redis: the same names, now for all processes together.
 
-Every nonce, of the master's key and of all users' keys, comes from one strictly rising sequence, and one lock lets one
-private call run at a time: both are those of ``scope="global"`` in the default namespace, so that clients of this
-library with that scope take part. Redis is where ``KRAKEN_NONCE_REDIS_URL`` says, or else ``REDIS_URL``.
+All nonces, for the master's key and all users' keys, come from one strictly rising sequence, and one lock makes all
+private calls run one at a time. Both are those of ``scope="global"`` in the default namespace, so clients of this
+library with that scope share them. Redis is where ``KRAKEN_NONCE_REDIS_URL`` says, or else ``REDIS_URL``.
 
 A nonce that is taken without the lock may be overtaken on its way to Kraken. Hold the lock around the nonce and the
 call that it is for::
@@ -49,12 +49,12 @@ __all__ = [
 _STARTUP_WINDOW: Final = 10.0  # seconds
 _BURST: Final = 1.0  # seconds
 _TURNSTILE: Final = "kraken-nonce:compat"
-_PASSING: Final = 1.0  # second; longest that one who dies in the turnstile holds up the others
+_PASSING: Final = 1.0  # second; longest time that a caller who dies in the turnstile blocks the others
 _ANY_KEY: Final = "any"  # the global scope asks for an API key and is the same for each
 
 
 class NonceStats(TypedDict):
-    """What this process has taken; other processes count for themselves, and so does a forked child.
+    """The nonces that this process has taken. Other processes count for themselves, and so does a forked child.
 
     Attributes:
         total_nonces_issued: number of nonces.
@@ -72,10 +72,10 @@ class NonceStats(TypedDict):
 
 
 class ApiLock:
-    """Lets one private call run at a time over all threads, processes and API keys; used like a `threading.RLock`.
+    """Makes private calls run one at a time over all threads, processes and API keys; used like a `threading.RLock`.
 
-    Re-entrant in its thread. It is held until it is released, however long that takes; if its process dies or stops,
-    the others wait 30 s at most. After a fork the child does not hold it.
+    Re-entrant in its thread. It is held until it is released, however long that takes. If its process dies or stops,
+    the others wait at most 30 s. After a fork the child does not hold it.
     """
 
     def __init__(self, url: str) -> None:
@@ -88,7 +88,7 @@ class ApiLock:
 
         Args:
             blocking: whether to wait.
-            timeout: seconds to wait at most; below 0, wait for ever.
+            timeout: most seconds to wait; below 0 for no limit.
         """
         limit = (None if timeout < 0 else timeout) if blocking else 0
         hold = self._lock.hold(limit, auto_renew=True)
@@ -102,7 +102,7 @@ class ApiLock:
     def release(self) -> None:
         """Give the lock back. Raises `CallLockError` when this thread does not hold it.
 
-        Raises `LeaseLost` when another caller may have held the lock meanwhile, since this process was stopped or
+        Raises `LeaseLost` when another caller may have held the lock in the meantime, since this process was stopped or
         Redis was away for longer than a lease lasts.
         """
         self.__exit__(None, None, None)
@@ -150,7 +150,7 @@ class _Counts:
         self._forget_before(now - _BURST)
 
     def forget_latest(self) -> None:
-        """Let the next nonce be the first one of a startup window."""
+        """Make the next nonce the first one of a startup window."""
         self._recent.clear()
         self._latest = None
 
@@ -176,7 +176,7 @@ class _Counts:
 
 
 class NonceManager:
-    """Hands out nonces to all threads of this process. `get_global_nonce_manager` gives the one there is.
+    """Hands out nonces to all threads of this process. `get_global_nonce_manager` returns the only instance.
 
     Attributes:
         api_lock: the lock of all private calls.
@@ -196,7 +196,7 @@ class NonceManager:
         """Return the next nonce: ns since 1970, 19 digits, above all that this process has seen.
 
         While this thread holds the API lock, the nonce comes with its lease. Nonces that other processes take
-        meanwhile, without the lock, are higher than those.
+        at the same time, without the lock, are higher.
 
         Args:
             apply_rate_limiting: wait where too many nonces start at once, over all processes: after 10 s without a

@@ -1,8 +1,8 @@
 """How many servers must have a write before it counts: WAIT and WAITAOF; no I/O.
 
 A write that a master acknowledged can be lost when a replica takes its place. These commands say how many replicas have
-it, or have it on disk, and that count is compared here. They make a loss unlikely and not impossible: a replica that
-has the write need not be the one that is promoted.
+it, or have it on disk, and that count is checked here. They make a loss unlikely, but not impossible: another replica
+than one that has the write may be promoted.
 
 Source: https://redis.io/docs/latest/commands/wait/ and /waitaof/.
 """

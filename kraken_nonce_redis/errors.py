@@ -12,12 +12,12 @@
      │   ├─ StorePermissionDenied             wrong password, or permissions missing
      │   ├─ StoreOutOfMemory                  over maxmemory
      │   ├─ StoreUnsupported                  no scripting or another missing ability
-     │   └─ ForeignValue                      our key holds somebody else's value
+     │   └─ ForeignValue                      our key has another program's value
      ├─ NonceTooFarAhead                      a raise past max_lead, or past int64
      ├─ NoncesUsedUp                          the block of a lease is empty
      ├─ NoncePoisoned                         Kraken refuses every nonce up to max_lead
      ├─ CallUnsettled                         a call that changes something got no answer
-     │   ├─ OutcomeUnknown                    nobody knows whether it was carried out
+     │   ├─ OutcomeUnknown                    it may or may not have been carried out
      │   └─ NotCarriedOut                     it was not, and won't be
      └─ CallLockError (redis LockError)       the lock was used wrongly, timed out or was lost
          ├─ HoldTimeout (TimeoutError)        the lock was not free in time
@@ -63,7 +63,7 @@ def _restore(kind: type[KrakenNonceError], args: tuple[Any, ...], fields: dict[s
 
 
 class InvalidArgument(KrakenNonceError, ValueError):
-    """A parameter is out of its range or of the wrong kind.
+    """A parameter is out of range or of the wrong type.
 
     Attributes:
         parameter: the parameter's name.
@@ -109,7 +109,7 @@ class StoreUnavailable(StoreError):
 
 
 class NotDurable(StoreUnavailable):
-    """A nonce was raised, but fewer replicas have that in time than ``durable`` asks for. It stays raised."""
+    """A nonce was raised, but fewer replicas had that in time than ``durable`` asks for. It stays raised."""
 
 
 class StoreReadOnly(StoreError):
@@ -153,7 +153,7 @@ class NoncesUsedUp(KrakenNonceError):
 
 
 class NoncePoisoned(KrakenNonceError):
-    """Kraken refuses every nonce that may be used: another program has driven the API key's nonce ahead.
+    """Kraken refuses every nonce that may be used: another program has raised the API key's nonce far ahead.
 
     Attributes:
         nonce: the highest one that Kraken refused, ns since 1970.
@@ -177,7 +177,7 @@ class CallUnsettled(KrakenNonceError):
     Attributes:
         method: Kraken's name, such as ``"AddOrder"``.
         nonce: of the request, ns since 1970.
-        cl_ord_id: of the order, to look for it by; with commas between them if there are several, ``""`` for none.
+        cl_ord_id: of the order, to look it up; separated by commas if there are several, ``""`` for none.
         known: what is known, in words.
     """
 
@@ -193,7 +193,7 @@ class CallUnsettled(KrakenNonceError):
 
 
 class OutcomeUnknown(CallUnsettled):
-    """Nobody knows whether a call was carried out. Look it up before you make it again."""
+    """It is unknown whether a call was carried out. Look it up at Kraken before you make it again."""
 
     verdict = "may or may not have been carried out"
 
@@ -224,10 +224,10 @@ class HoldTimeout(CallLockError, TimeoutError):
 
 
 class CoolDown(HoldTimeout):
-    """Kraken wants no calls for a while, longer than the caller would wait. Nothing was sent.
+    """Kraken wants no calls for longer than the caller would wait. Nothing was sent.
 
     Attributes:
-        seconds: how long it goes on.
+        seconds: until the cool-down ends.
         reason: what Kraken said to the process that learned of it.
     """
 
@@ -369,7 +369,7 @@ _WORDS_AT_LOGIN: tuple[tuple[str, _Reading], ...] = (
     ),
     ("client names cannot", (StoreError, "the server refuses the client_name; it may hold no spaces")),
     ("db index", (StoreError, "the server has no database of that number")),
-    ("not allowed in cluster mode", (StoreUnsupported, "a cluster has the database 0 alone")),
+    ("not allowed in cluster mode", (StoreUnsupported, "a cluster has only the database 0")),
     ("connection closed by server", _WANTS_TLS),
 )
 

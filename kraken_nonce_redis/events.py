@@ -1,10 +1,10 @@
-"""What happens beside a call and is worth knowing: one frozen dataclass a kind, given to hooks.
+"""Events that are worth knowing beside the result of a call: one frozen dataclass for each kind, given to hooks.
 
-A hook is what an object was given as ``on_event``, or what `set_hook` was given for all objects of the process. It runs
-in the thread or task that makes the call, after the call has released the lock, so it may make calls of its own. The
-call returns only after it: let it be short. What is noticed when no call is under way, such as the answer to a release
-that nobody waited for, comes from a thread of its own or from the event loop. What a hook raises is logged. No event
-carries an API key, a secret or an amount.
+A hook is passed to an object as ``on_event``, or to `set_hook` for all objects of the process. It runs in the thread or
+task that makes the call, after the call has released the lock, so it may make calls of its own. The call returns only
+after its hooks, so keep them short. An event that is noticed outside of a call, such as by the answer to a release,
+comes from a separate thread or from the event loop. An exception from a hook is logged. No event carries an API key, a
+secret or an amount.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ logger = logging.getLogger("kraken_nonce_redis")
 
 @dataclass(frozen=True)
 class _Event:
-    """What all events have.
+    """The attributes of all events.
 
     Attributes:
-        id: tells this event from all others; one that is told twice has the same one.
+        id: unique to this event; the same when a hook gets an event twice.
         time: when it was noticed, by the clock of this machine, in seconds since 1970.
         key: digest of the API key, as in Redis; ``"global"`` for a lock over all keys.
     """
@@ -38,18 +38,18 @@ class _Event:
 
 @dataclass(frozen=True)
 class OrderSettled(_Event):
-    """Kraken's lists were asked about a call whose outcome nobody knew, of this process or of one that is gone.
+    """Kraken was asked about a call with an unknown outcome, of this process or of one that is gone.
 
     Attributes:
         method: Kraken's name.
         nonce: of the call, ns since 1970.
-        cl_ord_ids: of the orders that it was to place.
-        outcome: ``"found"``: all of them were placed. ``"absent"``: none was, nor will be by that request; a caller
-            that is still alive may make its call again. ``"partly"``: those in ``orders`` were, the others not.
-            ``"unknown"``: it could not be told, or the method has no way to; the call stays listed by
+        cl_ord_ids: of the orders that it should place.
+        outcome: ``"found"``: all of them were placed. ``"absent"``: none was placed, nor will be by this request; a
+            caller that is still alive may make its call again. ``"partly"``: only those in ``orders`` were placed.
+            ``"unknown"``: it could not be found out, or not for this method; the call stays listed by
             ``kraken-nonce pending``.
         orders: Kraken's txid for each cl_ord_id that was found.
-        inherited: whether the call was that of an earlier holder.
+        inherited: whether an earlier holder made the call.
     """
 
     method: str
@@ -66,7 +66,7 @@ class NonceRaised(_Event):
 
     Attributes:
         refused: the nonce that Kraken refused, ns since 1970.
-        lead: seconds ahead of the server's clock that the nonce is now, at least.
+        lead: seconds, at least, by which the nonce is now ahead of the server's clock.
     """
 
     refused: int
@@ -75,13 +75,13 @@ class NonceRaised(_Event):
 
 @dataclass(frozen=True)
 class LeaseEndedEarly(_Event):
-    """A lease was gone before its term was over and before its holder released it.
+    """A lease ended before its term was over and before its holder released it.
 
-    Redis lost it (FLUSHALL, a failover), or somebody ended it (``kraken-nonce unlock``), so another caller may have
-    held the lock meanwhile.
+    Redis lost it (FLUSHALL, a failover), or ``kraken-nonce unlock`` ended it. Another caller may have held the lock in
+    the meantime.
 
     Attributes:
-        nonce: the first one of the lease, ns since 1970.
+        nonce: the first nonce of the lease, ns since 1970.
     """
 
     nonce: int
@@ -94,7 +94,7 @@ _of_process: list[Hook] = []
 
 
 def set_hook(hook: Hook | None) -> None:
-    """Let a hook have the events of all objects of this process, beside their own ones; None ends that.
+    """Set the hook for the events of all objects of this process, besides their own hooks; None removes it.
 
     Raises `InvalidArgument`.
     """

@@ -1,11 +1,11 @@
 """python-kraken-sdk with its private calls under the lock: one at a time per API key, in nonce order, in all processes.
 
 Needs the extra ``kraken-sdk``. `User`, `Trade`, `Funding`, `Earn`, `Market` and `SpotClient` are those of
-``kraken.spot``; those that begin with ``Async``, `SpotAsyncClient` and `SpotWSClient` are for asyncio: there every
-method is awaited. All take, besides their own arguments, `kraken_nonce_redis.clients.Options` as keywords. The mixins
-do the same for classes of yours.
+``kraken.spot``. `SpotAsyncClient`, `SpotWSClient` and the classes that begin with ``Async`` are for asyncio: every
+method is awaited. All take `kraken_nonce_redis.clients.Options` as keywords, besides their own arguments. The mixins do
+the same for your own classes.
 
-A private call raises, besides what the SDK does: `HoldTimeout` when the key was not free in time, `LeaseLost`,
+A private call raises, besides what the SDK does: `HoldTimeout` when it timed out waiting for the lock, `LeaseLost`,
 `StoreError` and `NoncePoisoned`; in each of these cases nothing was carried out. For a call that changes something and
 got no answer: `OutcomeUnknown` or `NotCarriedOut`.
 """
@@ -197,7 +197,7 @@ class KrakenNonceMixin(_Signing):
             ``TIMEOUT``, which the SDK uses where a call has no timeout of its own; it counts for connecting and
             again for reading.
 
-    Raises `InvalidArgument`, and `IncompatibleClient` for a version of the SDK that is put together differently.
+    Raises `InvalidArgument`, and `IncompatibleClient` for a version of the SDK whose internals differ.
     """
 
     _guard: Guard
@@ -323,7 +323,7 @@ _spot: Any = spot
 
 
 class _StandIn:
-    """Passes for a client in a method of the SDK that takes from its client nothing but what is given here."""
+    """Stands in for a client in a method of the SDK that uses only these members of its client."""
 
     def __init__(self, **has: Any) -> None:
         vars(self).update(has)
@@ -339,7 +339,7 @@ class AsyncUser(AsyncKrakenNonceMixin, _spot.User, spot.SpotAsyncClient):  # typ
 
 
 class AsyncTrade(AsyncKrakenNonceMixin, _spot.Trade, spot.SpotAsyncClient):  # type: ignore[misc]
-    """``kraken.spot.Trade`` for asyncio, under the lock. Its `truncate` alone is no coroutine, and blocks."""
+    """``kraken.spot.Trade`` for asyncio, under the lock. Only its `truncate` is not a coroutine, and blocks."""
 
     async def create_order(self, *args: Any, **kwargs: Any) -> Any:
         """Place an order, as in the SDK."""
@@ -373,7 +373,7 @@ class AsyncMarket(AsyncKrakenNonceMixin, _spot.Market, spot.SpotAsyncClient):  #
 
 
 class _Prepared(Exception):
-    """Holds what a request was prepared to be."""
+    """Holds a prepared request."""
 
 
 @functools.cache

@@ -49,9 +49,9 @@ class _Guarded(krakenex.API):  # type: ignore[misc] # it has no types
 
         ``timeout`` is in seconds, or a pair for connecting and reading; the lease is made long enough for it. Without
         one the call gets the guard's ``call_timeout``. A refusal that may be over soon and a reading call without an
-        answer are tried again, as ``retries`` say; what comes back then is that of the last attempt.
+        answer are tried again, as ``retries`` says; the result is that of the last attempt.
 
-        Raises, besides what krakenex does: `HoldTimeout` when the key was not free in time, `LeaseLost` and
+        Raises, besides what krakenex does: `HoldTimeout` when it timed out waiting for the lock, `LeaseLost` and
         `StoreError`, with nothing carried out; `NoncePoisoned`; for a call that changes something and got no answer
         `OutcomeUnknown` or `NotCarriedOut`, and what krakenex does only if nothing was sent.
         """
@@ -110,7 +110,7 @@ class API(_Guarded):
         secret: its secret.
         options: `kraken_nonce_redis.clients.Options`; ``call_timeout`` counts for connecting and again for reading.
 
-    Raises `InvalidArgument`, and `IncompatibleClient` for a version of krakenex that is put together differently.
+    Raises `InvalidArgument`, and `IncompatibleClient` for a version of krakenex whose internals differ.
     """
 
     def __init__(self, key: str = "", secret: str = "", **options: Unpack[Options]) -> None:
@@ -123,7 +123,7 @@ A = TypeVar("A", bound=krakenex.API)
 
 
 def install(api: A, **options: Unpack[Options]) -> A:
-    """Let the private calls of an existing ``krakenex.API`` (or of a subclass) run under the lock; return it.
+    """Put the private calls of an existing ``krakenex.API`` (or of a subclass) under the lock; return it.
 
     Options and errors are those of `API`.
     """

@@ -1,7 +1,7 @@
-"""Last nonces as older programs wrote them down, read as nanoseconds; no I/O.
+"""Reads the last nonces that older programs stored, as nanoseconds; no I/O.
 
-Programs count nonces in seconds, ms, µs, ticks of 10 ns or ns since 1970. The present time has another number of
-digits in each of these units, so the size of a value tells which one it is. What fits none of them is refused:
+Programs count nonces in seconds, ms, µs, ticks of 10 ns or ns since 1970. The present time has a different number of
+digits in each of these units, so the size of a value tells its unit. A value that fits none of them is refused, because
 raising a nonce can't be undone.
 """
 
@@ -30,7 +30,7 @@ UNITS: Final = (
 )
 """Each unit with its length in ns."""
 NAMES: Final = ("last_nonce", "last_used_nonce", "current_nonce", "highest_nonce", "previous_nonce", "nonce")
-"""Where a JSON state has its last nonce; ``lastNonce`` and ``last-nonce`` are the same as ``last_nonce``."""
+"""Names under which a JSON file may have its last nonce; ``lastNonce`` and ``last-nonce`` count as ``last_nonce``."""
 LONGEST_FILE: Final = 65_536
 
 _EARLIEST: Final = int(datetime(2011, 1, 1, tzinfo=UTC).timestamp()) * 10**9  # Kraken was founded in that year
@@ -41,7 +41,7 @@ _LONGEST_SHOWN: Final = 40
 
 @dataclass(frozen=True, slots=True)
 class OldNonce:
-    """A last nonce, understood.
+    """A last nonce and its unit.
 
     Attributes:
         written: the number as it was written.
@@ -55,9 +55,9 @@ class OldNonce:
 
 
 def recognise(number: str | Decimal, now: int) -> OldNonce:
-    """Return what a single number means; ``now`` is the present time in ns since 1970.
+    """Return the nonce that a single number stands for; ``now`` is the present time in ns since 1970.
 
-    Raises `InvalidArgument` for what is no moment from 2011 to a year from now in any of the units.
+    Raises `InvalidArgument` unless the number is a time between 2011 and a year from now in one of the units.
     """
     value = _plain(number)
     for unit, length in UNITS:
@@ -66,22 +66,22 @@ def recognise(number: str | Decimal, now: int) -> OldNonce:
             return OldNonce(str(value), unit, math.ceil(Fraction(value) * length))
     raise InvalidArgument(
         "nonce",
-        f"{_short(str(value))} is no time from 2011 to a year from now in s, ms, µs, 10 ns or ns since 1970",
+        f"{_short(str(value))} is not a time between 2011 and a year from now in s, ms, µs, 10 ns or ns since 1970",
     )
 
 
 def read(content: bytes, now: int) -> OldNonce:
-    """Return the last nonce in a file's content: a decimal number, or a JSON state with one under a usual name.
+    """Return the last nonce in a file's content: a decimal number, or JSON with one under a usual name.
 
     Raises `InvalidArgument` when there is none, more than one, or one that `recognise` refuses. The error shows
-    nothing of the file but a number: it may be the wrong file, with secrets in it.
+    nothing of the file but a number, since it may be the wrong file and contain secrets.
     """
     if len(content) > LONGEST_FILE:
-        raise InvalidArgument("file", f"is longer than {LONGEST_FILE} bytes, so it holds more than a last nonce")
+        raise InvalidArgument("file", f"is longer than {LONGEST_FILE} bytes, so it has more than a last nonce in it")
     try:
         text = content.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
-        raise InvalidArgument("file", "is no text in UTF-8") from None
+        raise InvalidArgument("file", "is not UTF-8 text") from None
     if not text:
         raise InvalidArgument("file", "is empty")
     try:
@@ -91,14 +91,14 @@ def read(content: bytes, now: int) -> OldNonce:
         raise InvalidArgument("file", "is neither one decimal number nor JSON with a last nonce") from None
     nonces = {old.nonce: old for old in (recognise(number, now) for number in found)}
     if len(nonces) > 1:
-        raise InvalidArgument("file", f"holds {len(nonces)} different nonces; say which one is meant")
+        raise InvalidArgument("file", f"has {len(nonces)} different nonces in it; pass the right one as a number")
     if not nonces:
-        raise InvalidArgument("file", f"holds no number under any of the names {', '.join(NAMES)}")
+        raise InvalidArgument("file", f"has no number under any of the names {', '.join(NAMES)}")
     return nonces.popitem()[1]
 
 
 def _plain(number: str | Decimal) -> Decimal:
-    """Return a number whose digits are all there."""
+    """Return a number as a decimal; refuse one that has lost digits."""
     if isinstance(number, str):
         if not _DECIMAL.fullmatch(number.strip()):
             raise InvalidArgument("nonce", "must be a decimal number without sign, exponent or separators")
@@ -114,7 +114,7 @@ def _short(number: str) -> str:
 
 
 def _candidates(node: Any) -> Iterator[str | Decimal]:
-    """Yield a lone value, or all that have the name of a nonce, however deep."""
+    """Yield a single value, or all values with the name of a nonce, at any depth."""
     if isinstance(node, str | Decimal):
         yield node
     elif isinstance(node, list):

@@ -1,6 +1,6 @@
-"""How often private calls may start, over all processes, and how long nobody calls after Kraken's refusals.
+"""How often private calls may start, over all processes, and how long all calls pause after Kraken's refusals.
 
-The figures are Kraken's, as data with a date; pass your own where they have changed or differ for your account.
+The figures are Kraken's, as of a date; pass your own if they have changed or differ for your account.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Tier:
     """A verification tier's REST counter.
 
     Attributes:
-        maximum: what the counter may come to; a call that would exceed it is refused.
-        decay: by how much it falls a second.
+        maximum: highest value of the counter; a call that would exceed it is refused.
+        decay: by how much the counter falls per second.
     """
 
     maximum: float
@@ -42,7 +42,7 @@ COSTS: Final[Mapping[str, float]] = {method.name: method.cost for method in krak
 """What a method adds to the REST counter. A method that is not named here costs 1."""
 
 HEADROOM: Final = 1.0
-"""Part of the counter that is left alone: Kraken counts when a request arrives, and requests travel unequally long."""
+"""Part of the counter kept in reserve: Kraken counts when requests arrive, and some travel longer than others."""
 
 _LONGEST_DRAIN: Final = 86_400.0  # seconds; the scripts' arithmetic is exact far beyond it
 
@@ -56,17 +56,17 @@ def priority_of(method: str) -> Priority:
 
 @dataclass(frozen=True)
 class Pace:
-    """How often calls may start, counted in Redis for all who share the key. Give the same one everywhere.
+    """How often calls may start, counted in Redis for all processes that share the key. Use the same one everywhere.
 
     Args:
-        min_interval: seconds from one start to the next at least; many bots use 0.2.
-        startup_window: seconds that startup protection lasts. It begins with the first call after as long a silence,
-            such as that of ten processes that start at once.
-        startup_rate: starts in any one second of it at most, 1 to 100; 0 for no startup protection.
-        startup_interval: seconds from the last start to the next at least, once that many started in a second.
+        min_interval: least seconds from one start to the next; many bots use 0.2.
+        startup_window: seconds that startup protection lasts. It begins with the first call after a pause of the same
+            length, for example when ten processes start at once.
+        startup_rate: most starts in any one second of the window, 1 to 100; 0 for no startup protection.
+        startup_interval: least seconds from the last start to the next, once that many started in a second.
         tier: the account's tier, ``"starter"``, ``"intermediate"`` or ``"pro"``, or a `Tier`: calls wait as long as
             they would exceed Kraken's REST counter. None doesn't count.
-        costs: what methods cost of the counter, where it is not as in `COSTS`.
+        costs: what methods add to the counter, where it differs from `COSTS`.
 
     Raises `InvalidArgument`.
     """
@@ -131,10 +131,10 @@ _UNTIL: Final = re.compile(r"EService:Throttled:\s*(\d+)")
 
 @dataclass(frozen=True)
 class CoolDowns:
-    """How many seconds nobody calls after Kraken has refused a call for one of these reasons.
+    """How many seconds all calls of the key pause after Kraken has refused one for one of these reasons.
 
     Args:
-        rate_limit: ``EAPI:Rate limit exceeded``: the key's REST counter is full, and further calls keep it so. Also
+        rate_limit: ``EAPI:Rate limit exceeded``: the key's REST counter is full, and further calls keep it full. Also
             Kraken's other limits that count more than one pair's orders, such as ``EGeneral:Too many requests``.
         throttled: ``EService:Throttled`` without a time; with one, until then.
         lockout: ``EGeneral:Temporary lockout``, which Kraken gives for about 15 minutes.
@@ -151,7 +151,7 @@ class CoolDowns:
             arguments.seconds(name, getattr(self, name), 0, arguments.LONGEST_COOL_DOWN)
 
     def after(self, errors: Iterable[str], now: float) -> tuple[float, str]:
-        """Return for how many seconds nobody should call after these errors, and for which; ``(0.0, "")`` for none.
+        """Return for how many seconds calls should pause after these errors, and for which one; ``(0.0, "")`` for none.
 
         ``now`` is the time in seconds since 1970, for Kraken's time of day in ``Throttled``.
         """

@@ -19,15 +19,15 @@ class Retries:
     """When a call that Kraken did not carry out is made again, and how unknown outcomes are looked into.
 
     Args:
-        waits: seconds before the second, third, ... attempt. The lock is free meanwhile. An attempt that would begin
+        waits: seconds before the second, third, ... attempt. The lock is free in between. An attempt that would begin
             after the caller's ``wait_timeout`` is not made. ``()`` makes no attempt that has to wait.
-        jitter: part of a wait by which it is longer at random, at most; 0 to 1.
-        leads: how many seconds ahead of the server's clock the nonce is raised, for all who share the key, when one
-            that was fresh was refused: to the first of these; when that is refused as well, to the second, ... ``()``
-            never raises it, and the refusal is all that you get.
-        max_lead: seconds ahead of the server's clock to which a nonce is raised at most, up to 90 days.
-        settle_waits: seconds between two looks at Kraken's lists of orders, for one that nobody knows the outcome of.
-            The lock is held meanwhile. An order is absent when it is missing in all of these looks. At least one.
+        jitter: share of a wait, 0 to 1, by which it is made longer at random, at most.
+        leads: seconds ahead of the server's clock to which the nonce is raised, for all who share the key, when Kraken
+            refuses a fresh one: first to the first of these, if that is refused to the second, and so on. ``()``
+            never raises it, and you get the refusal.
+        max_lead: most seconds ahead of the server's clock to which a nonce is raised, up to 90 days.
+        settle_waits: seconds between two looks at Kraken's lists of orders, for an order with an unknown outcome. The
+            lock is held in between. An order is absent when it is missing in all of these looks. At least one.
 
     Raises `InvalidArgument`.
     """
@@ -60,7 +60,7 @@ class Retries:
         arguments.seconds("max_lead", self.max_lead, 0, arguments.LONGEST_LEAD / 1e9)
 
     def wait(self, attempts: int) -> float | None:
-        """Return the seconds to wait after so many attempts, at random; None when there is no further one."""
+        """Return the seconds to wait after a number of attempts, at random; None for no further attempt."""
         if attempts > len(self.waits):
             return None
         return self.waits[attempts - 1] * (1 + self.jitter * random.random())  # noqa: S311 - no secret

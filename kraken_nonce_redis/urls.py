@@ -147,7 +147,7 @@ def _place(scheme: str, rest: str) -> Place:
         options["ssl"] = True
     if kind == "cluster":
         if options.pop("db", 0) != 0:
-            raise _wrong("a cluster has the database 0 alone")
+            raise _wrong("a cluster has only the database 0")
         return Place(kind, "", tuple(addresses), "", options, {})
     sentinel_options = {
         name: value

@@ -1,9 +1,9 @@
 -- include: lease
 -- include: pace
--- acquire: takes the lock and a block of nonces, or a place in the queue.
--- Atomic because lock and nonce must come from one moment: whoever holds the lock has the highest nonces.
--- Run twice with the same member, it returns the same lease or the same place.
--- The first write sets lock and nonce together, so that out of memory changes nothing.
+-- acquire: gets the lock and a block of nonces, or a place in the queue.
+-- Atomic because lock and nonces must be taken at the same moment: the holder must have the highest nonces.
+-- Run twice with the same member, it returns the same lease or the same place in the queue.
+-- The first write sets lock and nonce together, so a server that is out of memory changes nothing.
 --
 -- KEYS  1 state     hash
 --       2 queue     sorted set
@@ -11,18 +11,18 @@
 --       2 member    "<process>:<number or token>", unique for this acquisition
 --       3 term      length of the lease in microseconds
 --       4 count     nonces in the lease's block
---       5 ticket    '' not to wait, '0' to wait, or the ticket of the place that the member had
+--       5 ticket    '' not to wait, '0' to join the queue, or the ticket of the place that the member had
 --       6 priority  'normal' or 'high'
 --       7 pace      settings as in lib/pace.lua
 --       8 intent    '<key> <method> <ids>' as in lib/lease.lua, '' for a call that changes nothing
--- Returns 'granted <first nonce> <left> <pending>': the lease, its end in `left` microseconds, and how many intents of
---         earlier holders wait to be settled
+-- Returns 'granted <first nonce> <left> <pending>': the lease, which ends in `left` microseconds; `pending` intents of
+--         earlier holders are still to be settled
 --         'waiting <ticket> <joined> <left> <cool> <reason>': queued; `joined` identifies this stay of the process in
---         the queue; the current lease or offer ends in `left` microseconds at the latest; a cool-down goes on for
---         `cool` microseconds, 0 for none
---         'booked <ticket> <wait> <cause>': first in line, to ask again in `wait` microseconds, when the pace allows
---         the call; cause is interval, startup or counter, or 'cool-down <reason>'
---         'busy <left> <cause>': not to be had now, and the caller does not wait; `cause` as above, or 'held'
+--         the queue; the current lease or offer ends in at most `left` microseconds; the cool-down ends in `cool`
+--         microseconds, 0 for none
+--         'booked <ticket> <wait> <cause>': first in line, but the pace allows the call only in `wait` microseconds:
+--         ask again then; `cause` is interval, startup or counter, or 'cool-down <reason>'
+--         'busy <left> <cause>': not available now, and the caller does not wait; `cause` as above, or 'held'
 --         'foreign <value>' or 'overflow <stored>': nothing changed
 local member, ticket, high = ARGV[2], ARGV[5], ARGV[6] == 'high'
 local state, value = load(KEYS[1])
@@ -89,7 +89,7 @@ if mine then
   end
   if not waited then ticket = whole(redis.call('HINCRBY', KEYS[1], 'ticket', 1)) end
   redis.call('HSET', KEYS[1], 'lock', lock(state, high and '-' or '~', now, whole(wait + OFFER), ticket, member))
-  if not high then -- those who came while the lock was offered to this one may go before it
+  if not high then -- high ones that queued while the lock was offered to this member may go before it
     for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(0', 'LIMIT', 0, MOST_OVERTAKINGS)) do
       wake(other)
     end
@@ -108,7 +108,7 @@ if not score then
     score = redis.call('HINCRBY', KEYS[1], 'ticket', 1)
   else
     score = tonumber(ticket)
-    if tonumber(redis.call('HGET', KEYS[1], 'ticket') or 0) < score then -- state was lost meanwhile
+    if tonumber(redis.call('HGET', KEYS[1], 'ticket') or 0) < score then -- state was lost in the meantime
       redis.call('HSET', KEYS[1], 'ticket', ticket)
     end
   end

@@ -6,9 +6,9 @@
 -- KEYS  1 state     hash
 -- ARGV  1 floor     decimal ns, highest nonce that the caller has seen, '0' for none
 --       2 target    decimal ns
---       3 max_lead  ns that a target may lie ahead of the server's clock, below 2^53
---       4 below     decimal ns; a last nonce from there on is left alone, since another caller has raised it already
--- Returns 'ok <last>', 'too-far <last> <now>' when the target lies further ahead, 'foreign <value>' or
+--       3 max_lead  ns, at most how far the target may be ahead of the server's clock, below 2^53
+--       4 below     decimal ns; a last nonce at or above it is left as it is: another caller has raised it already
+-- Returns 'ok <last>', 'too-far <last> <now>' when the target is further ahead, 'foreign <value>' or
 -- 'overflow <stored>'; all but 'ok' change nothing. `last` and `now` are decimal ns.
 local stored = redis.call('HGET', KEYS[1], 'nonce')
 if foreign(stored) then return 'foreign ' .. stored end

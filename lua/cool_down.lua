@@ -1,14 +1,14 @@
 -- include: lease
 -- include: pace
--- cool_down: lets no call start for a while, for everyone; or ends that.
--- Atomic because of several processes that learn of a limit at once, the longest must count.
--- Run twice, the end moves by the time between the two runs at most.
+-- cool_down: stops all calls of the key for a while, in every process; or ends a cool-down.
+-- Atomic because several processes may learn of a limit at once, and the longest cool-down must win.
+-- Run twice, the end moves by at most the time between the two runs.
 --
 -- KEYS  1 state   hash
 --       2 queue   sorted set
 -- ARGV  1 term    microseconds from now, at most a day; '0' to end a cool-down
---       2 reason  what Kraken said, shown to those who wait
--- Returns 'ok <left> <reason>', the microseconds that the cool-down goes on and its reason, or 'foreign <value>':
+--       2 reason  what Kraken said, shown to waiters
+-- Returns 'ok <left> <reason>', the microseconds until the cool-down ends and its reason, or 'foreign <value>':
 --         nothing changed.
 local state, value = load(KEYS[1])
 if not state then return 'foreign ' .. value end

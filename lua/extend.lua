@@ -1,8 +1,8 @@
 -- include: lease
--- extend: sets a new end for a lease that is still the caller's, with a fresh block of nonces; notes an intent.
+-- extend: sets a new end for a lease that the caller still has, hands out a fresh block of nonces, and notes an intent.
 -- Atomic because the lease must not end between the check and the write.
--- Run twice, the end is the same; the first block is skipped. An earlier intent becomes pending once only, but one that
--- the first run noted becomes pending as well: settling it finds nothing that has not been found.
+-- Run twice, the lease ends `term` after the second run, and the first block is skipped. An earlier intent becomes
+-- pending only once. The intent that the first run noted may become pending, too; settling it does no harm.
 --
 -- KEYS  1 state   hash
 -- ARGV  1 floor   decimal ns, highest nonce that the caller has seen, '0' for none
@@ -10,7 +10,7 @@
 --       3 term    microseconds from now to the new end
 --       4 count   nonces in the new block
 --       5 intent  as in acquire, for the next call; '' leaves the intent as it is
---       6 known   '1' when the outcome of an earlier call under this lease is known, '0' when that becomes pending
+--       6 known   '1' when the outcome of an earlier call under this lease is known, '0' makes its intent pending
 -- Returns 'extended <first nonce>'; 'lost', 'foreign <value>' or 'overflow <stored>': nothing changed.
 local state, value = load(KEYS[1])
 if not state then return 'foreign ' .. value end

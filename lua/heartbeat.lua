@@ -1,19 +1,19 @@
 -- include: lease
 -- include: pace
--- heartbeat: says once a second that a waiting process is alive; also notices leases and offers that ran out.
--- Atomic because the end of a lease must be noticed by one process only.
--- Safe to run twice: the second run finds the first one's hand-over.
+-- heartbeat: says once a second that a waiting process is alive, and hands over the lock when a lease or offer ran out.
+-- Atomic because only one process must act on the end of a lease.
+-- Safe to run twice: the second run finds that the first has handed over.
 --
 -- KEYS  1 state    hash
 --       2 queue    sorted set
 -- ARGV  1 process  the process
 --       2 member   its oldest waiter
 -- Returns 'ok <joined> <left> <offered> <cool> <reason>'
---           joined   as in acquire; '=' when the queue knows nothing of the process and need not; '-' when the place of
---                    the oldest waiter is gone and all of the process have to ask again
---           left     microseconds until the current lease or offer ends, at most
+--           joined   as in acquire; '=' when the process is not in the queue and need not be; '-' when the oldest
+--                    waiter has lost its place, so that all waiters of the process have to ask again
+--           left     microseconds, at most, until the current lease or offer ends
 --           offered  the member of this process that the lock is offered to, or '-'
---           cool     microseconds until a cool-down is over, 0 for none
+--           cool     microseconds until the cool-down ends, 0 for none
 --           reason   of the cool-down
 --         or 'foreign <value>': nothing changed.
 local process, member = ARGV[1], ARGV[2]

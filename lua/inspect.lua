@@ -1,18 +1,18 @@
 -- include: lease
 -- include: pace
--- inspect: what the state says, read-only.
+-- inspect: reads the state and changes nothing.
 --
 -- KEYS  1 state   hash
 --       2 queue   sorted set
 -- Returns 'ok <now> <nonce> <lease> <left> <waiting> <member> <pending> <cool> <reason>'
 --           now      microseconds
---           nonce    the last one, decimal ns, '-' for none
---           lease    its first nonce; '-' when there is none or the lock is only offered to a member
+--           nonce    last nonce, decimal ns, '-' for none
+--           lease    first nonce of the lease; '-' when there is none or the lock is only offered to a member
 --           left     microseconds until the lease or offer ends, 0 when it ran out
 --           waiting  number of waiters
---           member   who has the lock or whom it is offered to, '-' when it is free
---           pending  number of intents that wait to be settled
---           cool     microseconds until a cool-down is over, 0 for none
+--           member   member that holds the lock or is offered it, '-' when the lock is free
+--           pending  number of intents that are still to be settled
+--           cool     microseconds until the cool-down ends, 0 for none
 --           reason   of the cool-down
 --         or 'foreign <value>'.
 local state, value = load(KEYS[1])

@@ -1,5 +1,5 @@
 -- include: lease
--- pending: the calls that nobody knows the outcome of, read-only.
+-- pending: lists the calls with an unknown outcome and changes nothing.
 --
 -- KEYS  1 state  hash
 -- Returns 'ok <now>' in microseconds, followed by ' <nonce> <since> <state> <key> <method> <ids>' for each, as in

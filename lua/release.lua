@@ -1,18 +1,18 @@
 -- include: lease
--- release: gives up whatever the member has, lease, offer or place, and hands the lock over.
--- Atomic because between the end of one lease and the offer to the next nobody may slip in.
+-- release: gives up what the member has (lease, offer or place in the queue) and hands the lock over.
+-- Atomic because no other caller may get the lock between the end of a lease and the offer to the next waiter.
 -- Run twice, the second run finds nothing to give up.
--- The first write needs no memory, so that out of memory cannot keep a lock.
+-- The first write needs no memory, so a server that is out of memory can't keep the lock held.
 --
 -- KEYS  1 state   hash
 --       2 queue   sorted set
 -- ARGV  1 member  as in acquire
---       2 lease   first nonce of the lease that the caller believes to hold, '0' for none
+--       2 lease   first nonce of the lease that the caller thinks it holds, '0' for none
 --       3 intent  nonce of the intent that the caller noted last, '0' for none
---       4 known   '1' when the outcome of its call is known, or nothing was sent; '0' makes the intent a pending one
--- Returns 'released'; 'lost' when that lease is known to have ended before (it ran out, or the state was lost);
---         'gone' when the member has no lease and nobody knows why: it was released before, which a caller that has
---         sent this once only knows not to be so; or 'foreign <value>': nothing changed.
+--       4 known   '1' when the outcome of its call is known or nothing was sent; '0' makes the intent pending
+-- Returns 'released'; 'lost' when the lease is known to have ended before (it ran out, or the state was lost);
+--         'gone' when the member has no lease and Redis doesn't know why. It may have been released before. A caller
+--         that has sent this only once knows that it was not. Or 'foreign <value>': nothing changed.
 local member = ARGV[1]
 local state, value = load(KEYS[1])
 if not state then return 'foreign ' .. value end

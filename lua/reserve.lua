@@ -1,6 +1,6 @@
 -- include: nonce
 -- reserve: hands out the next `count` nonces, consecutive and above every earlier one.
--- Atomic because reading the last nonce, comparing and writing must not interleave with another caller.
+-- Atomic because another caller must not come between reading the last nonce and writing the new one.
 -- Run twice, it hands out a second block; the first is skipped, never reused.
 --
 -- KEYS  1 state   hash

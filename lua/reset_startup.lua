@@ -1,7 +1,7 @@
 -- include: lease
 -- include: pace
--- reset_startup: forgets the startup window, so that the next call opens a new one. The counter stays.
--- Atomic because a start recorded between reading and writing would be forgotten.
+-- reset_startup: clears the startup window, so that the next call opens a new one. The counter stays.
+-- Atomic because a start recorded between reading and writing would be lost.
 -- Safe to run twice.
 --
 -- KEYS  1 state  hash

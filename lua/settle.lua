@@ -1,11 +1,11 @@
 -- include: lease
--- settle: removes a pending call whose outcome is known now, or marks it as reported.
--- Atomic because the number of the new ones must stay that of the entries.
--- Run twice, the second run finds it done.
+-- settle: removes a pending intent whose outcome is known now, or marks it as reported.
+-- Atomic because the field `pending` must match the number of entries that are new.
+-- Run twice, the second run changes nothing.
 --
 -- KEYS  1 state    hash
 -- ARGV  1 nonce    of the intent
---       2 outcome  'known' removes it, 'reported' leaves it for people and lets no later holder look at it
+--       2 outcome  'known' removes it; 'reported' keeps it for people to look at, and later holders skip it
 -- Returns 'ok', 'gone' when there was none, or 'foreign <value>': nothing changed.
 local state, value = load(KEYS[1])
 if not state then return 'foreign ' .. value end

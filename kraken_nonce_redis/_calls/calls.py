@@ -59,9 +59,9 @@ class Calls:
     Args:
         retries: when they are made again.
         on_unknown: what is done about a call that changes something and got no answer.
-        wait_timeout: seconds that a call waits at most, for its turn and between its attempts; None for ever.
+        wait_timeout: most seconds that a call waits for its turn and between its attempts; None for no limit.
         pace: how often calls may start.
-        cool_downs: how long nobody calls after Kraken's refusals.
+        cool_downs: how long all calls pause after Kraken's refusals.
         on_event: gets the events.
     """
 
@@ -87,7 +87,7 @@ class Calls:
     def calling(self, lock: LockCore[Any], owner: object, call: Call) -> CallFlow[Heard]:
         """Make a call and return what was heard last, which may be a refusal.
 
-        Raises `HoldTimeout` when the lock was not free in time, `LeaseLost` and `StoreError`; then nothing was sent.
+        Raises `HoldTimeout` when it timed out waiting for the lock, `LeaseLost`, `StoreError`: then nothing was sent.
         Raises `NoncePoisoned`, and for a call that changes something `OutcomeUnknown` and `NotCarriedOut`.
         """
         events: list[Event] = []
@@ -239,7 +239,7 @@ class _Attempt:
         yield Sleep(seconds)
 
     def _learning(self, errors: tuple[str, ...]) -> CallFlow[None]:
-        """Let Kraken's refusals stop all calls of the key for a while."""
+        """Start a cool-down if Kraken's refusals ask for one."""
         seconds, reason = self._calls.cool_downs.after(errors, time.time())
         if seconds > 0:
             try:
@@ -336,7 +336,7 @@ class _Attempt:
                 else:
                     return  # Kraken can't be asked now; the next holder tries again
                 continue
-            logger.warning("%s (nonce %d): nobody heard whether it was carried out", entry.method, entry.nonce)
+            logger.warning("%s (nonce %d): it is unknown whether it was carried out", entry.method, entry.nonce)
             self._events.append(
                 OrderSettled(entry.key, entry.method, entry.nonce, entry.cl_ord_ids, "unknown", {}, inherited=True)
             )

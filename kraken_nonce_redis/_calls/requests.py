@@ -17,10 +17,10 @@ _users: Final[WeakKeyDictionary[Any, _process.Process]] = WeakKeyDictionary()
 
 
 def take_into_use(session: Any) -> None:
-    """Let a session of requests make connections of its own if this process has not used it yet.
+    """Give a session of requests new connections if this process has not used it yet.
 
-    Those of its parent would be shared after a fork, and two processes that send over one connection get each other's
-    answers.
+    After a fork it would share its parent's connections, and two processes that send over one connection get each
+    other's answers.
     """
     adapters = getattr(session, "adapters", None)
     if adapters is None or _users.get(session) is _process.current():

@@ -117,12 +117,12 @@ def settling(
 
     Args:
         ask: makes a reading call with a later nonce.
-        pause: waits so many seconds.
+        pause: waits for a number of seconds.
         ids: their cl_ord_id.
-        opened: when they were sent, in seconds since 1970; None if nobody else uses these ids. Kraken lets an id be
+        opened: when they were sent, in seconds since 1970; None if these ids have no other use. Kraken lets an id be
             used again, so an order with one that may not be new counts only if it was opened after that.
         waits: seconds between two looks.
-        hasty: whether to give up at the first look that gave no clear answer.
+        hasty: whether to give up at the first look without a clear answer.
     """
     search = _Search(ids, opened)
     for wait in (None, *waits):

@@ -63,7 +63,7 @@ class Offset:
 
 
 class Examiner:
-    """Examines accounts, each by itself; only a lockout, which counts for this machine's address, ends it for all.
+    """Examines accounts one by one. Only a lockout, which applies to this machine's address, ends it for all.
 
     Args:
         client: of the Redis to use.
@@ -84,7 +84,7 @@ class Examiner:
         self._locked_out = False
 
     def examine(self, account: Account) -> Report:
-        """Examine an account; whatever its trouble is, it is in the report."""
+        """Examine an account; any trouble is in the report."""
         if self._locked_out:
             text = "not checked: Kraken has locked out this machine's address"
             return Report(account.name, (failed("connection", "lockout", text),))

@@ -1,7 +1,7 @@
-"""What a process does beside its callers, and when; no I/O.
+"""Chores, which a process does beside its callers, and when they are due; no I/O.
 
-A chore is a command that comes due now and again: a waiting process's heartbeat, the renewal of a lease, the
-return of a lock that a caller could not give back. An `Agenda` knows when which is due. The shells sleep and run.
+A chore is a command that comes due repeatedly: a waiting process's heartbeat, the renewal of a lease, the release of a
+lock that a caller could not release itself. An `Agenda` knows when each of them is due. The shells sleep and run them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Agenda:
 
     Chores that are over, such as the renewals of leases that were released, don't pile up until they are due.
 
-    Whoever runs the chores gives ``changed``, to be called when there is a new one.
+    The shell that runs the chores passes ``changed``, which is called when there is a new one.
     """
 
     def __init__(self, changed: Callable[[], None]) -> None:
@@ -56,7 +56,7 @@ class Agenda:
         self._look_at = _MANY
 
     def add(self, due: float, chore: Chore) -> None:
-        """Put a chore down for a time."""
+        """Schedule a chore."""
         with self._lock:
             heapq.heappush(self._heap, (due, next(self._numbers), chore))
             many = list(self._heap) if len(self._heap) >= self._look_at else None
@@ -73,7 +73,7 @@ class Agenda:
             self._look_at = max(_MANY, 2 * len(self._heap))
 
     def pop(self, now: float) -> Chore | None:
-        """Take out a chore that is due, if any."""
+        """Remove and return a chore that is due, if there is one."""
         with self._lock:
             if self._heap and self._heap[0][0] <= now:
                 return heapq.heappop(self._heap)[2]

@@ -39,13 +39,13 @@ L = TypeVar("L", bound="LeaseCore")
 T = TypeVar("T")
 
 # Seconds by which a lease is at least longer than the call that it is extended for: until that is sent, a distant Redis
-# has to answer and a busy machine to come back to it.
+# has to answer and a busy machine to get back to it.
 _SLACK: Final = 1.0
 
 # Seconds that a release may take to reach the server.
 _ON_THE_WAY: Final = 0.1
 
-# The part of a lease that its holder does not use: so much faster may the server's clock run than ours.
+# The share of a lease that its holder does not use, since the server's clock may run that much faster than ours.
 _CLOCK_DRIFT: Final = 0.001
 
 _NO_CALL: Final = CallRecord()
@@ -65,7 +65,7 @@ class LeaseCore:
         self.record = _NO_CALL
         """For clients' calls: what became of the latest one under this lease."""
         self.inherited = acquired.pending
-        """For clients' calls: how many of earlier holders the first one under this lease has to settle."""
+        """For clients' calls: how many calls of earlier holders the first call under this lease has to settle."""
         self._lock = lock
         self._member = acquired.member
         self._mark = _process.current().mark
@@ -130,7 +130,7 @@ class LeaseCore:
         return self._mark[0] != 0
 
     def _extending(self, seconds: float, *, replace: bool = False, name: str = "seconds") -> Flow[None]:
-        """Let the lease end ``seconds`` later, or that long from now; ``name`` is the caller's for the parameter."""
+        """Make the lease end ``seconds`` later, or that long from now; ``name`` is the parameter's name."""
         arguments.seconds(name, seconds, 0, arguments.LONGEST_TTL)
         term = seconds if replace else self.remaining() + seconds
         if not 0 < seconds <= term <= arguments.LONGEST_TTL:
@@ -158,7 +158,7 @@ class LeaseCore:
     # For clients' calls
 
     def beginning(self, intent: str, seconds: float) -> Flow[int]:
-        """Return the nonce for a call that takes so many seconds at most, its intent noted if it has one.
+        """Return the nonce for a call that takes at most ``seconds``, and note its intent if it has one.
 
         The lease is long enough for the call then. Raises `LeaseLost` and `StoreError`.
         """
@@ -170,7 +170,7 @@ class LeaseCore:
         return self.next_nonce()
 
     def lasting(self, seconds: float) -> Flow[None]:
-        """Make sure that the lease lasts so many seconds. Raises `LeaseLost` and `StoreError`."""
+        """Make sure that the lease lasts ``seconds``. Raises `LeaseLost` and `StoreError`."""
         if self.remaining() <= seconds:
             yield from self._renewing(max(self._lock.ttl, seconds + _SLACK))
         self.check(seconds)
@@ -210,7 +210,7 @@ class _Renewal:
 
 
 class LockCore(Generic[L]):
-    """What a `CallLock` says to Redis, and which leases its callers have.
+    """What a `CallLock` says to Redis, and the leases that its callers have.
 
     An owner is a thread or a task. Subclasses make the leases.
     """
@@ -257,7 +257,7 @@ class LockCore(Generic[L]):
         return lease
 
     def under_lease(self, owner: object, body: Callable[[L], CallFlow[T]], wishes: Wishes) -> CallFlow[T]:
-        """Hold the lock for a flow and return what that comes to, also when the lease has ended before the flow did.
+        """Hold the lock for a flow and return its result, even if the lease has ended before the flow did.
 
         Raises, besides what the flow raises, what `CallLock.hold` does at its beginning.
         """
@@ -311,16 +311,16 @@ class LockCore(Generic[L]):
                 lease.record = lease.record.unheard()
             self._process_state().give_back(self._release(lease), left)
             raise
-        # Sent twice, the first one may have worked; sent once, nobody but another can have taken the lease away.
+        # A release sent twice may have worked the first time. After a single one, another caller has ended the lease.
         if release == "lost" or (release == "gone" and not (command.repeated and left)):
             raise LeaseLost(
                 f"the lease on {self.keys.state} ended before it was released; another caller may have held the "
-                "lock meanwhile. Choose a longer ttl, or auto_renew=True",
+                "lock in the meantime. Choose a longer ttl, or auto_renew=True",
                 self.keys.state,
             )
 
     def _abandon(self, owner: object, lease: L) -> None:
-        """End one hold where nothing can be waited for any more: the agenda gives the lock back."""
+        """End one hold where nothing can be waited for any more: the agenda releases the lock."""
         left = self._end(owner, lease)
         if left is not None:
             self._process_state().give_back(self._release(lease), left)

@@ -12,7 +12,7 @@ class Stage(Enum):
     Attributes:
         UNUSED: no call was begun, so the lease's first nonce is still to be used.
         BEGUN: nothing was sent that may change something, since the intent was noted.
-        SENT: a request was sent that may have changed something, and nobody knows whether it did.
+        SENT: a request was sent that may have changed something, and it is unknown whether it did.
         KNOWN: it was sent, and what became of it is known.
     """
 

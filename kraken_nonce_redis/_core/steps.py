@@ -1,4 +1,4 @@
-"""The steps of all flows: what a flow yields, for a shell to carry out and to send back what came of it."""
+"""The steps of all flows: a flow yields them, a shell carries them out and sends back the result."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Tell:
     """Hand a command to the server and go on.
 
     Attributes:
-        command: it.
-        answered: gets its result when that comes, from whichever thread reads it; must be short.
-        lost: is called instead when there is none, or one that needs the command to be run again.
+        command: the command.
+        answered: gets its result when that comes, in the thread that reads it; must be short.
+        lost: is called instead when no result comes, or one after which the command must be run again.
     """
 
     command: Command[Any]
@@ -72,7 +72,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Sleep so many seconds."""
+    """Sleep for a number of seconds."""
 
     seconds: float
 

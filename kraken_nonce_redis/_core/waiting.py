@@ -1,7 +1,7 @@
-"""How a caller gets the lock and gives it back; no I/O.
+"""How a caller acquires the lock and gives up what it had of it; no I/O.
 
-The functions that end in ``-ing`` are generators: they yield a `Step`, the shell carries it out and sends back what
-came of it, or throws in what went wrong. So waiting, giving up and cleaning up are written once for threads and
+The functions that end in ``-ing`` are generators: they yield a `Step`, and the shell carries it out and sends
+back the result or throws in the error. So waiting, giving up and cleaning up are written once for threads and
 for asyncio.
 """
 
@@ -53,8 +53,8 @@ _JUST_AFTER = 0.002
 _RETRY = 1.0
 _REASONS = {
     "held": "its holder has up to",
-    "interval": "the pace's min_interval lets the next call start in",
-    "startup": "the pace's startup protection lets the next call start in",
+    "interval": "the pace's min_interval allows the next call in",
+    "startup": "the pace's startup protection allows the next call in",
     "counter": "Kraken's counter has room for the call in",
 }
 _COOL_DOWN = re.compile(COOLING + r"(\S+) (\d{1,15}) (.*)", re.DOTALL)
@@ -84,13 +84,13 @@ class Waiter:
     signal: Signal | None = None
 
     def cooled(self, seconds: float, reason: str) -> None:
-        """Take note of a cool-down: a caller that would not wait so long is told at once."""
+        """Take note of a cool-down: a caller that would not wait that long gets an error at once."""
         if seconds > 0 and self.until is not None and self.until < clock.now() + seconds:
             self.failure = CoolDown(self.keys.state, seconds, reason)
             self.wake()
 
     def too_late(self, left: float, cause: str) -> HoldTimeout:
-        """Return the error for a caller whose time is over."""
+        """Return the error for a caller that timed out."""
         if cause.startswith(COOLING):
             return CoolDown(self.keys.state, left, cause.removeprefix(COOLING))
         return HoldTimeout(
@@ -100,7 +100,7 @@ class Waiter:
         )
 
     def wake(self) -> None:
-        """Let the caller ask again, or for the first time look at its failure."""
+        """Make the caller ask again, or look at its failure."""
         self.woken = True
         signal = self.signal
         if signal is not None:
@@ -108,7 +108,7 @@ class Waiter:
 
 
 class KeyWaiters:
-    """Those of this process who wait for one key."""
+    """The waiters of this process for one key."""
 
     def __init__(self, process_state: ProcessState, keys: Keyspace) -> None:
         self.keys = keys
@@ -122,7 +122,7 @@ class KeyWaiters:
         with self._process_state.turn:
             self.waiters.pop(waiter.member, None)
             if not self.waiters:
-                self._joined = _GONE  # the next stay in the queue is another one, and nobody has to hear of it
+                self._joined = _GONE  # the next stay in the queue is a new one, and no waiter has to ask again for it
                 self._forget_if_idle()
 
     def _forget_if_idle(self) -> None:
@@ -137,8 +137,8 @@ class KeyWaiters:
     def heard(self, joined: str) -> None:
         """Take note of the process's stay in the queue.
 
-        When it is not the one known so far, the server has dropped this process and with it the places of all who
-        waited: they ask again.
+        When it has changed, the server has removed this process from the queue, and with it the places of all its
+        waiters: they ask again.
         """
         if joined == _UNKNOWN:
             return
@@ -149,22 +149,22 @@ class KeyWaiters:
                 waiter.wake()
 
     def cooled(self, seconds: float, reason: str) -> None:
-        """Tell everyone of a cool-down."""
+        """Tell all waiters of a cool-down."""
         for waiter in self.everyone():
             waiter.cooled(seconds, reason)
 
-    # The chore: a heartbeat while somebody waits.
+    # The chore: a heartbeat while there are waiters.
 
     def start_heartbeat(self, left: float) -> None:
-        """Begin to send heartbeats, for one who waits."""
+        """Start to send heartbeats, for a waiter."""
         with self._process_state.turn:
             begin, self._heartbeat_scheduled = not self._heartbeat_scheduled, True
         if begin:
-            # The first one may come within the second: nobody has looked yet when the current lease ends.
+            # The first one may come within the second, since the end of the current lease may be near.
             self._process_state.agenda.add(clock.now() + min(left + _JUST_AFTER, until_heartbeat(left)), self)
 
     def command(self, now: float) -> Command[Heartbeat] | None:
-        """Return the heartbeat, or None when nobody waits."""
+        """Return the heartbeat, or None when there are no waiters."""
         del now
         with self._process_state.turn:
             oldest = next(iter(self.waiters), None)
@@ -175,13 +175,13 @@ class KeyWaiters:
         return commands.heartbeat(self.keys, self._process_state.process_id, oldest)
 
     def succeeded(self, command: Command[Heartbeat], result: Heartbeat, now: float) -> float:
-        """Wake whom the server says; return when the next heartbeat is due."""
+        """Wake the waiter that the lock is offered to; return when the next heartbeat is due."""
         del command
         offered = self.waiters.get(result.offered)
         if offered is not None and not offered.woken:
             offered.wake()
             if result.left < OFFER - _ON_THE_WAY:
-                # It should have heard so long ago: what offers come on may be dead without showing it.
+                # It should have heard of the offer before: the connection for offers may be dead without showing it.
                 self._process_state.listening = False
         self.heard(result.joined)
         self.cooled(result.cool_down, result.reason)
@@ -200,7 +200,7 @@ class KeyWaiters:
 
 
 def until_heartbeat(left: float) -> float:
-    """Return the seconds to the next heartbeat: at least a second, and so that one falls on a lease's end."""
+    """Return the seconds to the next heartbeat: at least one, and such that a heartbeat falls on a lease's end."""
     if left < HEARTBEAT:
         return HEARTBEAT
     return left / math.floor(left / HEARTBEAT) + _JUST_AFTER
@@ -243,7 +243,7 @@ class BackgroundReleases:
             return next(iter(self._commands))
 
     def succeeded(self, command: Command[Release], result: Release, now: float) -> float:
-        """Go on with the next one at once."""
+        """Go on with the next release at once."""
         del result
         self.returned(command)
         return now
@@ -263,9 +263,9 @@ class ProcessState:
     """What one process (or event loop) knows of one Redis.
 
     Attributes:
-        agenda: what is done beside the callers.
-        turn: to be held while it is looked up who waits, and who is to give back.
-        later: runs a function beside whoever is reading for others.
+        agenda: the chores beside the callers.
+        turn: must be held while waiters and background releases are looked up or changed.
+        later: runs a function outside of the caller that reads replies for others.
     """
 
     agenda: Agenda
@@ -277,9 +277,9 @@ class ProcessState:
     """The leases held, by owner (thread or task) and state key."""
     turn: threading.RLock = field(default_factory=threading.RLock)
     waiters_by_key: dict[str, KeyWaiters] = field(default_factory=dict)
-    """Of each key for which somebody waits."""
+    """By state key, for keys with waiters."""
     background_releases: dict[str, BackgroundReleases] = field(default_factory=dict)
-    """Of each key that has any."""
+    """By state key, for keys that have any."""
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     @property
@@ -289,11 +289,11 @@ class ProcessState:
 
     @property
     def anyone_waits(self) -> bool:
-        """Whether somebody here waits for any key."""
+        """Whether this process has waiters for any key."""
         return any(key_waiters.waiters for key_waiters in list(self.waiters_by_key.values()))
 
     def ask_again(self) -> None:
-        """Let all waiters ask again, since offers may have been missed."""
+        """Make all waiters ask again, since offers may have been missed."""
         for key_waiters in list(self.waiters_by_key.values()):
             for waiter in key_waiters.everyone():
                 waiter.wake()
@@ -331,7 +331,7 @@ class ProcessState:
             return key_waiters
 
     def give_back(self, command: Command[Release], seconds: float) -> None:
-        """Leave it to the agenda to give up what a member may have, for so many seconds."""
+        """Let the agenda give up what a member may have, trying for ``seconds``."""
         now, key = clock.now(), command.keys[0]
         with self.turn:
             chore = self.background_releases.get(key)
@@ -344,8 +344,8 @@ class ProcessState:
     def owed(self, command: Command[Any]) -> Sequence[Command[Release]]:
         """Return the releases that must reach the server before a later command about the lock of their key does.
 
-        Nonces alone wait for none: they go on also where the lock, which needs two keys, can't be had, as while a
-        cluster moves its slot.
+        Commands for nonces alone wait for none. They work even while the lock, which needs two keys, can't be
+        acquired, such as while a cluster moves its slot.
         """
         if not self.background_releases or command.name == "release" or len(command.keys) == 1:
             return ()
@@ -353,7 +353,7 @@ class ProcessState:
         return () if chore is None else chore.owed()
 
     def left_behind(self) -> Sequence[Command[Release]]:
-        """Return what gives back all that nobody is inside of any more: places of waiters, and what is owed."""
+        """Return the releases of all that is no longer needed: places of waiters, and owed releases."""
         waiters = [waiter for key_waiters in list(self.waiters_by_key.values()) for waiter in key_waiters.everyone()]
         owed = [command for chore in list(self.background_releases.values()) for command in chore.owed()]
         return [*owed, *(commands.release(waiter.keys, waiter.member) for waiter in waiters)]
@@ -367,7 +367,7 @@ class ProcessState:
     def hear(self, message: Mapping[str, Any]) -> None:
         """Take a message from the channel: an offer of the lock to a member, a cool-down, or a confirmation.
 
-        Anybody may publish there, so what is none of these goes by.
+        Anybody may publish there, so other messages are ignored.
         """
         if message["type"] == "subscribe":
             self.listening = True
@@ -387,7 +387,7 @@ class ProcessState:
                 return
 
     def rouse(self) -> None:
-        """Rouse one sleeper without an offer, so that it may listen."""
+        """Wake one sleeper without an offer, so that it may listen."""
         for key_waiters in list(self.waiters_by_key.values()):
             for waiter in key_waiters.everyone():
                 signal = waiter.signal
@@ -401,7 +401,7 @@ class Acquired:
     """What came of acquiring.
 
     Attributes:
-        member: who has the lock now.
+        member: the member that has the lock now.
         nonces: of its lease.
         deadline: the end of its lease on `clock.now`.
         pending: how many intents of earlier holders wait to be settled.
@@ -425,9 +425,8 @@ def acquiring(
 ) -> Flow[Acquired]:
     """Get the lock for a caller with these wishes, waiting for it as long as they say.
 
-    Raises `HoldTimeout` and `StoreError`. Whatever is raised, also by a shell that was interrupted, nothing of the
-    caller stays in Redis: its place, its offer or its lease is given up, at once or, when Redis is away, by the
-    agenda.
+    Raises `HoldTimeout` and `StoreError`. After any error, also an interruption of the shell, nothing of the caller
+    stays in Redis: its place, offer or lease is given up, at once or, when Redis is unavailable, by the agenda.
     """
     waiter = Waiter(keys, member, None if wishes.timeout is None else clock.now() + wishes.timeout)
     key_waiters = process_state.enter(waiter)
@@ -459,7 +458,7 @@ def _asking(
     pace: str,
     durability: Durability | None,
 ) -> Flow[Acquired]:
-    """Ask for the lock until it is granted; between two questions sleep until it is offered, or the time is ripe."""
+    """Ask for the lock until it is granted. In between, sleep until it is offered or the time to ask again has come."""
     while True:
         waiter.woken = False
         started = clock.now()

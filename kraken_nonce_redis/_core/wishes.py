@@ -1,4 +1,4 @@
-"""What a caller wants of the lock, and what is set once for all callers of a lock."""
+"""What a caller wants of the lock, and the settings for all callers of a lock."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Wishes(NamedTuple):  # a frozen dataclass takes three times as long to mak
     """How one caller wants to hold the lock.
 
     Attributes:
-        timeout: seconds to wait at most; None waits for ever, 0 not at all.
-        cost: what the call costs of Kraken's REST counter.
+        timeout: most seconds to wait; None for no limit, 0 not to wait.
+        cost: what the call adds to Kraken's REST counter.
         priority: ``"high"`` goes before ``"normal"``.
         auto_renew: whether the lease is renewed in the background.
-        startup_protection: whether the startup window of the pace counts for this call.
+        startup_protection: whether startup protection of the pace applies to this call.
         token: the caller's own id for the lease.
         intent: of the call that the lock is for, from `commands.intent`; empty if it changes nothing.
     """
@@ -46,7 +46,7 @@ class Wishes(NamedTuple):  # a frozen dataclass takes three times as long to mak
     intent: str = ""
 
     def check(self) -> None:
-        """Raise `InvalidArgument` for what no caller can wish."""
+        """Raise `InvalidArgument` for invalid values."""
         arguments.timeout(self.timeout)
         arguments.cost(self.cost)
         arguments.priority(self.priority)

@@ -59,7 +59,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Let some time pass."""
+    """Wait for some time."""
 
     seconds: float
 

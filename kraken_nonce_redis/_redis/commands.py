@@ -43,7 +43,7 @@ class Command(Generic[T]):
         keys: the keys it touches, the state first.
         args: its arguments, without the floor.
         read: makes the result from the reply; raises errors of our tree.
-        durability: who must have what the command writes before its result counts.
+        durability: how many servers must have its write before the result counts.
         repeated: set when the command was sent more than once, so that it may have run more than once.
         unsent: set when it is known that the command was not sent at all.
         highest: for a script that takes the caller's floor as its first argument, the highest nonce in a result.
@@ -76,7 +76,7 @@ class Command(Generic[T]):
         return 1 if self.durability is None else 2
 
     def durable(self, durability: Durability | None) -> Self:
-        """Let the command count only when so many servers have what it writes; return it."""
+        """Make the command count only when enough servers have its write; return it."""
         self.durability = durability
         return self
 
@@ -120,7 +120,7 @@ class Granted:
     Attributes:
         nonces: of its lease.
         left: seconds to the lease's end.
-        pending: how many intents of earlier holders wait to be settled.
+        pending: number of intents of earlier holders that are still to be settled.
     """
 
     nonces: range
@@ -213,7 +213,7 @@ class State:
         leased: whether the holder has a lease that still runs.
         left: seconds until the lease or offer ends, 0.0 when it ran out.
         waiting: number of waiters.
-        pending: number of calls of earlier holders that wait to be settled.
+        pending: number of calls of earlier holders that are still to be settled.
         cool_down: seconds that a cool-down goes on, 0.0 for none.
         reason: the reason of the cool-down.
     """
@@ -240,7 +240,7 @@ class Pending:
         key: digest of the API key.
         method: Kraken's name.
         cl_ord_ids: of the orders that it places; empty when they had none.
-        own_ids: whether all of these were made up for that call alone.
+        own_ids: whether all of these were made up for this one call.
     """
 
     nonce: int
@@ -294,7 +294,7 @@ def advance(keys: Keyspace, target: int, max_lead: int, below: int | None = None
 
 
 def inspect(keys: Keyspace) -> Command[State]:
-    """Look, without changing anything."""
+    """Read the state, without changing it."""
 
     def read(reply: Reply) -> State:
         _, now, nonce, lease, left, waiting, member, pending, cool_down, *reason = reply
@@ -316,7 +316,7 @@ def inspect(keys: Keyspace) -> Command[State]:
 def acquire(
     keys: Keyspace, member: str, ttl: float, *, ticket: int | None, priority: Priority, pace: str, intent: str = ""
 ) -> Command[Answer]:
-    """Take the lock and a block of nonces, or a place in the queue unless ``ticket`` is None.
+    """Get the lock and a block of nonces, or a place in the queue unless ``ticket`` is None.
 
     ``pace`` is from `Pace.settings`, ``intent`` from `intent`; either may be empty.
     """
@@ -345,10 +345,10 @@ def _highest_acquired(answer: Answer) -> int:
 
 
 def release(keys: Keyspace, member: str, lease: int = 0, intent: int = 0, *, known: bool = True) -> Command[Release]:
-    """Give up a lease, an offer or a place.
+    """Give up a lease, an offer or a place in the queue.
 
     ``intent`` is the nonce of the intent noted last, 0 for none; ``known`` is whether the outcome of its call is.
-    The result is ``gone`` when there was none and nobody knows why, ``lost`` when the lease is known to have ended.
+    The result is ``lost`` when the lease is known to have ended, ``gone`` when there was none for a reason unknown.
     """
     return Command("release", (keys.state, keys.queue), (member, lease, intent, int(known)), _read_release)
 
@@ -370,7 +370,7 @@ def heartbeat(keys: Keyspace, process_id: str, oldest: str) -> Command[Heartbeat
 def extend(
     keys: Keyspace, member: str, seconds: float, intent: str = "", *, known: bool = True
 ) -> Command[range | None]:
-    """Let a lease end so many seconds from now, with fresh nonces. None: it is lost.
+    """Make a lease end a number of seconds from now, with fresh nonces. None: it is lost.
 
     ``intent`` is noted for the next call; ``known`` is whether the outcome of the one before is.
     """
@@ -431,7 +431,7 @@ def settle(keys: Keyspace, nonce: int, outcome: Literal["known", "reported"]) ->
 
 
 def cool_down(keys: Keyspace, seconds: float, reason: str) -> Command[float]:
-    """Let no call start for so many seconds, 0 to end that; the result is how long it goes on."""
+    """Stop all calls for a number of seconds, 0 to end a cool-down; the result is the seconds left of it."""
     return Command(
         "cool_down",
         (keys.state, keys.queue),
@@ -441,7 +441,7 @@ def cool_down(keys: Keyspace, seconds: float, reason: str) -> Command[float]:
 
 
 def reset_startup(keys: Keyspace) -> Command[None]:
-    """Let the next call open a new startup window."""
+    """Make the next call open a new startup window."""
     return Command("reset_startup", (keys.state,), (), lambda _: None)
 
 

@@ -1,4 +1,4 @@
-"""What things are called in Redis: keys, API keys, channels; no I/O."""
+"""The names in Redis: keys, digests of API keys, channels; no I/O."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Keyspace:
     They share a hash tag, so they live on one node of a Redis Cluster.
 
     Attributes:
-        namespace: what all names begin with.
+        namespace: prefix of all names.
         tag: SHA-256 of the API key, its first 16 hex digits; ``global`` for all API keys.
     """
 
@@ -51,7 +51,7 @@ class Keyspace:
 
     @property
     def queue(self) -> str:
-        """The sorted set of those who wait for the lock."""
+        """The sorted set of waiters for the lock."""
         return f"{self.state}:queue"
 
 

@@ -127,7 +127,7 @@ class Place:
 
 
 class Floors:
-    """The highest nonce seen of each state key at one place, for as long as the process lives.
+    """The highest nonce seen of each state key at one place, kept for the life of the process.
 
     Attributes:
         seen: what was noted here, by state key.

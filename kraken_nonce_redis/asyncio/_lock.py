@@ -36,12 +36,12 @@ class Lease(LeaseCore):
         self._store = store
 
     async def extend(self, seconds: float) -> None:
-        """Let the lease end ``seconds`` later, and give it fresh nonces. Raises `LeaseLost` and `StoreError`."""
+        """Make the lease end ``seconds`` later, and give it fresh nonces. Raises `LeaseLost` and `StoreError`."""
         await self._store.drive(self._extending(seconds))
 
 
 class CallLock(LockCore[Lease]):
-    """A lock that lets one private call of an API key run at a time; `kraken_nonce_redis.CallLock` for asyncio.
+    """A lock that makes private calls of an API key run one at a time; `kraken_nonce_redis.CallLock` for asyncio.
 
     Arguments, meanings and errors are the same; ``redis`` is a client of redis.asyncio. Leases belong to tasks: a
     nested hold in the same task gets the same lease, other tasks wait, child tasks too. A lock may be made outside of
@@ -96,9 +96,9 @@ class CallLock(LockCore[Lease]):
         return self._held(asyncio.current_task())
 
     async def cool_down(self, seconds: float, reason: str) -> float:
-        """Let no call of this key start for a while, in no process; return how many seconds that goes on.
+        """Stop all calls of this key for a while, in all processes; return how many seconds are left of that.
 
-        The longest cool-down counts. Waiters that would not wait so long get `CoolDown` at once.
+        The longest cool-down counts. Waiters that would not wait that long get `CoolDown` at once.
 
         Args:
             seconds: from now, at most a day; 0 ends a cool-down.
@@ -107,7 +107,7 @@ class CallLock(LockCore[Lease]):
         return await self.store.run(self._cool_down(seconds, reason))
 
     async def reset_startup(self) -> None:
-        """Let the next call open a new startup window, as after a silence."""
+        """Make the next call open a new startup window, as after a pause."""
         await self.store.run(commands.reset_startup(self.keys))
 
     def _lease(self, acquired: Acquired) -> Lease:
@@ -119,7 +119,7 @@ class CallLock(LockCore[Lease]):
         blocking_timeout: float | None = None,
         token: str | bytes | None = None,
     ) -> bool:
-        """Take the lock for this task; return whether that worked."""
+        """Acquire the lock for this task; return whether that worked."""
         timeout = arguments.timeout(blocking_timeout, "blocking_timeout") if blocking else 0
         wishes = Wishes(timeout, token=arguments.token(token))
         try:
@@ -129,17 +129,17 @@ class CallLock(LockCore[Lease]):
         return True
 
     async def release(self) -> None:
-        """Give the lock back. Raises `CallLockError`, `LeaseLost` and `StoreError`."""
+        """Release the lock. Raises `CallLockError`, `LeaseLost` and `StoreError`."""
         owner = asyncio.current_task()
         await self.store.drive(self._releasing(owner, self._own(owner, "release")))
 
     async def extend(self, additional_time: float, replace_ttl: bool = False) -> Literal[True]:  # noqa: FBT001, FBT002
-        """Let this task's lease end so many seconds later, or that many seconds from now."""
+        """Make this task's lease end a number of seconds later, or that many seconds from now."""
         await self.store.drive(self._extending(asyncio.current_task(), additional_time, replace=replace_ttl))
         return True
 
     async def reacquire(self) -> Literal[True]:
-        """Let this task's lease end ``ttl`` from now."""
+        """Make this task's lease end ``ttl`` from now."""
         return await self.extend(self.ttl, replace_ttl=True)
 
     async def locked(self) -> bool:

@@ -358,7 +358,7 @@ class _OfferListener:
             await self._listen()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Let callers know, also of a task that was cancelled before it began."""
+        """Tell callers that it has ended, even if the task was cancelled before it started."""
         error = None if task.cancelled() else task.exception()
         if isinstance(error, RedisError | OSError):
             self.failure = from_redis(error, "subscribe", self._process_state.channel)
@@ -411,7 +411,7 @@ def _heed() -> None:
 
 def store_for(target: Target) -> Store:
     """Return the running loop's store for a target, the same for all with equal connection settings."""
-    # A weak dictionary by loop would keep both for ever, since a store holds its loop.
+    # A weak dictionary by loop would keep both forever, since a store holds its loop.
     stores: dict[Hashable, Store] = asyncio.get_running_loop().__dict__.setdefault(_STORES, {})
     store, process = stores.get(target.key), _process.current()
     if store is None or store.process is not process:
@@ -424,9 +424,9 @@ def store_for(target: Target) -> Store:
 
 
 async def aclose() -> None:
-    """Give back what nobody needs any more and close the connections of the running loop, within a second.
+    """Release what is no longer needed and close the connections of the running loop, within a second.
 
-    What callers hold stays theirs; objects open connections anew when they are used.
+    Callers keep what they hold. Objects open new connections when they are used again.
     """
     stores: dict[Hashable, Store] = asyncio.get_running_loop().__dict__.get(_STORES, {})
     await asyncio.gather(*(store.close() for store in list(stores.values())))

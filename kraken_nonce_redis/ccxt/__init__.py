@@ -29,22 +29,22 @@ class kraken(Adapter, ccxt.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt
     """A ``ccxt.kraken`` whose private calls run under the lock.
 
     ``config`` is that of ccxt, and beside ccxt's keys takes those of `kraken_nonce_redis.clients.Options`:
-    ``kraken({"apiKey": ..., "secret": ..., "redis": "redis://..."})``. Public calls are as ever.
+    ``kraken({"apiKey": ..., "secret": ..., "redis": "redis://..."})``. Public calls are unchanged.
 
     A private call is throttled first, as ccxt does it; then it waits for the lock, gets a nonce, is signed and sent.
-    Each attempt that ``maxRetriesOnFailure`` allows is a call of its own in this. The lease is made long enough for
+    Each attempt that ``maxRetriesOnFailure`` allows does this again. The lease is made long enough for
     ccxt's ``timeout`` (milliseconds; it counts for connecting and again for reading), which is ``call_timeout`` if
     only that is given.
 
-    With a ``pace``, set ccxt's ``enableRateLimit`` to False, or calls are counted twice. Refusals by which Kraken wants
-    a pause stop all processes of the key. ccxt's errors have Kraken's own, a list of str, as ``kraken_errors``.
+    With a ``pace``, set ccxt's ``enableRateLimit`` to False, or calls are counted twice. Refusals that ask for a pause
+    stop all processes of the key. ccxt's errors have Kraken's own errors, a list of str, as ``kraken_errors``.
 
-    ``sign`` of a private call does not sign: what it returns is for ``fetch`` alone.
+    ``sign`` of a private call does not sign: its result is only for ``fetch``.
 
-    Raises `InvalidArgument`, and `IncompatibleClient` for a version of ccxt that is put together differently. Private
-    calls raise, besides what ccxt does: `HoldTimeout` when the key was not free in time (`CoolDown` when Kraken wants a
-    pause), `LeaseLost`, `StoreError`, and `InvalidArgument` when ``timeout`` is 0 or too long for a lease. Then ccxt
-    does not repeat the call. Nothing was sent, unless the `LeaseLost` says that the lease ended before its release.
+    Raises `InvalidArgument`, and `IncompatibleClient` for a version of ccxt whose internals differ. Private
+    calls raise, besides what ccxt does: `HoldTimeout` when it timed out waiting for the lock (`CoolDown` when Kraken
+    wants a pause), `LeaseLost`, `StoreError`, and `InvalidArgument` when ``timeout`` is 0 or too long for a lease. Then
+    ccxt does not repeat the call. Nothing was sent, unless `LeaseLost` says that the lease ended before its release.
     """
 
     _stock = ccxt.kraken

@@ -28,7 +28,7 @@ First steps:
 
 
 class Application(click.Group):
-    """A group whose commands end in one line on stderr and an exit code, whatever the library raises."""
+    """A group whose commands end with one line on stderr and an exit code for any error of the library."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
@@ -41,7 +41,7 @@ class Application(click.Group):
             ctx.exit(ExitCode.INTERRUPTED)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order in which somebody new needs them."""
+        """Return the names in the order in which a new user needs them."""
         del ctx
         return list(self.commands)
 

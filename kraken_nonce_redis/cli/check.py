@@ -93,18 +93,18 @@ def check(
 ) -> None:
     """Check a master and its users, one after the other, and print for each what works.
 
-    It tries the connection to Kraken, Redis, the clocks, a private call, the nonce, the nonce window, permissions and
+    It tests the connection to Kraken, Redis, the clocks, a private call, the nonce, the nonce window, permissions and
     balances. For a failure it says the cause and what to do. Causes are configuration, network, clock, redis, key,
     secret, permission, nonce, lock, rate limit, lockout and kraken. After a failure it goes on with the next account,
-    but not after a lockout, which counts for this machine's address.
+    but not after a lockout, which applies to this machine's address.
 
     Accounts are read from KRAKEN_MASTER_API_KEY, KRAKEN_MASTER_API_SECRET, KRAKEN_USER_<NAME>_API_KEY and
-    KRAKEN_USER_<NAME>_API_SECRET, or from --file. Where there are none, KRAKEN_API_KEY and KRAKEN_API_SECRET are
+    KRAKEN_USER_<NAME>_API_SECRET, or from --file. If there are none, KRAKEN_API_KEY and KRAKEN_API_SECRET are
     checked. Keys and secrets are never shown.
 
     Each account gets two private calls that change nothing but its nonce. The nonces are in nanoseconds: afterwards
-    Kraken refuses clients that count in milliseconds on the same API key, for ever. Don't check a key that such a
-    client goes on using.
+    Kraken refuses clients that count in milliseconds on the same API key forever. Don't check a key that such a
+    client still uses.
 
     Needs the extra "krakenex". Exit code 1 when an account fails.
     """

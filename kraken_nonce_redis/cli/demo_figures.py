@@ -1,4 +1,4 @@
-"""What the demo shows: figures from the exchange's log; no I/O."""
+"""The figures that the demo shows, from the exchange's log; no I/O."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Figures:
 
     Attributes:
         calls: requests that arrived at the exchange.
-        refused: those refused for their nonce.
-        other_errors: those with another error.
+        refused: requests refused for their nonce.
+        other_errors: requests with another error.
         calls_per_second: of all calls.
         accepted_per_second: of the calls without an error.
         least: calls of the process with the fewest.
         most: calls of the process with the most.
-        longest_wait: seconds between two calls of a process, from an answer to the next arrival, at most.
+        longest_wait: most seconds between two calls of a process, from an answer to the next arrival.
         in_flight: most requests under way at once.
-        in_order: whether each nonce was above the one that arrived before it.
+        in_order: whether each nonce was above the one that arrived before.
     """
 
     calls: int
@@ -44,7 +44,7 @@ class Figures:
     in_order: bool
 
     def problems(self) -> list[str]:
-        """Return what must not be where the lock is used."""
+        """Return what is wrong for a run with the lock."""
         found = (
             (not self.calls, "it made no calls"),
             (self.refused, f"{self.refused} calls were refused for their nonce"),
@@ -61,8 +61,8 @@ def figures(log: Sequence[SimulatedRequest], sent: Mapping[int, Sequence[int]]) 
 
     Args:
         log: the requests in order of arrival.
-        sent: the nonces that each process sent. They tell whose request one is, which is all that is taken from the
-            clients' word.
+        sent: the nonces that each process sent. They tell which process sent a request; everything else is from the
+            log.
     """
     refused = sum(_INVALID_NONCE in request.error for request in log)
     failed = sum(bool(request.error) for request in log)

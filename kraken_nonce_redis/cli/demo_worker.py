@@ -1,14 +1,12 @@
-"""One of the demo's processes: makes private calls through krakenex until its time is up, and says which.
+"""One of the demo's processes: makes private calls through krakenex until its time is up, and reports them.
 
-`python -m kraken_nonce_redis.cli.demo_worker`; `demo` starts and tells it.
+`demo` starts it as `python -m kraken_nonce_redis.cli.demo_worker`, and tells it what to do.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import queue
-import sys
 import threading
 import time
 from typing import Any, Final
@@ -17,7 +15,7 @@ from urllib.parse import parse_qs
 import krakenex
 
 import kraken_nonce_redis.krakenex
-from kraken_nonce_redis._children import say
+from kraken_nonce_redis import _children as children
 
 TIMEOUT: Final = 10.0
 INVALID_NONCE: Final = "EAPI:Invalid nonce"
@@ -26,7 +24,7 @@ _CALLS: Final[tuple[tuple[str, dict[str, str]], ...]] = (("Balance", {}), ("Bala
 
 
 def main() -> None:
-    """Do what stdin says until it closes."""
+    """Do what the parent says until it is gone."""
     told: queue.Queue[Any] = queue.Queue()
     threading.Thread(target=_listen, args=(told,), daemon=True).start()
     exchange = told.get()
@@ -34,19 +32,19 @@ def main() -> None:
         while True:
             _phase(exchange, told.get(), told)
     except Exception as error:  # noqa: BLE001 - the parent shows it, whatever it is
-        say({"failed": f"{type(error).__name__}: {error}"})
+        children.say({"failed": f"{type(error).__name__}: {error}"})
 
 
 def _listen(told: queue.Queue[Any]) -> None:
-    for line in sys.stdin:
-        told.put(json.loads(line))
+    for message in children.told():
+        told.put(message)
     os._exit(0)  # the parent is done or gone
 
 
 def _phase(exchange: dict[str, str], wish: dict[str, Any], told: queue.Queue[Any]) -> None:
     api = _client(exchange, ours=wish["ours"])
-    api.query_public("Time", timeout=TIMEOUT)  # a connection, before time is taken
-    say({"ready": True})
+    api.query_public("Time", timeout=TIMEOUT)  # opens a connection before the clock starts
+    children.say({"ready": True})
     told.get()
     until = time.monotonic() + wish["seconds"]
     turn = 0
@@ -55,9 +53,9 @@ def _phase(exchange: dict[str, str], wish: dict[str, Any], told: queue.Queue[Any
         turn += 1
         answer = api.query_private(method, dict(data), timeout=TIMEOUT)
         nonce = parse_qs(api.response.request.body)["nonce"][0]
-        say({"nonce": int(nonce), "refused": INVALID_NONCE in answer["error"]})
+        children.say({"nonce": int(nonce), "refused": INVALID_NONCE in answer["error"]})
     api.close()
-    say({"done": True})
+    children.say({"done": True})
 
 
 def _client(exchange: dict[str, str], *, ours: bool) -> Any:

@@ -1,12 +1,11 @@
-"""An embedded Valkey in a process of its own, which ends with the one that asked for it.
+"""An embedded Valkey, with a child process that ends it when the parent ends.
 
-`python -m kraken_nonce_redis.cli.embedded` is that process: it minds the server and removes its files.
+`python -m kraken_nonce_redis.cli.embedded` is that child: it starts and stops the server and removes its files.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import select
 import socket
@@ -32,7 +31,7 @@ _PORTS: Final = range(12_000, 22_000)
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A server that runs.
+    """A running server.
 
     Attributes:
         url: its Redis URL.
@@ -63,19 +62,18 @@ def running(port: int | None = None, folder: str | None = None) -> Generator[Emb
             child = children.start("kraken_nonce_redis.cli.embedded")
             said = stack.enter_context(contextlib.closing(children.said(child)))
             stack.callback(children.end, [child])
-        children.tell(child, {"port": port, "folder": folder})
-        answer = next(said, {"error": "its process ended at once"})
-        if "error" in answer:
-            raise Failure(f"the embedded server could not start: {answer['error']}")
+        try:
+            answer = children.ask(child, {"port": port, "folder": folder}, said)
+        except RuntimeError as error:
+            raise Failure(f"the embedded server could not start: {error}") from error
         yield Embedded(answer["url"], said)
 
 
 def main() -> None:
     """Run the server until stdin closes or the server ends."""
-    line = sys.stdin.readline()
-    if not line:
+    wish = next(children.told(), None)
+    if wish is None:
         return  # the parent has ended by now
-    wish = json.loads(line)
     with children.cleanup_when_terminated(), contextlib.ExitStack() as stack:
         try:
             port = _start(stack, wish["port"], wish["folder"])
@@ -110,7 +108,7 @@ def _start_on(stack: contextlib.ExitStack, port: int, folder: str | None) -> int
         raise RuntimeError(str(error).splitlines()[-1]) from error
     stack.callback(server.stop)
     with redis.Redis(HOST, port, decode_responses=True) as client:
-        # Another server may have taken the port in the last moment, and have answered in the place of ours.
+        # Another server may have taken the port just before, and have answered instead of ours.
         answered = str(client.config_get("dir")["dir"])
     if Path(answered).resolve() != server.data_dir.resolve():
         raise RuntimeError(f"port {port} is taken")

@@ -55,7 +55,7 @@ def unlock(target: Target, *, cool_down: bool, yes: bool, as_json: bool) -> None
 
     Use it for a holder that you know to be dead; its lease ends by itself, too, but later. A holder that is alive goes
     on with its call, so two calls are under way at once. Exit code 1 if you don't confirm, or if the holder has
-    changed meanwhile.
+    changed in the meantime.
 
     --cool-down ends a cool-down instead: the pause of all calls after Kraken has refused one of them.
     """
@@ -83,7 +83,7 @@ def _confirmed() -> bool:
 
 
 def _lock(state: State) -> tuple[str, str]:
-    """Return what is with the lock, in a word and in words."""
+    """Return the state of the lock, as one word and as text."""
     holder = printable(state.holder)
     if not state.holder:
         return "free", "free"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @target_options
 @json_option
 def next_nonce(target: Target, *, as_json: bool) -> None:
-    """Print the next nonce, which nobody else gets.
+    """Print the next nonce. No other caller gets it.
 
     It is for a call that you make by hand. Other programs' requests with the same API key can overtake that call.
     """

@@ -45,7 +45,7 @@ _DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(ms|s|min|m|h|d)"
 
 
 def duration(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
-    """Return the ns of a length of time. Without a unit it is refused: there are five that nonces are counted in."""
+    """Return a length of time in ns. It needs a unit, since nonces are counted in five different ones."""
     match = _DURATION.fullmatch(value)
     length = int(Decimal(match[1]) * NANOSECONDS[match[2]]) if match else 0
     if not 0 < length <= LONGEST_LEAD:
@@ -134,7 +134,7 @@ def target_options(function: Callable[Concatenate[Target, P], T]) -> Callable[..
 
 
 def accounts_of(file: str | None, names: Sequence[str] = ()) -> Reading:
-    """Read the accounts of a file or of the environment, all or those with these names, and note what is odd."""
+    """Read the accounts of a file or of the environment, all or those with these names, and print notes."""
     reading = read_file(file) if file else read_environment(os.environ, single=True)
     for text in reading.notes:
         note(printable(text))

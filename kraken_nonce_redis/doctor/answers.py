@@ -1,4 +1,4 @@
-"""What a server was seen to be, and what was found in that; no I/O."""
+"""The answers of a server, and the findings made from them; no I/O."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Finding:
 
     Attributes:
         topic: one of `TOPICS`.
-        level: ``ok``, ``note`` (good to know), ``warning`` (works, with a risk) or ``problem`` (don't use it so).
+        level: ``ok``, ``note`` (good to know), ``warning`` (works, with a risk) or ``problem`` (not fit for use).
         found: what was found.
         advice: what to do; empty when there is nothing to do.
     """
@@ -52,7 +52,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A question that got no answer.
+    """A question that the server refused to answer.
 
     Attributes:
         reason: what the server said.
@@ -68,8 +68,8 @@ class Tick:
     Attributes:
         server: its time since 1970.
         here: this machine's time since 1970, halfway between question and answer.
-        steady: a clock that is never set, halfway as well.
-        trip: how long question and answer took.
+        steady: a clock that is never set, also halfway.
+        trip: length of the round trip.
     """
 
     server: float
@@ -80,7 +80,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """The rules of an ACL user. Its passwords are nobody's business."""
+    """The rules of an ACL user, without its passwords."""
 
     commands: str
     keys: str
@@ -92,11 +92,11 @@ class Keys:
     """The state keys of a namespace on this server.
 
     Attributes:
-        count: how many were looked at.
-        complete: whether there are no more.
+        count: number of keys that were looked at.
+        complete: whether these are all keys.
         leads: how far the last nonce is ahead of the server's clock, ns, by key.
         foreign: keys with a name of ours that hold something else.
-        strangers: number of keys with a name that can't be ours. It could be a secret, so it isn't kept.
+        strangers: number of keys whose name can't be ours. The names could be secrets, so they aren't kept.
     """
 
     count: int
@@ -108,26 +108,26 @@ class Keys:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """All that was asked of one server, and how the client is set.
+    """The answers of one server, and the client's settings.
 
     Attributes:
-        namespace: what our keys begin with.
+        namespace: prefix of our keys.
         fake: whether it is fakeredis.
         sentinel: whether the client asks Sentinels for the master.
         socket_timeout: the client's, in seconds.
         connect_timeout: the client's, in seconds.
         info: INFO and INFO commandstats, as redis-py reads them.
-        config: CONFIG GET of the settings that matter.
-        blocked: LATENCY LATEST: the longest of each event, in seconds.
+        config: CONFIG GET for the settings that matter.
+        blocked: LATENCY LATEST: the longest time of each event, in seconds.
         name: the user's name.
         user: its rules.
-        lacking: each command that we need and can't have, with what the server said.
+        lacking: each command that we need and can't use, with what the server said.
         scripts: each script that does not run as it should, with the reason.
-        heard: whether a message that was published came back.
+        heard: whether a published message came back.
         ticks: looks at the server's clock, in order.
         pings: seconds for each PING.
-        runs: seconds for each run of a script; none if not all scripts run.
-        keys: what is there of our keys.
+        runs: seconds for each run of a script; empty unless all scripts run.
+        keys: our keys on this server.
     """
 
     namespace: str

@@ -1,4 +1,4 @@
-"""Findings about how a server behaves, and about what is on it."""
+"""Findings about how a server behaves, and about the keys on it."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ SKEW_WARNING: Final = 1.0
 SKEW_PROBLEM: Final = 60.0
 """Seconds between the server's clock and this machine's."""
 CLOCK_STEP: Final = 0.05
-"""Seconds that the server's clock may move against a steady one while it is looked at."""
+"""Seconds by which the server's clock may deviate from a steady one during the check."""
 MEDIAN_WARNING: Final = 0.05
-"""Seconds for one round trip: every private call under the lock needs two."""
+"""Seconds for one round trip. A private call under the lock makes two."""
 SLOWEST_WARNING: Final = OFFER / 2
-"""Seconds for one round trip, or that a server does nothing: a waiter has `OFFER` seconds to take the lock."""
+"""Seconds for one round trip, or that the server is blocked: a waiter has `OFFER` seconds to take the lock."""
 SCRIPT_WARNING: Final = 0.005
 """Seconds that scripts take on the server, on average."""
 LEAD_WARNING: Final = 60 * 10**9
 LEAD_PROBLEM: Final = LONGEST_LEAD
-"""How far a last nonce may be ahead of the server's clock, ns; nothing in this library raises it beyond the latter."""
+"""How far a last nonce may be ahead of the server's clock, ns. This library never raises it beyond `LEAD_PROBLEM`."""
 
 
 def _clock(seen: Seen) -> Iterator[Finding]:
@@ -51,8 +51,9 @@ def _clock(seen: Seen) -> Iterator[Finding]:
         f"{skew * 1e3:+.1f} ms against this machine's, give or take {error * 1e3:.1f} ms",
         ""
         if level == "ok"
-        else "One of the two is wrong: run NTP on both. Nonces come from the server's clock. If it is ahead, every "
-        "other program with the key is refused; if it is behind, nonces that were made by a right one are above ours.",
+        else "One of the two clocks is wrong: run NTP on both machines. Nonces come from the server's clock. If it is "
+        "ahead, Kraken refuses every other program with the same API key. If it is behind, nonces from a right clock "
+        "are above ours.",
     )
     steps = (_step(one, other) for one, other in pairwise(seen.ticks))
     step = max(steps, key=abs, default=0.0)
@@ -60,13 +61,13 @@ def _clock(seen: Seen) -> Iterator[Finding]:
         yield Finding(
             "clock",
             "warning",
-            f"it was set {abs(step) * 1e3:.0f} ms {'ahead' if step > 0 else 'back'} in these few seconds",
-            "Let NTP slew the server's clock and not step it: a step ahead ends leases early.",
+            f"it was set {abs(step) * 1e3:.0f} ms {'ahead' if step > 0 else 'back'} during this check",
+            "Configure NTP to slew the server's clock instead of stepping it: a step ahead ends leases early.",
         )
 
 
 def _step(one: Tick, other: Tick) -> float:
-    """Return by how much the server's clock was set between two looks, 0.0 if by nothing that could be seen."""
+    """Return the seconds by which the server's clock was set between two looks, 0.0 if too little to tell."""
     moved = (other.server - one.server) - (other.steady - one.steady)
     return moved if abs(moved) > CLOCK_STEP + (one.trip + other.trip) / 2 else 0.0
 
@@ -82,8 +83,8 @@ def _latency(seen: Seen) -> Iterator[Finding]:
             "latency",
             "warning" if slow else "ok",
             f"{what}: median {middle * 1e3:.2f} ms, 99th {late * 1e3:.2f} ms, max {slowest * 1e3:.2f} ms",
-            "Each private call needs two round trips, and a waiter must take the lock that is offered to it within "
-            f"{OFFER:g} s. Bring Redis nearer to the bots, and look for what blocks it (SLOWLOG GET)."
+            "Each private call makes two round trips, and a waiter must take an offered lock within "
+            f"{OFFER:g} s. Move Redis closer to the bots, and look for what blocks it (SLOWLOG GET)."
             if slow
             else "",
         )
@@ -94,7 +95,7 @@ def _latency(seen: Seen) -> Iterator[Finding]:
             "latency",
             "warning",
             f"scripts take {taken * 1e3:.1f} ms on the server, on average over all programs",
-            "Ours take well below 1 ms: another program's scripts stop everyone meanwhile. Look at SLOWLOG GET.",
+            "Ours take well below 1 ms. Another program's scripts block everyone while they run. Look at SLOWLOG GET.",
         )
     events = {} if isinstance(seen.blocked, Refused) else seen.blocked
     longest, event = max(((seconds, event) for event, seconds in events.items()), default=(0.0, ""))
@@ -103,14 +104,14 @@ def _latency(seen: Seen) -> Iterator[Finding]:
             "latency",
             "warning",
             f"the server was blocked for up to {longest * 1e3:.0f} ms ({event})",
-            "LATENCY DOCTOR on the server says more.",
+            "Run LATENCY DOCTOR on the server to find out why.",
         )
 
 
 def _scripts(seen: Seen) -> Iterator[Finding]:
     if not seen.scripts:
         yield Finding("scripts", "ok", "all run")
-    # Servers tell the same trouble in other words for each script.
+    # Servers report the same problem in different words for each script.
     names: dict[str, list[str]] = {}
     for name, reason in seen.scripts.items():
         names.setdefault(reason.partition(" (")[0], []).append(name)
@@ -119,8 +120,8 @@ def _scripts(seen: Seen) -> Iterator[Finding]:
             "scripts",
             "problem",
             f"{', '.join(concerned)}: {seen.scripts[concerned[0]] if len(concerned) == 1 else trouble}",
-            "This library can't work here. See role, persistence, eviction and permissions; a proxy may not let EVAL "
-            "pass.",
+            "This library can't work here. See role, persistence, eviction and permissions. A proxy in between may "
+            "block EVAL.",
         )
 
 
@@ -133,22 +134,22 @@ def _offers(seen: Seen) -> Iterator[Finding]:
             "offers",
             "problem",
             f"a published message did not come back{reason}",
-            "The lock is offered over pub/sub. The user needs +publish +subscribe +unsubscribe &kraken-nonce:wake:*; "
-            "a proxy may not let it pass.",
+            "The lock is offered over pub/sub. The user needs +publish +subscribe +unsubscribe &kraken-nonce:wake:*. "
+            "A proxy in between may block pub/sub.",
         )
 
 
 def _permissions(seen: Seen) -> Iterator[Finding]:
     name = "the user" if isinstance(seen.name, Refused) else f"user {seen.name}"
     if not seen.lacking:
-        yield Finding("permissions", "ok", f"{name} has all that is needed")
+        yield Finding("permissions", "ok", f"{name} has all permissions that are needed")
     commands: dict[str, list[str]] = {}
     for command, reason in seen.lacking.items():
         commands.setdefault(reason, []).append(command)
     remedies = {
         NOT_THESE_KEYS: f"Give it ~{seen.namespace}:*",
         NOT_THESE_CHANNELS: "Give it &kraken-nonce:wake:*",
-        NO_SUCH_COMMAND: "The server, a proxy or rename-command keeps it from you: use a server that has it.",
+        NO_SUCH_COMMAND: "The server lacks it, or a proxy or rename-command hides it: use a server that has it.",
     }
     for reason, concerned in commands.items():
         yield Finding(
@@ -161,21 +162,21 @@ def _permissions(seen: Seen) -> Iterator[Finding]:
         return
     everything = seen.user.keys in ("*", "~*") and "+@all" in seen.user.commands.split()
     if seen.user.no_password and everything:
-        # In protected mode a server without a password answers to its own machine alone.
+        # In protected mode a server without a password answers only to its own machine.
         open_to_all = seen.setting("protected-mode") == "no"
         yield Finding(
             "permissions",
             "warning" if open_to_all else "note",
             f"{name} may do everything and needs no password"
-            + (", and protected-mode is off: so may all who reach the port" if open_to_all else ""),
-            "Give the bots a user of their own with a password and the permissions in docs/doctor.md.",
+            + (", and protected-mode is off: so may anyone who can reach the port" if open_to_all else ""),
+            "Create a user for the bots with a password and only the permissions in docs/redis.md.",
         )
     elif everything:
         yield Finding(
             "permissions",
             "note",
             f"{name} may do everything",
-            "Give the bots a user of their own with the permissions in docs/doctor.md.",
+            "Create a user for the bots with only the permissions in docs/redis.md.",
         )
 
 
@@ -183,8 +184,8 @@ def _keys(seen: Seen) -> Iterator[Finding]:
     if isinstance(seen.keys, Refused):
         return
     keys = seen.keys
-    more = "" if keys.complete else " were looked at, there are more"
-    yield Finding("keys", "ok", f"{keys.count} of namespace {seen.namespace}{more}")
+    more = "" if keys.complete else " checked; there are more"
+    yield Finding("keys", "ok", f"{keys.count} in namespace {seen.namespace}{more}")
     if keys.leads:
         lead, furthest = max((lead, key) for key, lead in keys.leads.items())
         if lead > LEAD_WARNING:
@@ -193,23 +194,23 @@ def _keys(seen: Seen) -> Iterator[Finding]:
                 "keys",
                 "problem" if poisoned else "warning",
                 f"{furthest}: the last nonce is {lead / 1e9:.0f} s ahead of the server's clock",
-                "Nothing here raises a nonce so far: the API key is poisoned. Replace it at Kraken."
+                "This library never raises a nonce that far: the API key is poisoned. Replace it at Kraken."
                 if poisoned
-                else "It was raised, or the server's clock was set back. Should Redis lose its data while no bot "
-                "lives, Kraken refuses all calls of this API key until the clock has caught up: keep persistence on.",
+                else "It was raised, or the server's clock was set back. If Redis loses its data while no bot is "
+                "running, Kraken refuses all calls of this API key until the clock has caught up. Keep persistence on.",
             )
     if keys.foreign:
         yield Finding(
             "keys",
             "problem",
-            f"{len(keys.foreign)} hold what this library did not write: {', '.join(keys.foreign[:3])}",
+            f"{len(keys.foreign)} with a value that this library did not write: {', '.join(keys.foreign[:3])}",
             "Another program uses these names: choose another namespace.",
         )
     if keys.strangers:
         yield Finding(
             "keys",
             "warning",
-            f"{keys.strangers} with names that are not ours begin like ours",
+            f"{keys.strangers} in our namespace with names that are not ours",
             "Another program uses this namespace: choose another one.",
         )
 

@@ -1,6 +1,6 @@
-"""Asks a server all that `kraken_nonce_redis.doctor` looks at.
+"""Asks a server everything that `kraken_nonce_redis.doctor` looks at.
 
-It writes to two keys of its own, which it deletes, and to no other.
+It writes only to two keys of its own, and deletes them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SETTINGS: Final = (
     "active-replica",
     "multi-master",
 )
-"""What is asked of CONFIG GET, name by name: all at once would bring passwords along."""
+"""Settings for CONFIG GET, asked by name: all settings at once would include passwords."""
 
 _SAMPLES: Final = 200
 _SAMPLING: Final = 0.5  # seconds
@@ -50,11 +50,11 @@ _TAG: Final = re.compile(r"[0-9a-f]{16}|global")
 
 
 def examine(client: redis.Redis, namespace: str = DEFAULT_NAMESPACE) -> Seen:
-    """Return what one server says and does; takes a few seconds at most where the network is fast.
+    """Return the answers of one server. Takes a few seconds at most on a fast network.
 
     Args:
-        client: a client for that one server; of a cluster, a client for each master in turn.
-        namespace: what the Redis keys begin with.
+        client: a client for this one server. For a cluster, call this with a client for each master.
+        namespace: prefix of the Redis keys.
 
     Raises:
         InvalidArgument: a wrong client or namespace.
@@ -110,18 +110,18 @@ def _examine(client: redis.Redis, namespace: str) -> Seen:
 
 
 def _ask(question: Callable[[], T]) -> T | Refused:
-    """Return the answer to a question, or that the server refuses it. Raises redis-py's errors of the connection."""
+    """Return the answer to a question, or a `Refused`. Raises redis-py's connection errors."""
     try:
         return question()
     except ResponseError as error:
         return Refused(trouble(error) or quotable(error))
     except (ValueError, TypeError, LookupError, AttributeError):
-        # Servers that only resemble Redis shape some answers so that redis-py stumbles over them.
+        # Servers that only resemble Redis give some answers in a form that redis-py can't read.
         return Refused("redis-py can't read the answer")
 
 
 def _samples(act: Callable[[], object]) -> list[float]:
-    """Return how long something takes, in seconds, again and again."""
+    """Do something again and again; return how long each time took, in seconds."""
     seconds: list[float] = []
     until = clock.now() + _SAMPLING
     act()  # may connect
@@ -162,12 +162,12 @@ def _user(answer: Any) -> User:
 
 
 def _words(value: str | bytes | Iterable[str | bytes]) -> str:
-    """Return rules as Redis 7 tells them, in one text, and not as a list."""
+    """Return rules as one text, as Redis 7 gives them, also if they come as a list."""
     return text(value) if isinstance(value, str | bytes) else " ".join(text(word) for word in value)
 
 
 def _keys(client: redis.Redis, store: Store, namespace: str) -> Keys:
-    """Look at the state keys of a namespace, as far as it goes in a short time."""
+    """Look at the state keys of a namespace, as many as a short time allows."""
     until = clock.now() + _LOOKING
     tags: dict[str, None] = {}
     cursor, complete = 0, False
@@ -190,7 +190,7 @@ def _keys(client: redis.Redis, store: Store, namespace: str) -> Keys:
         except StoreError as error:
             if not error.answered:
                 raise
-            break  # which the trial of the scripts explains
+            break  # the trial of the scripts tells why
         else:
             if state.last is not None:
                 leads[keys.state] = state.last - state.now

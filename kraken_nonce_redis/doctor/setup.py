@@ -1,4 +1,4 @@
-"""Findings about what a server is and how it and the client are set."""
+"""Findings about the kind of server, its settings, and the client's settings."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from kraken_nonce_redis.doctor.answers import Seen
 
 OLDEST: Final[Mapping[str, tuple[int, int]]] = {"Redis": (6, 2), "Valkey": (7, 2)}
-"""The products that this library is tested with, and their oldest version that will do."""
+"""The products that this library is tested with, and the oldest version of each that works."""
 MEMORY_WARNING: Final = 0.9
-"""Part of maxmemory in use."""
+"""Share of maxmemory in use."""
 LAG_SECONDS: Final = 10
 LAG_BYTES: Final = 1_000_000
 """How far a replica may be behind."""
 LONGEST_TIMEOUT: Final = DEFAULT_TTL
 SHORTEST_TIMEOUT: Final = 0.1
-"""Seconds for the client's timeouts."""
+"""Seconds, for the client's timeouts."""
 
 # What could not be seen: the field, its topic, the question, what stays unknown, and the permission that would help.
 _QUESTIONS: Final = (
@@ -48,26 +48,24 @@ def _unseen(seen: Seen) -> Iterator[Finding]:
                 topic,
                 "note",
                 f"could not be seen: {unknown} ({question}: {answer.reason})",
-                f"Ask once as a user with {permission}, or look at the provider's settings. Bots don't need it.",
+                f"Run this once as a user with {permission}, or look at the provider's settings. Bots don't need it.",
             )
 
 
 def _product(seen: Seen) -> tuple[str, str]:
-    """Return kind and version."""
+    """Return product and version."""
     if seen.told("valkey_version"):
         return "Valkey", str(seen.told("valkey_version"))
     if seen.told("dragonfly_version"):
         return "Dragonfly", str(seen.told("dragonfly_version")).removeprefix("df-v")
-    # KeyDB gives the version of its own as that of Redis.
+    # KeyDB reports its own version as `redis_version`.
     keydb = seen.told("mvcc_depth") is not None or "keydb" in str(seen.told("executable")).lower()
     return "KeyDB" if keydb else "Redis", str(seen.told("redis_version") or "of unknown version")
 
 
 def _server(seen: Seen) -> Iterator[Finding]:
     if seen.fake:
-        yield Finding(
-            "server", "note", "fakeredis: data in this process alone", "Use it for unit tests and for nothing else."
-        )
+        yield Finding("server", "note", "fakeredis: only this process sees the data", "Use it only for unit tests.")
     if isinstance(seen.info, Refused):
         return
     product, version = _product(seen)
@@ -81,9 +79,7 @@ def _server(seen: Seen) -> Iterator[Finding]:
             "Two masters hand out the same nonces and the same lock. Use one master with replicas: active-replica no.",
         )
     elif oldest is None:
-        yield Finding(
-            "server", "warning", f"{product} {version}: not tested", "Tested are Redis and Valkey; use one of them."
-        )
+        yield Finding("server", "warning", f"{product} {version}: not tested", "Use Redis or Valkey, which are tested.")
     elif numbers < oldest:
         wanted = ".".join(map(str, oldest))
         yield Finding("server", "problem", f"{product} {version} is too old", f"Use {product} {wanted} or newer.")
@@ -121,7 +117,7 @@ def _role(seen: Seen) -> Iterator[Finding]:
         yield Finding("role", "ok", f"{role}, {where}")
     if mode == "cluster":
         yield Finding(
-            "role", "note", "the other nodes of the cluster were not looked at", "Run this once for each master."
+            "role", "note", "the other nodes of the cluster were not checked", "Run this once for each master."
         )
 
 
@@ -134,17 +130,17 @@ def _persistence(seen: Seen) -> Iterator[Finding]:
                 "persistence",
                 "problem",
                 f"the last {what} failed; the server may refuse to write",
-                "Look at the server's log, and at its disk: full, read-only, no permission to write?",
+                "Look at the server's log and disk: it may be full, read-only, or not writable for the server.",
             )
     save, fsync = seen.setting("save"), seen.setting("appendfsync")
-    heals = "Nonces heal by themselves, but locks and raises ahead of the clock (jump, advance) would be lost."
+    heals = "Nonces recover by themselves, but locks and raises ahead of the clock (jump, advance) would be lost."
     if seen.told("aof_enabled"):
         if fsync == "no":
             yield Finding(
                 "persistence",
                 "warning",
-                "AOF, written when the system likes",
-                f"Set appendfsync everysec or always: a crash of the machine loses up to half a minute. {heals}",
+                "AOF, written to disk when the operating system decides",
+                f"Set appendfsync everysec or always: a crash of the machine may lose half a minute of writes. {heals}",
             )
         else:
             yield Finding("persistence", "ok", f"AOF, fsync {fsync or 'unknown'}")
@@ -156,7 +152,7 @@ def _persistence(seen: Seen) -> Iterator[Finding]:
             f"Set appendonly yes. {heals}",
         )
     else:
-        shown = "none: a restart forgets everything" if save == "" else "no AOF; whether RDB could not be seen"
+        shown = "none: a restart forgets everything" if save == "" else "no AOF; RDB settings could not be seen"
         yield Finding("persistence", "warning", shown, f"Set appendonly yes. {heals}")
 
 
@@ -170,8 +166,8 @@ def _eviction(seen: Seen) -> Iterator[Finding]:
         yield Finding(
             "eviction",
             "problem" if limit else "warning",
-            f"{policy}, {bounded}: {'may evict' if limit else 'with one it would evict'} nonces and locks",
-            "Set maxmemory-policy noeviction, or one of volatile-*, which spare them since they have no TTL.",
+            f"{policy}, {bounded}: {'may evict' if limit else 'with a limit it would evict'} nonces and locks",
+            "Set maxmemory-policy noeviction or volatile-*. volatile-* spares them because they have no TTL.",
         )
     else:
         yield Finding("eviction", "ok", f"{policy}, {bounded}")
@@ -181,7 +177,7 @@ def _eviction(seen: Seen) -> Iterator[Finding]:
             "eviction",
             "problem" if full else "warning",
             f"{100 * used / limit:.0f} % of maxmemory is in use" + (": nothing can be written" if full else ""),
-            "Raise maxmemory, or give this library a server of its own, which can be small.",
+            "Raise maxmemory, or use a separate server for this library, which can be small.",
         )
 
 
@@ -199,7 +195,10 @@ def _replicas(seen: Seen) -> Iterator[Finding]:
         )
     if not count:
         yield Finding(
-            "replicas", "note", "none: while the server is away, no call starts", "Add one, and Sentinel or a cluster."
+            "replicas",
+            "note",
+            "none: while the server is down, no call starts",
+            "Add one, with Sentinel or a cluster.",
         )
         return
     trouble = [text for number in range(count) if (text := _behind(seen, f"slave{number}"))]
@@ -207,17 +206,17 @@ def _replicas(seen: Seen) -> Iterator[Finding]:
         yield Finding(
             "replicas",
             "warning",
-            f"{len(trouble)} of {count} not in step: {'; '.join(trouble)}",
-            "A failover to such a one loses writes, and with them locks. Look at its log and at the network.",
+            f"{len(trouble)} of {count} not in sync: {'; '.join(trouble)}",
+            "A failover to such a replica loses writes, and with them locks. Look at its log and at the network.",
         )
     else:
-        yield Finding("replicas", "ok", f"{count}, in step")
+        yield Finding("replicas", "ok", f"{count}, in sync")
     if seen.setting("min-replicas-to-write") == "0":
         yield Finding(
             "replicas",
             "note",
             "min-replicas-to-write is 0: a master that is cut off from them still gives out locks",
-            "Set min-replicas-to-write 1 and min-replicas-max-lag 10, if calls may stop while no replica is there.",
+            "Set min-replicas-to-write 1 and min-replicas-max-lag 10, unless calls must go on without a replica.",
         )
 
 
@@ -244,12 +243,12 @@ def _timeouts(seen: Seen) -> Iterator[Finding]:
                 "timeouts",
                 "warning",
                 f"{name} is {'not set' if seconds is None else f'{seconds:g} s'}",
-                "A dead connection stops a bot that long. Set 3 s, or let from_url make the client.",
+                "A dead connection stops a bot for that long. Set 3 s, or use from_url to make the client.",
             )
         elif seconds < SHORTEST_TIMEOUT:
             fit = False
             yield Finding(
-                "timeouts", "warning", f"{name} is {seconds:g} s", "A short delay is an error to a bot. Set 3 s."
+                "timeouts", "warning", f"{name} is {seconds:g} s", "Even a short delay becomes an error. Set 3 s."
             )
     if fit:
         yield Finding("timeouts", "ok", ", ".join(f"{name} {seconds:g} s" for name, seconds in timeouts.items()))

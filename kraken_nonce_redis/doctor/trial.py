@@ -1,4 +1,4 @@
-"""Tries on two keys and a channel of its own what the library does: its commands, its scripts, its offers."""
+"""Tries the library's commands, scripts and offers, on two keys and a channel of its own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._threads.store import Store
 
 TAG: Final = "doctor-"
-"""What the tag of the trial's keys begins with."""
+"""Prefix of the tag of the trial's keys."""
 
 _LIFE: Final = 60_000  # milliseconds
 _TERM: Final = 10.0  # seconds
@@ -42,7 +42,7 @@ _HEARING: Final = 2.0  # seconds
 _TAGS: Final = 1_000
 _LONGEST_REASON: Final = 300
 
-# By words of what servers say.
+# By words in what servers say.
 _TROUBLE: Final = (
     ("unknown command", NO_SUCH_COMMAND),
     ("channel", NOT_THESE_CHANNELS),
@@ -54,11 +54,11 @@ _TROUBLE: Final = (
 
 
 class Trial:
-    """The trial's keys on a server; they are deleted at the end of a ``with`` block."""
+    """The trial's keys on a server. They are deleted at the end of the ``with`` block."""
 
     def __init__(self, client: redis.Redis, namespace: str) -> None:
         self._client = client
-        # A node of a cluster takes only the keys that are its own.
+        # A node of a cluster accepts only keys of its own slots.
         for _ in range(_TAGS):
             self.keys = Keyspace(namespace, TAG + secrets.token_hex(8))
             try:
@@ -78,16 +78,16 @@ class Trial:
 
     @property
     def process_id(self) -> str:
-        """The id of the process that waits for the lock here."""
+        """The id of the process that waits for the lock in this trial."""
         return self.keys.tag
 
     def commands(self) -> dict[str, tuple[str | int, ...]]:
-        """Return each command that scripts use, with words that do no harm to what comes after."""
+        """Return each command that scripts use, with arguments that don't disturb the later ones."""
         state, queue = self.keys.state, self.keys.queue
         return {
             "hset": ("HSET", state, "doctor", "1"),
             "hincrby": ("HINCRBY", state, "doctor", 1),
-            # From here on it ends by itself, should this process be killed.
+            # From here on the key expires by itself if this process is killed.
             "pexpire": ("PEXPIRE", state, _LIFE),
             "hget": ("HGET", state, "doctor"),
             "hmget": ("HMGET", state, "doctor"),
@@ -107,7 +107,7 @@ class Trial:
         }
 
     def lacking(self) -> dict[str, str]:
-        """Return the commands that can't be had, with the reason. What else goes wrong shows in the scripts."""
+        """Return the commands that can't be used, with the reason. Other failures show up in the scripts."""
         return {name: reason for name, words in self.commands().items() if (reason := self._lacking(*words))}
 
     def _lacking(self, *words: str | int) -> str:
@@ -144,7 +144,7 @@ class Trial:
                     raise
                 reason = str(error).removeprefix(f"{error.operation} {error.key}: ")[:_LONGEST_REASON]
             else:
-                # After a failure and in a second run, answers differ for that reason.
+                # After a failure, or when a command was repeated, the answers may differ.
                 fine = reasons or command.repeated or expected(result)
                 reason = "" if fine else "its answer is not what it should be"
             if reason:
@@ -177,7 +177,7 @@ class Trial:
 
 
 def trouble(error: RedisError) -> str:
-    """Return in a few words what a user can't do, or an empty text when the error is of another kind."""
+    """Return in a few words what the user can't do, or an empty text for another kind of error."""
     said = str(error).lower()
     if isinstance(error, NoPermissionError):
         said = f"noperm {said}"

@@ -1,4 +1,4 @@
-"""A Kraken for your tests: a real HTTP server on this machine with Kraken's rules.
+"""A simulated Kraken for your tests: a real HTTP server on this machine with Kraken's rules.
 
 ```python
 from kraken_nonce_redis.testing import KrakenSimulator

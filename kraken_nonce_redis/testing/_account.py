@@ -1,4 +1,4 @@
-"""One client of the exchange: its orders and trades, and what becomes of them. No I/O, no clock of its own."""
+"""One account at the exchange: its orders and trades. No I/O, no clock of its own."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ if TYPE_CHECKING:
 
     from ._protocol import Params
 
-_BATCH: Final = range(2, 16)  # orders that one AddOrderBatch may place
+_BATCH: Final = range(2, 16)  # number of orders in one AddOrderBatch
 _LONGEST_TIMEOUT: Final = 86_400  # seconds of CancelAllOrdersAfter
 _ZERO: Final = Decimal(0)
 
 
 class CountChange(Protocol):
-    """Counts a change of an order against the limit of its pair, see `AccountUsage.change`."""
+    """Counts an order change against the limit of its pair; see `AccountUsage.change`."""
 
     def __call__(self, pair: str, kind: str, now: float, since: float | None) -> None:
-        """Raise `Refusal` if it is too many."""
+        """Raise `Refusal` if there are too many."""
         ...
 
 
 class Account:
-    """What one client owns and has ordered.
+    """The funds, orders and trades of one account.
 
-    Market orders fill at once and whole, at the market's fixed price. All others stay open until
+    Market orders fill completely and at once, at the market's fixed price. All others stay open until
     they are amended, edited or cancelled.
 
-    The methods that answer a request raise `Refusal` where Kraken would refuse, and then have
-    changed nothing. Each change of an order is counted with `count` first, valid or not. `now` is Unix time in seconds.
+    The methods that answer a request raise `Refusal` where Kraken would refuse, and then change
+    nothing. Each change of an order is counted with `count` first, valid or not. `now` is Unix time in seconds.
 
     Args:
         name: of the account.
         random: makes the ids.
-        now: when the account begins.
+        now: when the account is created.
         count: counts a change of an order.
         listing_delay: draws how many seconds an order takes until it is listed.
     """
@@ -69,7 +69,7 @@ class Account:
         self._cancel_all_at = math.inf
 
     def catch_up(self, now: float) -> None:
-        """Do what was due before now: cancel all orders if the time of CancelAllOrdersAfter has come."""
+        """Do what is due by now: cancel all orders if the time of CancelAllOrdersAfter has come."""
         if now >= self._cancel_all_at:
             self._cancel(list(self._open.values()), self._cancel_all_at)
             self._cancel_all_at = math.inf
@@ -95,7 +95,7 @@ class Account:
         ]
 
     def trade_volume(self, params: Params) -> object:
-        """Answer TradeVolume, without a discount for it."""
+        """Answer TradeVolume. There is no volume discount."""
         names = params.many("pair")
         pairs = [pair_named(name) for name in names] if names else PAIRS.values()
         fee = f"{TAKER_FEE * 100:.4f}"
@@ -125,9 +125,9 @@ class Account:
         return {"descr": descr, "txid": [order.txid]}
 
     def add_batch(self, params: Params, nonce: int, now: float) -> object:
-        """Answer AddOrderBatch: 2 to 15 orders of one pair. One that is not valid spoils them all.
+        """Answer AddOrderBatch: 2 to 15 orders of one pair. One invalid order makes the whole batch fail.
 
-        An order that the funds don't suffice for is refused alone: its entry has an `error` and no `txid`.
+        An order without sufficient funds is refused by itself: its entry has an `error` and no `txid`.
         """
         pair = pair_named(params.required("pair"))
         given = params.objects("orders")
@@ -264,7 +264,7 @@ class Account:
         return {"closed": closed, "count": count}
 
     def query_orders(self, params: Params, now: float) -> object:
-        """Answer QueryOrders: by txid alone; like Kraken, it knows no `cl_ord_id`."""
+        """Answer QueryOrders: only by txid. Like Kraken's, it takes no `cl_ord_id`."""
         listed = {txid: order for txid, order in self._orders.items() if order.listed <= now}
         found = by_id(listed, params, "txid", "EOrder:Unknown order")
         trades, userref = params.flag("trades"), params.integer("userref")

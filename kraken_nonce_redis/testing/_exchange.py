@@ -1,15 +1,15 @@
-"""The exchange: accounts and their API keys, what it checks of a request, and the log of requests.
+"""The exchange: accounts and their API keys, the checks of a request, and the log of requests.
 
-Pure: no I/O, and the time comes as an argument, so that every rule can be tested as a plain
+Pure: no I/O, and the time comes as an argument, so that every rule can be tested with a plain
 call. A private request goes through these stages, and `_server.py` calls them one by one:
 
 1. `under_way` opens: the request was read from the network.
-2. `arrive`: it has reached the exchange, and gets its place in the log.
-3. `admit`: known method, readable body, key, limits, signature, nonce, which is now used; deadline.
-4. What `admit` returned is called: the method (see `_methods.py`) does its work, and gives the answer.
-5. `finish`: the answer has made its way back.
+2. `arrive`: it has reached the exchange, and is added to the log.
+3. `admit`: method, body, key, limits, signature, nonce and deadline are checked; the nonce is now used.
+4. What `admit` returned is called: the method (see `_methods.py`) is carried out and gives the answer.
+5. `finish`: the answer has reached the client.
 
-Faults hit before stages 3 and 4 and after it. After a fault that lets a request arrive late, stage 5 comes first.
+Faults hit before stage 3, before stage 4, or after it. If a fault makes a request arrive late, stage 5 comes first.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Exchange:
     Args:
         keys: for each API key the name of its account, the key and its base64 secret. Keys with the same name
             share an account.
-        settings: what applies at first; the attribute may be replaced at any time.
-        seed: of the ids that orders and trades get.
+        settings: the settings at first; the attribute may be replaced at any time.
+        seed: for the ids of orders and trades.
         now: Unix time in seconds.
     """
 
@@ -71,13 +71,13 @@ class Exchange:
         self.settings = settings
         self._given = [(name, key, decode_secret(secret)) for name, key, secret in keys]
         self._windows: dict[str, NonceWindow] = {}
-        self._random = Random(seed)  # noqa: S311 - ids of make-believe orders
+        self._random = Random(seed)  # noqa: S311 - ids of simulated orders
         self._under_way: Counter[str] = Counter()
         self._sequence = 0
         self.reset(now)
 
     def reset(self, now: float) -> None:
-        """Forget all requests, orders, balances, nonces and what was used up of the limits."""
+        """Forget all requests, orders, balances, nonces and the use of limits."""
         self._log: dict[int, SimulatedRequest] = {}
         self._accounts: dict[str, Account] = {}
         self._keys: dict[str, ApiKey] = {}
@@ -116,9 +116,9 @@ class Exchange:
         return [withdrawal for account in self._accounts.values() for withdrawal in account.funds.withdrawals]
 
     def raise_nonce(self, key: int, nonce: int) -> int:
-        """Accept a nonce that nobody sent, if it is above the highest. Return which was the highest before.
+        """Accept a nonce that was not sent, if it is above the highest. Return the highest nonce before.
 
-        `key` is the place of an API key among those that were given, counted from 0.
+        `key` is the index of an API key, counted from 0.
         """
         nonces = self._keys[self._given[key][1]].nonces
         highest = nonces.highest
@@ -127,16 +127,16 @@ class Exchange:
         return highest
 
     def set_window(self, key: int, window: NonceWindow) -> None:
-        """Give one API key, by its place, a nonce window of its own."""
+        """Give one API key, by its index, its own nonce window."""
         self._windows[self._given[key][1]] = window
 
     def forget_windows(self) -> None:
-        """Let the settings' nonce window apply to every API key again."""
+        """Apply the settings' nonce window to every API key again."""
         self._windows.clear()
 
     @contextmanager
     def under_way(self, call: Call) -> Generator[None]:
-        """Count a request as under way for its API key, from reading it to answering it."""
+        """Count a request as under way for its API key, from when it is read until it is answered."""
         self._under_way[call.key] += 1
         try:
             yield
@@ -144,7 +144,7 @@ class Exchange:
             self._under_way[call.key] -= 1
 
     def arrive(self, call: Call, received: float, fault: str = "") -> int:
-        """Log a request that has reached the exchange; return its place in the order of arrival.
+        """Log a request that has reached the exchange; return its number in the order of arrival.
 
         `received` is monotonic time in seconds, `fault` the name of the fault that hits it.
         """
@@ -170,10 +170,10 @@ class Exchange:
         return self._sequence
 
     def admit(self, call: Call, sequence: int, now: float) -> Callable[[float], dict[str, object]]:
-        """Check a request that has arrived, and use up its nonce. Return what carries it out.
+        """Check a request that has arrived, and use its nonce. Return a function that carries it out.
 
-        That wants the time again, and returns `error`, and `result` if there is none. Both times are Unix time in
-        seconds.
+        That function takes the time again, and returns `error`, and `result` if there is no error. Both times are
+        Unix time in seconds.
         """
         try:
             admitted = self._check(call, sequence, now)
@@ -197,7 +197,7 @@ class Exchange:
         return _error(refusal)
 
     def finish(self, sequence: int, finished: float) -> None:
-        """Log that the answer has made its way back, at this monotonic time in seconds."""
+        """Log that the answer has reached the client, at this monotonic time in seconds."""
         self._note(sequence, lambda record: replace(record, finished=finished))
 
     def _in_flight(self, account: Account) -> int:
@@ -205,14 +205,14 @@ class Exchange:
         return sum(self._under_way[name] for name, key in self._keys.items() if key.account is account)
 
     def _note(self, sequence: int, change: Callable[[SimulatedRequest], SimulatedRequest]) -> None:
-        if sequence in self._log:  # a reset may have come between
+        if sequence in self._log:  # there may have been a reset since
             self._log[sequence] = change(self._log[sequence])
 
     def _check(self, call: Call, sequence: int, now: float) -> Admitted:
         """Check everything that Kraken checks before a method sees the request.
 
-        Whoever has no valid signature can't drive the nonce up. Once it is used it stays so, whatever the counter of
-        calls, the deadline and the method then say.
+        A request without a valid signature can't raise the nonce. Once a nonce is used it stays used, even if the call
+        counter, the deadline or the method then refuse the request.
         """
         limits = self.settings.limits
         if call.method not in METHODS:
@@ -223,7 +223,7 @@ class Exchange:
         key = self._keys.get(call.key)
         if key is None:
             raise Refusal("EAPI:Invalid key")
-        if sequence not in self._log:  # it was held while everything was reset, and must not reach into the new state
+        if sequence not in self._log:  # it was delayed during a reset and must not change the new state
             raise Refusal("EService:Unavailable")
         key.shared_usage.arrive(limits, self._in_flight(key.account), now)
         window = self._windows.get(call.key, self.settings.window)

@@ -1,4 +1,4 @@
-"""What goes wrong on request: faults, and which call each of them hits. Pure: no I/O and no clock."""
+"""Faults, and which call each of them hits. Pure: no I/O and no clock."""
 
 from __future__ import annotations
 
@@ -31,62 +31,62 @@ _SECONDS_AHEAD: Final = re.compile(r"(?<=: )\+\d+$")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that goes wrong with private calls, at one point, for the calls that it is meant for.
+    """One thing that goes wrong with private calls, at one point of the call.
 
-    How far the exchange had come:
+    What the exchange has done by then:
 
     ============= =========== ====================
-    `before`      nonce used  carried out
+    `before`      nonce used  call carried out
     ============= =========== ====================
     `"reading"`   no          no
     `"acting"`    yes         no
     `"answering"` yes         yes
     ============= =========== ====================
 
-    A call that is slow goes on afterwards, also if its client has gone: it is still carried out. Held before
-    reading, its nonce is looked at only then, and refused if a higher one came meanwhile. Held before acting,
-    its nonce was accepted already and nothing stops it.
+    A slow call goes on after the delay and is carried out, even if its client is gone. If it is delayed before
+    reading, its nonce is checked only afterwards, and refused if a higher one has come in the meantime. If it is
+    delayed before acting, its nonce was accepted already, and nothing stops it.
 
-    A call that the exchange refuses by itself (nonce, signature, arguments) is hit all the same, and its client
+    A fault also hits a call that the exchange would have refused anyway (nonce, signature, arguments). Its client
     sees the fault.
 
     Raises:
-        ValueError: a field makes no sense; the message names it.
+        ValueError: a field is invalid; the message names it.
     """
 
     what: str
     """What the client gets:
 
-    - `"cut"`: the connection is closed without an answer, before reading with a reset.
-    - `"reset"` and `"close"`: the same, at each point with a reset, or without one.
-    - `"slow"`: the right answer, after the call was held for `seconds`.
-    - A status such as `"502"` (200 to 599): a page of HTML, as a gateway sends it; for `"429"`, `"520"` to `"527"`
-      and `"1015"` (whose status is 429) as Cloudflare does. It has the gateway's `Date`, which is right, and not
-      the exchange's. A redirect leads to where the call was sent.
-    - An error such as `"EService:Unavailable"`: an answer in Kraken's form. Kraken does not say whether a call that
-      got one of these was carried out; `before` decides it here. A plus and a number at the end stand for the Unix
-      time in so many seconds: `"EService:Throttled: +60"`.
-    - A warning such as `"WGeneral:Deprecated"`: the right answer, with this beside it. Before answering only.
+    - `"cut"`: the connection is closed without an answer; before reading, with a reset.
+    - `"reset"` and `"close"`: the same, with or without a reset at every point.
+    - `"slow"`: the right answer, after a delay of `seconds`.
+    - A status such as `"502"` (200 to 599): an HTML page, as from a gateway; for `"429"`, `"520"` to `"527"` and
+      `"1015"` (whose status is 429) as from Cloudflare. Its `Date` comes from the gateway's clock, which is right,
+      not from the exchange's. A redirect leads back to the address that the call was sent to.
+    - An error such as `"EService:Unavailable"`: an answer in Kraken's format. Kraken does not say whether a call with
+      such an answer was carried out; here `before` decides. A plus and a number at the end stand for the Unix time
+      that many seconds from now: `"EService:Throttled: +60"`.
+    - A warning such as `"WGeneral:Deprecated"`: the right answer together with the warning. Only before answering.
     - `"null result"` and `"no result"`: neither an error nor a result.
     """
     before: Point
-    """How far the exchange had come, see above."""
+    """What the exchange was about to do; see above."""
     methods: Collection[str] | None = None
-    """Names of the methods that it is meant for, such as `["AddOrder"]`; all private ones if None."""
+    """Names of the methods whose calls it may hit, such as `["AddOrder"]`; all private ones if None."""
     calls: Collection[int] | None = None
     """Which of these methods' calls it hits, counted from 1: `[1, 3]`, `range(1, 6)`; all of them if None."""
     probability: float = 1.0
-    """How likely it hits each of these methods' calls instead, 0 to 1."""
+    """Probability, 0 to 1, with which it hits each of these methods' calls. Not together with `calls`."""
     seconds: float = 0.0
-    """How long the call is held at that point first. Above 0 for `"slow"`, and possible for the others."""
+    """Seconds for which the call is delayed at that point first. Above 0 for `"slow"`; optional for the others."""
     late: float | None = None
-    """After how many more seconds the call goes on, though its client was told something else: it was lost on its way
-    and arrives late. None if it ends here. Not for `"slow"`, and not before answering.
+    """Seconds after which the call goes on although its client was told something else, as if it had been lost on
+    its way and arrived late. None if it does not go on. Not for `"slow"`, and not before answering.
     """
     reused: bool = False
-    """Whether it is meant only for calls on a connection that has carried another request before."""
+    """Whether it hits only calls on a connection that has carried another request before."""
     headers: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
-    """More headers of a page, such as `{"Retry-After": "5"}`, or others than it has, such as `{"Location": url}`."""
+    """Headers to add to a page, such as `{"Retry-After": "5"}`, or to replace, such as `{"Location": url}`."""
 
     def __post_init__(self) -> None:
         what = self.what if isinstance(self.what, str) else ""
@@ -116,25 +116,25 @@ class Fault:
         if self.is_slow and not self.seconds:
             raise ValueError("a slow call needs seconds above 0")
         if self.is_warning and self.before != "answering":
-            raise ValueError("before must be answering for a warning, which comes with the right answer")
+            raise ValueError("before must be answering for a warning, since it comes with the right answer")
         if self.late is not None and (self.is_slow or self.before == "answering"):
-            raise ValueError("late is for a call that ends before reading or before acting, and not for a slow one")
+            raise ValueError("late needs before='reading' or before='acting', and a fault that is not slow")
         if self.headers and self.page is None:
-            raise ValueError(f"headers are for pages, such as '429', not for {self.what!r}")
+            raise ValueError(f"headers are only for pages, such as '429', not for {self.what!r}")
 
     @property
     def name(self) -> str:
-        """What and where, such as `"cut before reading"` or `"524 before reading, late"`: the text in the log."""
+        """Fault and point, such as `"cut before reading"` or `"524 before reading, late"`: the text in the log."""
         return f"{self.what} before {self.before}" + (", late" if self.late is not None else "")
 
     @property
     def is_slow(self) -> bool:
-        """Whether the call goes on after it was held."""
+        """Whether the call only gets delayed."""
         return self.what == _SLOW
 
     @property
     def is_warning(self) -> bool:
-        """Whether the client gets a warning beside the right answer."""
+        """Whether the client gets a warning together with the right answer."""
         return _WARNING.fullmatch(self.what) is not None
 
     @property
@@ -144,7 +144,7 @@ class Fault:
 
     @property
     def resets(self) -> bool:
-        """Whether that happens with a reset."""
+        """Whether the connection is closed with a reset."""
         return self.what == _RESET or (self.what == _CUT and self.before == "reading")
 
     @property
@@ -153,10 +153,10 @@ class Fault:
         return int(self.what) if self.what.isdigit() else None
 
     def answer(self, right: Mapping[str, object] | None, now: float) -> dict[str, object]:
-        """Return what the client gets in Kraken's form.
+        """Return what the client gets, in Kraken's format.
 
         Args:
-            right: the right answer, before answering.
+            right: the right answer, if the fault hits before answering.
             now: Unix time in seconds by the exchange's clock.
         """
         if self.what == _NULL:
@@ -180,15 +180,15 @@ def _numbers(calls: Collection[int]) -> tuple[int, ...]:
     except TypeError:
         numbers = ()
     if not numbers or not all(type(number) is int and number >= 1 for number in numbers):
-        raise ValueError(f"calls must be a list of numbers from 1 on, not {calls!r}")
+        raise ValueError(f"calls must be a list of numbers of at least 1, not {calls!r}")
     return numbers
 
 
 class FaultPlan:
-    """Decides call by call which fault hits it.
+    """Decides which fault hits each call.
 
-    A fault's luck is its own: whether it hits the n-th call of its methods depends on the seed, on its place in the
-    list, on its probability and on n, and on nothing else.
+    Each fault has its own random numbers: whether it hits the n-th call of its methods depends only on the seed, its
+    place in the list, its probability and n.
     """
 
     def __init__(self, faults: Iterable[Fault], seed: int) -> None:
@@ -197,10 +197,10 @@ class FaultPlan:
         self.restart()
 
     def restart(self) -> None:
-        """Count all calls from 1 again, and throw the same dice again."""
+        """Count all calls from 1 again, and start the random numbers over."""
         self._counts = [0] * len(self._faults)
         self._dice = [
-            Random(f"{self._seed}/{place}")  # noqa: S311 - make-believe bad luck
+            Random(f"{self._seed}/{place}")  # noqa: S311 - simulated bad luck
             for place in range(len(self._faults))
         ]
 
@@ -214,7 +214,7 @@ class FaultPlan:
             if (fault.methods is not None and method not in fault.methods) or (fault.reused and not reused):
                 continue
             self._counts[place] += 1
-            # Every fault counts and throws for every call that it is meant for, whatever hits the call in the end.
+            # Every fault counts and draws for every call that it may hit, even if another fault hits the call.
             lucky = self._dice[place].random() < fault.probability
             called = fault.calls is None or self._counts[place] in fault.calls
             if lucky and called and hitting is None:

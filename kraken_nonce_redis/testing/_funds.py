@@ -1,4 +1,4 @@
-"""What one client owns: balances, the ledger of their changes, and withdrawals. No I/O, no clock of its own."""
+"""The funds of one account: balances, the ledger of changes, and withdrawals. No I/O, no clock of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ZERO: Final = Decimal(0)
 class Funds:
     """The balances of one account, with a ledger of every change.
 
-    Every account begins with plenty of each asset.
+    Every account starts with plenty of each asset.
     """
 
     def __init__(self, ids: Ids, now: float) -> None:
@@ -35,11 +35,11 @@ class Funds:
             self.book(asset, asset.start_balance, kind="deposit", reference=ids.new("Q", now), now=now)
 
     def available(self, asset: Asset) -> Decimal:
-        """Return what no open order keeps back."""
+        """Return the balance without the amount that open orders hold."""
         return self._balances[asset.id] - self._held[asset.id]
 
     def hold(self, asset: Asset, amount: Decimal) -> None:
-        """Keep an amount back for an open order; a negative one is given back."""
+        """Hold an amount for an open order; a negative amount is released."""
         self._held[asset.id] += amount
 
     def book(
@@ -52,7 +52,7 @@ class Funds:
         reference: str,
         now: float,
     ) -> None:
-        """Change a balance, with an entry in the ledger."""
+        """Change a balance and add an entry to the ledger."""
         balance = self._balances[asset.id] + amount - fee
         self._balances[asset.id] = balance
         txid = self._ids.new("L", now)
@@ -98,7 +98,7 @@ class Funds:
         return {entry.txid: entry.info() for entry in found}
 
     def withdraw(self, params: Params, account: str, nonce: int, now: float) -> object:
-        """Answer Withdraw: the amount is gone at once, without a fee. Every name of a withdrawal key is known."""
+        """Answer Withdraw: the amount is deducted at once, without a fee. Any name of a withdrawal key is accepted."""
         asset = asset_named(params.required("asset"))
         key, amount = params.required("key"), params.decimal("amount")
         if amount is None:

@@ -1,4 +1,4 @@
-"""API keys: their secrets, and which nonces they accept. No I/O."""
+"""API keys: their secrets, and the nonces that they accept. No I/O."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 class NonceWindow:
     """How far below the highest nonce a late one is still accepted.
 
-    What happens to a nonce that was used already is documented nowhere, so there are both kinds of window.
+    Kraken does not document what happens to a nonce that was used already, so there are both kinds of window.
 
     Raises:
-        ValueError: it is below 0.
+        ValueError: `ticks` is below 0.
     """
 
     ticks: int = 0
-    """Distance in nonce ticks, counted from the highest nonce accepted; with 0 every nonce must be above it."""
+    """Distance in nonce ticks below the highest nonce accepted; with 0 every nonce must be above it."""
     repeats: bool = False
     """Whether a nonce inside the window is accepted again after it was used."""
 
@@ -43,10 +43,10 @@ class Nonces:
         self._used: set[int] = set()
 
     def use(self, nonce: int, window: NonceWindow) -> None:
-        """Accept a nonce, which is then used.
+        """Accept a nonce and mark it as used.
 
-        It must be above the highest one accepted, or inside the window and, unless the window repeats nonces,
-        not used before.
+        It must be above the highest one accepted, or inside the window. Inside the window it must be unused, unless
+        the window accepts used nonces again.
 
         Raises:
             Refusal: `EAPI:Invalid nonce`; nothing has changed.
@@ -61,14 +61,14 @@ class Nonces:
 
 @dataclass(slots=True)
 class ApiKey:
-    """One API key, with the account behind it, which it may share with others."""
+    """One API key and its account, which may have other keys, too."""
 
     secret: bytes = field(repr=False)
     account: Account
     number: int
-    """Which of its account's keys it is, counted from 1."""
+    """Number of this key within its account, counted from 1."""
     shared_usage: AccountUsage = field(repr=False)
-    """What all keys of the account have used up together."""
+    """What all keys of the account have used of their common limits."""
     nonces: Nonces = field(default_factory=Nonces, repr=False)
     usage: Usage = field(default_factory=Usage, repr=False)
 
@@ -82,12 +82,12 @@ def decode_secret(secret: str) -> bytes:
     """Decode an API secret.
 
     Raises:
-        ValueError: it is empty or no base64; the message does not show it.
+        ValueError: it is empty or not base64; the message does not show it.
     """
     try:
         decoded = base64.b64decode(secret, validate=True)
     except (binascii.Error, ValueError):
         decoded = b""
     if not decoded:
-        raise ValueError("an account's secret must be base64 text, as Kraken hands it out")
+        raise ValueError("an account's secret must be base64 text, as Kraken shows it")
     return decoded

@@ -1,8 +1,8 @@
-"""Kraken's limits: how many calls and order changes it takes, and what it does about too many.
+"""Kraken's limits for calls and order changes, and what happens when there are too many.
 
-Pure: no I/O, and the time comes as an argument (Unix seconds). Every limit is off until it is asked
-for. The figures are Kraken's, looked up for this module alone and not taken from the library under
-test, so that the two can contradict each other.
+Pure: no I/O, and the time comes as an argument (Unix seconds). Every limit is off by default. The
+figures are Kraken's. They were looked up for this module and not taken from the library under test,
+so that the two can contradict each other.
 
 Sources, read in November 2026: https://docs.kraken.com/api/docs/guides/spot-rest-ratelimits (the
 counter of calls) and https://docs.kraken.com/api/docs/guides/spot-ratelimits (the counters of order
@@ -22,7 +22,7 @@ from ._protocol import Refusal
 
 Tier: TypeAlias = Literal["starter", "intermediate", "pro"]
 Figures: TypeAlias = Sequence[float]
-"""Maximum of a counter, and by how much it falls a second."""
+"""Maximum of a counter, and its decay per second."""
 
 _CALLS: Final[Mapping[str, Figures]] = MappingProxyType(
     {"starter": (15, 0.33), "intermediate": (20, 0.5), "pro": (20, 1.0)}
@@ -45,7 +45,7 @@ _COSTS: Final[Mapping[str, float]] = MappingProxyType(
     }
 )
 _FIXED: Final[Mapping[str, float]] = MappingProxyType({"add": 1, "batch add": 0.5, "amend": 1, "edit": 1, "cancel": 0})
-# By the age of the order in seconds: below the first number, so many points more.
+# By the age of the order: (seconds, extra points if the order is younger than that).
 _BY_AGE: Final[Mapping[str, Sequence[tuple[int, int]]]] = MappingProxyType(
     {
         "amend": ((5, 3), (10, 2), (15, 1)),
@@ -53,11 +53,11 @@ _BY_AGE: Final[Mapping[str, Sequence[tuple[int, int]]]] = MappingProxyType(
         "cancel": ((5, 8), (10, 6), (15, 5), (45, 4), (90, 2), (300, 1)),
     }
 )
-_BAD_WITHIN: Final = 60.0  # seconds in which bad nonces and signatures add up
+_BAD_WITHIN: Final = 60.0  # seconds within which bad nonces and signatures add up
 
 
 class LimitSettings(TypedDict, total=False):
-    """What can be set of `Limits`, as keyword arguments."""
+    """The fields of `Limits`, as keyword arguments."""
 
     tier: Tier | None
     counter: Figures | None
@@ -76,7 +76,7 @@ class Limits:
     """Which limits apply; none by default.
 
     Raises:
-        ValueError: a setting makes no sense; the message names it.
+        ValueError: a setting is invalid; the message names it.
     """
 
     tier: Tier | None = None
@@ -84,19 +84,19 @@ class Limits:
     counter: Figures | None = None
     """Maximum of that counter and its decay per second, instead of the tier's."""
     costs: Mapping[str, float] = field(default_factory=dict[str, float])
-    """What methods add to that counter, where it is not what Kraken publishes."""
+    """What methods add to that counter, where it should differ from Kraken's figures."""
     most_per_second: int | None = None
-    """Calls of an account within a second above which `EService: Throttled: <Unix time>` begins."""
+    """Most calls of an account within a second; more of them bring `EService: Throttled: <Unix time>`."""
     most_at_once: int | None = None
-    """Calls of an account under way at once above which it begins."""
+    """Most calls of an account under way at once; more of them bring the same error."""
     throttle_seconds: float = 5.0
-    """How long that lasts, up to the next whole second."""
+    """Seconds that throttling lasts, rounded up to a whole second of Unix time."""
     lockout_after: int | None = None
-    """Bad nonces and signatures of an account within a minute that bring `EGeneral:Temporary lockout`."""
+    """Number of bad nonces and signatures of an account within a minute that brings `EGeneral:Temporary lockout`."""
     lockout_seconds: float = 900.0
-    """How long a lockout lasts."""
+    """Seconds that a lockout lasts."""
     order_tier: Tier | None = None
-    """Count the changes of orders for each pair as for this tier: `EOrder:Rate limit exceeded`."""
+    """Count order changes for each pair as for this tier: `EOrder:Rate limit exceeded`."""
     order_counter: Figures | None = None
     """Threshold of these counters and their decay per second, instead of the tier's."""
 
@@ -119,45 +119,45 @@ class Limits:
 
     @property
     def call_figures(self) -> Figures | None:
-        """Maximum and decay of an API key's counter of calls, or None if it does not count."""
+        """Maximum and decay of an API key's call counter, or None if calls are not counted."""
         return self.counter or (_CALLS[self.tier] if self.tier else None)
 
     @property
     def order_figures(self) -> Figures | None:
-        """Threshold and decay of a pair's counter of order changes, or None if it does not count."""
+        """Threshold and decay of a pair's counter of order changes, or None if they are not counted."""
         return self.order_counter or (_CHANGES[self.order_tier] if self.order_tier else None)
 
     def cost_of(self, method: str) -> float:
-        """Return what a method adds to the counter of calls."""
+        """Return what a method adds to the call counter."""
         return self.costs.get(method, _COSTS.get(method, 1))
 
 
 @dataclass(slots=True)
 class Counter:
-    """A number that falls steadily to 0."""
+    """A number that decays steadily to 0."""
 
     value: float = 0.0
     at: float = 0.0
 
     def add(self, points: float, decay: float, now: float) -> float:
-        """Let it fall until now, add points, and return it."""
+        """Apply the decay until now, add points, and return the value."""
         self.value = max(self.value - decay * max(now - self.at, 0.0), 0.0) + points
         self.at = now
         return self.value
 
 
 class Usage:
-    """What one API key has used up of the limit that each key has for itself."""
+    """What one API key has used of its own limit."""
 
     def __init__(self) -> None:
         self._calls = Counter()
 
     def call(self, limits: Limits, method: str, now: float) -> None:
-        """Count a call that is genuine.
+        """Count a call with a valid signature and nonce.
 
         Raises:
-            Refusal: it would take the counter above its maximum. Then the counter is full: who goes
-                on asking keeps it so.
+            Refusal: it would take the counter above its maximum. The counter is then full, so a client
+                that goes on asking keeps it full.
         """
         if limits.call_figures is None:
             return
@@ -169,7 +169,7 @@ class Usage:
 
 
 class AccountUsage:
-    """What one account has used up of the limits that all its API keys share."""
+    """What one account has used of the limits that all its API keys share."""
 
     def __init__(self) -> None:
         self._arrivals: deque[float] = deque()
@@ -179,7 +179,7 @@ class AccountUsage:
         self._changes: dict[str, Counter] = {}
 
     def arrive(self, limits: Limits, in_flight: int, now: float) -> None:
-        """Take note of a call, before anybody looks at its signature.
+        """Count a call, before its signature is checked.
 
         Raises:
             Refusal: the account is locked out, or makes too many calls.
@@ -194,17 +194,17 @@ class AccountUsage:
             raise Refusal(f"EService: Throttled: {self._throttled_until}")
 
     def spoil(self, limits: Limits, now: float) -> None:
-        """Take note of a bad nonce or signature; enough of them lock the account out from the next call on."""
+        """Count a bad nonce or signature; enough of them lock the account out from the next call on."""
         _add_within(self._bad, now, _BAD_WITHIN)
         if limits.lockout_after is not None and len(self._bad) >= limits.lockout_after:
             self._locked_until = now + limits.lockout_seconds
             self._bad.clear()
 
     def change(self, limits: Limits, pair: str, kind: str, now: float, since: float | None = None) -> None:
-        """Count the change of an order: `add`, `batch add`, `amend`, `edit` or `cancel`.
+        """Count an order change: `add`, `batch add`, `amend`, `edit` or `cancel`.
 
-        `since` is when the order that is changed was placed or last amended. A cancellation counts but is
-        never refused; whether the real exchange is as kind is not known.
+        `since` is when the changed order was placed or last amended. A cancellation counts but is never
+        refused; whether Kraken does the same is unknown.
 
         Raises:
             Refusal: it takes the pair's counter above its threshold.
@@ -222,7 +222,7 @@ class AccountUsage:
             raise Refusal("EOrder:Rate limit exceeded")
 
 
-_ROUNDING: Final = 1e-6  # Unix seconds as floats are good to less than a microsecond
+_ROUNDING: Final = 1e-6  # Unix seconds as floats are exact to less than a microsecond
 
 
 def _are_figures(figures: Figures) -> bool:
@@ -234,7 +234,7 @@ def _above(number: int, most: int | None) -> bool:
 
 
 def _add_within(times: deque[float], now: float, seconds: float) -> None:
-    """Add a time, and drop those that are too long ago."""
+    """Add a time, and drop times that are too long ago."""
     times.append(now)
     while times[0] <= now - seconds:
         times.popleft()

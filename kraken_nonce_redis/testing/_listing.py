@@ -1,4 +1,4 @@
-"""Ids, and lists as the exchange answers them: by id, or page by page. No I/O."""
+"""Ids, and lists in the exchange's answers: by id, or page by page. No I/O."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
     from ._protocol import Params
 
-PAGE: Final = 50  # entries of a list that one answer holds
+PAGE: Final = 50  # entries of a list in one answer
 _ID_LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 
 _Entry = TypeVar("_Entry")
 
 
 class Ids:
-    """Makes the ids of one account, and knows which time each of them stands for."""
+    """Makes the ids of one account, and knows the time that each of them stands for."""
 
     def __init__(self, random: Random) -> None:
         self._random = random
@@ -35,7 +35,7 @@ class Ids:
     def page(
         self, entries: Iterable[_Entry], params: Params, time_of: Callable[[_Entry], float]
     ) -> tuple[Sequence[_Entry], int]:
-        """Return one page of a list, and how many entries match in all.
+        """Return one page of a list, and the number of all matching entries.
 
         `start` is exclusive and `end` inclusive. Each is Unix time in seconds, or an id, which stands for its time.
         """
@@ -61,10 +61,10 @@ class Ids:
 
 
 def by_id(entries: Mapping[str, _Entry], params: Params, name: str, unknown: str) -> Sequence[_Entry]:
-    """Return the entries with these ids, of which there may be 50.
+    """Return the entries with these ids, at most 50.
 
     Raises:
-        Refusal: there are none or too many ids, or one of them is `unknown`.
+        Refusal: there are no ids or too many, or one of them is not among the entries (the error `unknown`).
     """
     ids = params.many(name)
     if not 1 <= len(ids) <= PAGE:

@@ -25,7 +25,7 @@ _CANDLE_MINUTES = frozenset({1, 5, 15, 30, 60, 240, 1440, 10080, 21600})
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """One asset; `decimals` is the number of digits that balances are kept with."""
+    """One asset; balances have `decimals` digits after the point."""
 
     id: str
     name: str
@@ -33,7 +33,7 @@ class Asset:
     display_decimals: int
     deposit_method: str
     start_balance: Decimal
-    """What every account owns at first: enough that no test runs out by accident."""
+    """What every account owns at first: enough that no test runs out of it by accident."""
     usd: Decimal
     """Value of one unit in US dollars."""
 

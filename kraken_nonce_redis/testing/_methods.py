@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ._protocol import Params
     from ._strategies import Strategies
 
-_TOKEN_SECONDS: Final = 900  # in which a websocket token must be used
+_TOKEN_SECONDS: Final = 900  # within which a websocket token must be used
 _PERMISSIONS: Final = (
     "query-funds",
     "query-open-trades",
@@ -34,7 +34,7 @@ class Admitted:
 
     key: ApiKey
     window: NonceWindow
-    """That of the key."""
+    """The key's nonce window."""
     params: Params
     nonce: int
     now: float
@@ -51,7 +51,7 @@ class Admitted:
 
     @property
     def strategies(self) -> Strategies:
-        """What the account has asked of Algo Trading."""
+        """The account's strategies of Algo Trading."""
         return self.key.account.strategies
 
 
@@ -134,9 +134,9 @@ METHODS: Final[Mapping[str, Callable[[Admitted], object]]] = MappingProxyType(
 """The private methods by name. Each answers a request, or raises `Refusal`."""
 
 WITH_DEADLINE: Final = frozenset({"AddOrder", "AddOrderBatch", "AmendOrder", "EditOrder"})
-"""Those that take a `deadline`."""
+"""Methods that take a `deadline`."""
 
 JSON_ONLY: Final = frozenset(
     {"AddStrategy", "CancelStrategy", "QueryStrategies", "GetOpenStrategies", "GetClosedStrategies"}
 )
-"""Those whose parameters Kraken documents as JSON alone."""
+"""Methods whose parameters Kraken documents only as JSON."""

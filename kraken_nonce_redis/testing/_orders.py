@@ -1,4 +1,4 @@
-"""Orders, trades and ledger entries, and how an order is read from a request. No I/O."""
+"""Orders, trades and ledger entries, and the reading of an order from a request. No I/O."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _STOPS: Final = frozenset({"stop-loss", "take-profit"})
 _STOP_LIMITS: Final = frozenset({"stop-loss-limit", "take-profit-limit"})
 _ORDER_TYPES: Final = frozenset({"market", "limit"}) | _STOPS | _STOP_LIMITS
 _DEADLINE: Final = (2.0, 60.0)  # least and most seconds from when the request was sent
-_LONGEST_FREE_ID: Final = 18  # characters of a cl_ord_id that is no UUID
+_LONGEST_FREE_ID: Final = 18  # characters of a cl_ord_id that is not a UUID
 _UUID_LENGTHS: Final = (32, 36)  # without and with dashes
 _ZERO: Final = Decimal(0)
 
 
 @dataclass(slots=True)
 class Order:
-    """An order and its fate.
+    """An order and its state.
 
-    Volumes are in the base asset, prices in the quote asset and 0 where the type of order has
-    none, times in Unix seconds.
+    Volumes are in the base asset. Prices are in the quote asset, 0 if this type of order has none.
+    Times are Unix seconds.
     """
 
     txid: str
@@ -72,7 +72,7 @@ class Order:
         return f"{head} {self.ordertype.replace('-', ' ')} {price}"
 
     def needs(self) -> tuple[Asset, Decimal]:
-        """Return what the order takes from the balance, and keeps back while it is open."""
+        """Return the asset and amount that the order takes, and holds while it is open."""
         if self.side == "sell":
             return self.pair.base, self.volume
         return self.pair.quote, self.volume * (self.price2 or self.price or self.pair.price)
@@ -133,12 +133,12 @@ class Trade:
 
     @property
     def cost(self) -> Decimal:
-        """The price paid in all, without the fee."""
+        """The total price, without the fee."""
         return self.order.volume * self.price
 
     @property
     def fee(self) -> Decimal:
-        """What the exchange takes."""
+        """The exchange's fee."""
         return self.cost * TAKER_FEE
 
     def info(self) -> dict[str, object]:
@@ -193,7 +193,7 @@ class LedgerEntry:
 
 
 def read_new(params: Params, *, txid: str, nonce: int, now: float, listed: float) -> Order:
-    """Read an order from AddOrder's parameters. Raises `Refusal` if it is none."""
+    """Read an order from AddOrder's parameters. Raises `Refusal` if they are invalid."""
     ordertype = params.choice("ordertype", _ORDER_TYPES)
     side = params.choice("type", SIDES)
     pair = pair_named(params.required("pair"))
@@ -277,10 +277,10 @@ def _is_uuid(value: str) -> bool:
 
 
 def canonical(cl_ord_id: str) -> str:
-    """Return the spelling under which the exchange keeps a client's id.
+    """Return the spelling in which the exchange stores a client's id.
 
-    A UUID comes back with dashes and in small letters, however it was sent: Kraken keeps 128 bits
-    and not the text, and a client must not rely on its own spelling.
+    A UUID comes back in lower case with dashes, however it was sent: Kraken stores the 128 bits,
+    not the text, and a client must not rely on its own spelling.
     """
     return str(UUID(cl_ord_id)) if _is_uuid(cl_ord_id) else cl_ord_id
 
@@ -288,8 +288,8 @@ def canonical(cl_ord_id: str) -> str:
 def check_deadline(params: Params, sent: float) -> None:
     """Refuse a request whose `deadline` is not 2 to 60 s after the moment when it was sent.
 
-    Kraken publishes the bounds and not the errors. Here it is `EService:Deadline elapsed` for one that is too near
-    and a bad argument for one that is too far.
+    Kraken publishes the bounds but not the errors. Here a deadline that is too early gets `EService:Deadline elapsed`,
+    and one that is too late gets an invalid argument.
     """
     deadline = _read_deadline(params)
     least, most = _DEADLINE

@@ -1,4 +1,4 @@
-"""Pages of HTML that a gateway, Cloudflare or a proxy sends instead of Kraken's answer. No I/O."""
+"""HTML pages that a gateway, Cloudflare or a proxy sends instead of Kraken's answer. No I/O."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Page:
 def page(code: int, path: str) -> Page:
     """Return the page for an HTTP status, or for Cloudflare's 1015.
 
-    Redirects lead to where the request was sent, given as `path`; a 407 asks for a password.
+    Redirects lead back to `path`, the path of the request; a 407 asks for a password.
     """
     if code in _CLOUDFLARE:
         text = _CLOUDFLARE_TEXT.format(code=code, reason=_CLOUDFLARE[code])

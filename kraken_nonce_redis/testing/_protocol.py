@@ -1,4 +1,4 @@
-"""How a private request is written: its signature, its body, and Kraken's way to refuse it."""
+"""The form of a private request: its signature, its body, and Kraken's refusals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LARGEST_EXPONENT = 15  # of a volume or a price; keeps all sums within decimal'
 
 
 class Refusal(Exception):
-    """Kraken says no. `error` is its error string, such as `EAPI:Invalid nonce`."""
+    """Kraken refuses. `error` is its error string, such as `EAPI:Invalid nonce`."""
 
     def __init__(self, error: str) -> None:
         super().__init__(error)
@@ -25,7 +25,7 @@ class Refusal(Exception):
 
 
 def bad_argument(name: str) -> Refusal:
-    """Return the refusal that names the parameter at fault."""
+    """Return the refusal that names the invalid parameter."""
     return Refusal(f"EGeneral:Invalid arguments:{name}")
 
 
@@ -59,7 +59,7 @@ class Params:
     """The parameters in a request's body.
 
     A parameter that is missing or empty reads as None. Every getter raises `Refusal`
-    (`EGeneral:Invalid arguments:<name>`) where the value is not what it should be.
+    (`EGeneral:Invalid arguments:<name>`) if the value is invalid.
     """
 
     values: dict[str, object] = field(default_factory=dict[str, object])
@@ -87,14 +87,14 @@ class Params:
         return value or None
 
     def required(self, name: str) -> str:
-        """Return a parameter as text; it must be there."""
+        """Return a required parameter as text."""
         value = self.text(name)
         if value is None:
             raise bad_argument(name)
         return value
 
     def choice(self, name: str, among: frozenset[str]) -> str:
-        """Return a parameter whose values are given; it must be there."""
+        """Return a required parameter that must be one of some values."""
         value = self.required(name)
         if value not in among:
             raise bad_argument(name)
@@ -128,7 +128,7 @@ class Params:
         return number
 
     def many(self, name: str) -> tuple[str, ...]:
-        """Return a list: of JSON, or text with commas. Empty if the parameter is missing."""
+        """Return a list, given as JSON or as text with commas. Empty if the parameter is missing."""
         value = self.values.get(name)
         if not isinstance(value, list):
             return tuple(part.strip() for part in (self.text(name) or "").split(",") if part)
@@ -139,7 +139,7 @@ class Params:
         return texts
 
     def objects(self, name: str) -> tuple[Params, ...]:
-        """Return a list of objects, which only JSON can hold. Empty if the parameter is missing."""
+        """Return a list of objects, which only JSON can have. Empty if the parameter is missing."""
         value = self.values.get(name) or []
         if not isinstance(value, list):
             raise bad_argument(name)
@@ -152,7 +152,7 @@ class Params:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A private request as it came over the wire."""
+    """A private request as it was received."""
 
     path: str
     method: str
@@ -173,7 +173,7 @@ class Call:
         return Params.read(self.content_type, self.body)
 
     def is_signed_with(self, secret: bytes, nonce: str) -> bool:
-        """Tell whether the signature fits the body, the path and this secret."""
+        """Return whether the signature matches the body, the path and this secret."""
         expected = signature(secret, self.path, nonce, self.body)
         return hmac.compare_digest(expected.encode(), self.signature.encode(errors="replace"))
 

@@ -1,4 +1,4 @@
-"""What the simulator's process and its handle tell each other: settings, and what was seen."""
+"""Settings and records, which the simulator's process and its handle exchange."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedRequest:
-    """One private request that reached the exchange, or a fault on the doorstep.
+    """One private request that reached the exchange, or that a fault hit before.
 
-    Times are seconds on the monotonic clock of the simulator's process: good for differences
-    and for order, without meaning outside it.
+    `received` and `finished` are seconds on the monotonic clock of the simulator's process: they
+    are good for differences and order, but have no meaning outside it.
     """
 
     sequence: int
-    """Place in the order of arrival, counted from 1 since the simulator started."""
+    """Number in the order of arrival, counted from 1 since the simulator started."""
     received: float
-    """When the whole request had reached the exchange, its way there included."""
+    """When the whole request had reached the exchange, after the latency of the way there."""
     finished: float | None
-    """When the answer, or what a fault made of it, had made its way back; None while the request is under way."""
+    """When the answer, or what a fault made of it, reached the client; None while the request is under way."""
     account: str
     """Name of the account; empty if the API key is unknown. Never the key."""
     path: str
@@ -34,27 +34,27 @@ class SimulatedRequest:
     method: str
     """Name of the API method, such as `AddOrder`."""
     nonce: int | None
-    """The nonce in the body; None if there was none or it was no number."""
+    """The nonce in the body; None if there was none or it was not a number."""
     error: tuple[str, ...]
-    """The exchange's own error strings; empty if the request was accepted, or has not come so far.
+    """The exchange's own error strings; empty if the request was accepted, or was not decided yet.
 
     What a fault told the client instead is in `fault`.
     """
     in_flight: int
     """How many requests with this API key were under way at arrival, this one included.
 
-    A request is under way from when the simulator has read it until its answer leaves, so the
-    simulated latency of both ways counts, and so does the time that a fault holds it. A request that a fault
-    lets arrive late is not under way any more once its client was told something.
+    A request is under way from when the simulator has read it until its answer leaves. That includes
+    the simulated latency of both ways and the delay by a fault. A request that a fault makes arrive
+    late is no longer under way once its client was told something.
     """
     fault: str = ""
     """The fault that hit it, such as `cut before reading`; empty if none did."""
     key_number: int = 0
-    """Which of the account's API keys it came with, counted from 1; 0 if the key is unknown."""
+    """Number of the API key within its account, counted from 1; 0 if the key is unknown."""
     decided: float | None = None
     """When the exchange carried it out or refused it, in Unix seconds by the exchange's clock.
 
-    None if it has not come to that: the request is held, or a fault ended it before.
+    None if it did neither: the request is still delayed, or a fault ended it before.
     """
 
 
@@ -123,17 +123,17 @@ class SimulatedWithdrawal:
     asset: str
     """Kraken's id of the asset, such as `XXBT`."""
     withdrawal_key: str
-    """The name under which the client keeps the address at Kraken: Withdraw's `key`."""
+    """The name under which the address is stored at Kraken: Withdraw's `key`."""
     amount: str
-    """Decimal number, with the digits that the asset is kept with."""
+    """Decimal number, with the digits of the asset."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What can be changed while the simulator runs.
+    """Settings that can be changed while the simulator runs.
 
     Raises:
-        ValueError: a setting makes no sense; the message names it.
+        ValueError: a setting is invalid; the message names it.
     """
 
     latency: tuple[float, float] = (0.0, 0.0)
@@ -143,11 +143,11 @@ class Settings:
     nonce_repeats: bool = False
     """Whether a nonce inside the window is accepted again after it was used."""
     limits: Limits = field(default_factory=Limits)
-    """How many calls and changes of orders the exchange takes."""
+    """Rate limits of the exchange."""
     listing_delay: tuple[float, float] = (0.0, 0.0)
     """Least and most seconds that a placed order takes to appear in lists."""
     clock_offset: float = 0.0
-    """How many seconds the exchange's clock is ahead of this machine's; negative if it is behind."""
+    """Seconds by which the exchange's clock is ahead of this machine's; negative if it is behind."""
 
     def __post_init__(self) -> None:
         for name, (least, most) in (("latency", self.latency), ("listing_delay", self.listing_delay)):
@@ -159,11 +159,11 @@ class Settings:
 
     @property
     def window(self) -> NonceWindow:
-        """The nonce window of every API key that has none of its own."""
+        """The nonce window of every API key without its own window."""
         return NonceWindow(self.nonce_window, self.nonce_repeats)
 
     @classmethod
     def read(cls, settings: Mapping[str, Any]) -> Settings:
-        """Make settings from what JSON left of `dataclasses.asdict`."""
+        """Make settings from `dataclasses.asdict` of them after a way through JSON."""
         values: dict[str, Any] = {**settings, "limits": Limits(**settings["limits"])}
         return cls(**values)

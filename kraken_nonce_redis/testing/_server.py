@@ -1,14 +1,12 @@
-"""The exchange behind HTTP: `python -m kraken_nonce_redis.testing._server`, one process.
+"""The exchange over HTTP: `python -m kraken_nonce_redis.testing._server`, one process.
 
-`KrakenSimulator` starts it. It reads one line of JSON from stdin (see `Startup`), prints one line
-`{"port": 12345}` when it listens, or `{"error": "..."}` if it can't, and ends when its stdin
-closes: it never outlives whoever started it.
+`KrakenSimulator` starts it. It is told what to simulate (see `Startup`), and answers `{"port": 12345}` when it listens,
+or `{"error": "..."}` if it can't. It ends when its stdin closes, so it doesn't outlive the process that started it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import signal
@@ -27,6 +25,8 @@ from weakref import WeakSet
 
 from aiohttp import web
 
+from kraken_nonce_redis import _children as children
+
 from ._exchange import Exchange, public_answer
 from ._faults import Fault, FaultPlan, Point
 from ._keys import NonceWindow
@@ -43,19 +43,19 @@ if TYPE_CHECKING:
 
 _LARGEST_BODY = 64 * 1024  # bytes; a batch of orders takes a fraction of it
 _BACKLOG = 1024  # connections that a burst of clients may open at once
-_GRACE = 0.1  # seconds that calls under way get at the end; to aiohttp, 0 means for ever
+_GRACE = 0.1  # seconds that calls under way get at the end; to aiohttp, 0 means no limit
 _LINGER_NOT = struct.pack("ii", 1, 0)
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Startup:
-    """What the first line of stdin says. It comes that way to keep secrets off command lines."""
+    """What to simulate."""
 
     keys: list[tuple[str, str, str]]
     """For each API key the name of its account, the key and its base64 secret."""
     settings: dict[str, Any]
-    """The part that can be changed later, as for `Settings.read`."""
+    """The settings that can be changed later, as for `Settings.read`."""
     faults: list[dict[str, Any]]
     """The fields of each `Fault`."""
     seed: int
@@ -64,13 +64,13 @@ class Startup:
 
 
 class Server:
-    """The HTTP face of one exchange, and the bad luck of those who call it."""
+    """Serves one exchange over HTTP, with delays and faults."""
 
     def __init__(self, exchange: Exchange, faults: list[dict[str, Any]], *, seed: int) -> None:
         self._exchange = exchange
         self._seed = seed
         self._plan = self._new_plan(faults)
-        self._random = Random(seed)  # noqa: S311 - delays of a make-believe network
+        self._random = Random(seed)  # noqa: S311 - delays of a simulated network
         self._connections: WeakSet[asyncio.BaseTransport] = WeakSet()  # those that have carried a request
 
     def app(self) -> web.Application:
@@ -103,7 +103,7 @@ class Server:
         return web.json_response(answer, headers={"Date": formatdate(self._now(), usegmt=True)})
 
     def _is_reused(self, request: web.Request) -> bool:
-        """Tell whether the request's connection has carried another one before, and remember it."""
+        """Return whether the request's connection has carried another request before, and remember it."""
         transport = request.transport
         if transport is None:  # the client has gone
             return False
@@ -112,7 +112,7 @@ class Server:
         return reused
 
     async def _private(self, request: web.Request) -> web.Response:
-        # aiohttp lets a handler run on when its client has gone: what was read is carried out.
+        # aiohttp lets a handler finish when its client is gone: what was read is carried out.
         call = Call(
             path=request.rel_url.raw_path,
             method=request.match_info["method"],
@@ -124,7 +124,7 @@ class Server:
         )
         exchange = self._exchange
         with exchange.under_way(call):
-            # All three are drawn here, where the seed alone and not who overtakes whom decides.
+            # All three are drawn here, so that they depend only on the seed, not on which request overtakes which.
             fault = self._plan.next(call.method, reused=self._is_reused(request))
             inbound, outbound = self._delay(), self._delay()
             await asyncio.sleep(inbound)
@@ -147,7 +147,7 @@ class Server:
     async def _suffer(
         self, fault: Fault | None, point: Point, request: web.Request, right: Mapping[str, object] | None = None
     ) -> web.Response | None:
-        """Let a fault do its work if this is its point. Return the answer if the client gets it now, else None."""
+        """Apply a fault if this is its point. Return the answer if the client gets it now, else None."""
         if fault is None or fault.before != point:
             return None
         await asyncio.sleep(fault.seconds)
@@ -212,15 +212,15 @@ def _show(shown: Page, headers: Mapping[str, str] | None = None) -> web.Response
 
 
 def _go_on(fault: Fault | None, rest: Callable[[], object]) -> None:
-    """Do the rest of a call later if its fault says that it arrives late."""
+    """Run the rest of a call later if its fault says that it arrives late."""
     if fault is not None and fault.late is not None:
         asyncio.get_running_loop().call_later(fault.late, rest)
 
 
 def _close(request: web.Request, *, reset: bool) -> None:
-    """Close the connection at once; with a reset, as a system does whose program has not read everything."""
+    """Close the connection at once; with a reset, as systems do when a program has not read everything."""
     transport = request.transport
-    if transport is None:  # the client was quicker
+    if transport is None:  # the client has closed it already
         return
     if reset:
         connection: socket.socket = transport.get_extra_info("socket")
@@ -230,7 +230,7 @@ def _close(request: web.Request, *, reset: bool) -> None:
 
 @web.middleware
 async def _always_like_kraken(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer in Kraken's form whatever happens, but to a client that takes this for its HTTPS proxy."""
+    """Answer in Kraken's format in every case, except to a client that uses this as its HTTPS proxy."""
     if request.method == "CONNECT":
         return _show(page(HTTPStatus.PROXY_AUTHENTICATION_REQUIRED, request.path))
     try:
@@ -240,7 +240,7 @@ async def _always_like_kraken(request: web.Request, handler: Handler) -> web.Str
     except web.HTTPException:
         error = "EGeneral:Unknown method"
     except ConnectionError:
-        raise  # the client has hung up, and nobody hears the answer
+        raise  # the client is gone and can't get the answer
     except Exception:
         _logger.exception("The simulator has a bug: %s failed", request.path)
         error = "EGeneral:Internal error"
@@ -264,9 +264,9 @@ async def _serve(startup: Startup) -> None:
         try:
             await site.start()
         except OSError as error:
-            _say({"error": f"can't listen on {startup.host}:{startup.port}: {error.strerror}"})
+            children.say({"error": f"can't listen on {startup.host}:{startup.port}: {error.strerror}"})
             return
-        _say({"port": runner.addresses[0][1]})
+        children.say({"port": runner.addresses[0][1]})
         threading.Thread(target=_wait_for_end_of_stdin, args=(loop, over), name="stdin", daemon=True).start()
         await over.wait()
     finally:
@@ -280,18 +280,13 @@ def _wait_for_end_of_stdin(loop: asyncio.AbstractEventLoop, over: asyncio.Event)
         loop.call_soon_threadsafe(over.set)
 
 
-def _say(message: dict[str, object]) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
-
-
 def main() -> None:
     """Run the server until stdin closes."""
-    # A client under test that breaks HTTP is no news; our own faults go through our own logger.
+    # When a client under test violates HTTP, that is not worth a log line. Our own bugs go to our own logger.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
-    line = sys.stdin.readline()
-    if line:  # else the one who started us has ended already
-        asyncio.run(_serve(Startup(**json.loads(line))))
+    startup = next(children.told(), None)
+    if startup is not None:  # else the parent has ended already
+        asyncio.run(_serve(Startup(**startup)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Algo Trading: strategies that an account has asked for, and what becomes of them. No I/O, no clock of its own.
+"""Algo Trading: the strategies of an account. No I/O, no clock of its own.
 
 Kraken's documentation of November 2026 shows the parameters, the id, and the answers of AddStrategy, QueryStrategies
-and GetClosedStrategies. The shape of the other two answers, and the error for an unknown id, are guesses.
+and GetClosedStrategies. The form of the other two answers and the error for an unknown id are guesses.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _TYPES: Final = frozenset({"twap"})
 _ASSET_CLASSES: Final = frozenset({"forex"})
 _SHORTEST: Final = 60.0  # seconds from start to end
 _FURTHEST: Final = 30 * 86_400.0  # seconds from now to start and to end
-_MOST_IDS: Final = 20  # that one QueryStrategies takes
-_MOST_CLOSED: Final = 100  # strategies of one page of GetClosedStrategies
+_MOST_IDS: Final = 20  # in one QueryStrategies
+_MOST_CLOSED: Final = 100  # strategies on one page of GetClosedStrategies
 _ZERO: Final = Decimal(0)
 
 
 @dataclass(slots=True)
 class _Strategy:
-    """A strategy. No child order is placed for it: it never fills, and expires if nobody cancels it."""
+    """A strategy. No child order is placed for it: it never fills, and expires unless it is cancelled."""
 
     strategy_id: str
     nonce: int
@@ -60,12 +60,12 @@ class _Strategy:
         return "pending" if now < self.start else "open"
 
     def is_over(self, now: float) -> bool:
-        """Tell whether it has come to an end."""
+        """Return whether it has ended."""
         return self.status(now) in {"expired", "cancelled"}
 
     @property
     def closed(self) -> float:
-        """When it came or will come to its end."""
+        """When it ended or will end."""
         return self.end if self.cancelled is None else self.cancelled
 
     def info(self, now: float) -> dict[str, object]:
@@ -94,13 +94,13 @@ class _Strategy:
 class Strategies:
     """The strategies of one account.
 
-    The methods that answer a request raise `Refusal` where Kraken would refuse, and then have changed nothing. `now`
+    The methods that answer a request raise `Refusal` where Kraken would refuse, and then change nothing. `now`
     is Unix time in seconds.
 
     Args:
         account: its name.
         ids: makes the ids.
-        funds: what it owns. A strategy needs them when it is added, and keeps nothing back.
+        funds: the account's funds. A strategy needs them when it is added, but holds nothing.
         listing_delay: draws how many seconds a strategy takes until it is listed.
     """
 
@@ -130,7 +130,7 @@ class Strategies:
         ]
 
     def add(self, params: Params, nonce: int, now: float) -> object:
-        """Answer AddStrategy. With `validate` the strategy is checked, but for the funds, and not added."""
+        """Answer AddStrategy. With `validate` the strategy is checked except for funds, and not added."""
         strategy = self._read(params, nonce, now)
         if params.flag("validate"):
             return {"strategy_id": ""}
@@ -151,7 +151,7 @@ class Strategies:
         return {"strategy_id": strategy.strategy_id}
 
     def query(self, params: Params, now: float) -> object:
-        """Answer QueryStrategies: up to 20 ids; those that it does not know are left out."""
+        """Answer QueryStrategies: up to 20 ids; unknown ones are left out."""
         ids = params.many("strategy_ids")
         if not 1 <= len(ids) <= _MOST_IDS:
             raise bad_argument("strategy_ids")
@@ -159,12 +159,12 @@ class Strategies:
         return {"strategies": {name: found[name].info(now) for name in ids if name in found}}
 
     def open(self, params: Params, now: float) -> object:
-        """Answer GetOpenStrategies, newest first: all that are pending or open."""
+        """Answer GetOpenStrategies: all that are pending or open, newest first."""
         chosen = [strategy for strategy in self._listed(params, now) if not strategy.is_over(now)]
         return {"open": {strategy.strategy_id: strategy.info(now) for strategy in chosen}}
 
     def closed(self, params: Params, now: float) -> object:
-        """Answer GetClosedStrategies, the last to end first; filters: status, start, end, limit, cursor."""
+        """Answer GetClosedStrategies, latest end first; filters: status, start, end, limit, cursor."""
         by_opening = params.text("query_time_mode") == "open"
 
         def moment(strategy: _Strategy) -> float:
@@ -191,7 +191,7 @@ class Strategies:
         return {"closed": [strategy.info(now) for strategy in page], **more}
 
     def _listed(self, params: Params, now: float) -> Iterator[_Strategy]:
-        """Return what lists show, newest first."""
+        """Return the strategies that are listed, newest first."""
         if params.text("strategy_type") not in {None, *_TYPES}:
             raise bad_argument("strategy_type")
         return (strategy for strategy in reversed(self._strategies.values()) if strategy.listed <= now)

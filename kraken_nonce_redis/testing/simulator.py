@@ -1,20 +1,19 @@
-"""The handle on a simulated Kraken: starts its process, ends it, and asks it what happened."""
+"""The handle of a simulated Kraken: it starts the process, ends it, and asks it what happened."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
 import json
-import os
 import secrets
-import subprocess
-import sys
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from http.client import HTTPConnection
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Unpack, cast
+
+from kraken_nonce_redis import _children as children
 
 from ._faults import Fault
 from ._keys import NonceWindow, decode_secret
@@ -30,52 +29,52 @@ if TYPE_CHECKING:
     from ._limits import LimitSettings
 
 _SERVER: Final = f"{__package__}._server"
-_PATIENCE: Final = 30.0  # seconds for the process to answer or to end
+_PATIENCE: Final = 30.0  # seconds for the process to answer
 _KEY_BYTES, _SECRET_BYTES = 42, 64  # as long as Kraken's own
 
 
 class KrakenSimulator:
-    """A real HTTP server, in a process of its own, with the rules of Kraken's private API.
+    """A real HTTP server, in its own process, with the rules of Kraken's private API.
 
     It checks API keys, signatures and nonces as Kraken does, keeps orders and balances for each
-    account, and logs every private request. Market orders fill at once at a fixed price, all
+    account, and logs every private request. Market orders fill at once at a fixed price; all
     others stay open. Give a client `url` as its address; nothing else about it has to change.
 
-    Use it in `with`, or call `start` and `stop`. The process ends with the one that started it
-    (and those forked from that), even if it is killed. Other processes may use `url`, `key` and
-    `secret` as they like.
+    Use it in `with`, or call `start` and `stop`. The server's process ends when the process that
+    started it has ended, even if that was killed, and so have all processes forked from it. Other
+    processes may use `url`, `key` and `secret`.
 
     Args:
-        accounts: API keys with their base64 secrets, or names of accounts for which pairs are
-            generated (`accounts` has them in the same order). One generated account if None.
-        keys: how many API keys each account has. They share its orders, balances, strategies and the limits for
-            orders; each has its own nonces and its own counter of calls. Above 1 for generated keys only.
-        latency: least and most seconds that a request is delayed, drawn anew for each way: once
-            before the exchange sees it, once before the client gets the answer. A spread lets
-            requests overtake each other, as on a real network.
+        accounts: API keys with their base64 secrets, or names of accounts whose keys and secrets
+            are generated (`accounts` has them in the same order). One generated account if None.
+        keys: number of API keys of each account. They share its orders, balances, strategies and order limits; each
+            has its own nonces and its own call counter. More than 1 only for generated keys.
+        latency: least and most seconds that a request is delayed, drawn for each way: once before
+            the exchange sees it, once before the client gets the answer. With a spread, requests
+            overtake each other, as on a real network.
         nonce_window: how far below the highest nonce a late one is still accepted, in nonce
             ticks; 0 as in a new Kraken key.
         nonce_repeats: whether a nonce inside the window is accepted again after it was used. Kraken does not say
-            which kind of window it has.
+            whether it is.
         listing_delay: least and most seconds that a placed order takes to appear in OpenOrders, ClosedOrders
-            and QueryOrders, drawn anew for each order, whether it is open, filled or cancelled by then; the same for
-            strategies. Cancelling it, balances and trades don't wait for that.
-        clock_offset: how many seconds the exchange's clock is ahead of this machine's, negative if it is behind: that
-            of deadlines, of times in answers, of Time and of the `Date` header.
-        faults: what goes wrong with private calls. A call is hit by one fault at most, the first of the list that
-            hits it.
-        seed: of the delays, of the faults and of the ids of orders. Keys are random in any case. Whether a fault
-            hits the n-th call of its methods depends on the seed, its place in the list, its probability and n
-            alone. Which call is the n-th is for the clients to say: calls are counted over all accounts as they
-            come in, so with several clients at once it is luck.
+            and QueryOrders, drawn for each order, whether it is open, filled or cancelled by then. The same applies
+            to strategies. Cancelling, balances and trades are not delayed.
+        clock_offset: seconds by which the exchange's clock is ahead of this machine's, negative if it is behind. It
+            affects deadlines, times in answers, Time and the `Date` header.
+        faults: what goes wrong with private calls. At most one fault hits a call: the first in the list that
+            applies.
+        seed: for delays, faults and order ids. Keys are always random. Whether a fault hits the n-th call of its
+            methods depends only on the seed, its place in the list, its probability and n. Calls are counted over
+            all accounts in the order in which they arrive, so with several clients at once it is chance which call
+            is the n-th.
         host: address to listen on.
         port: port to listen on; 0 for any free one.
-        limits: how many calls and changes of orders it takes, as in `Limits`: `tier="pro"` counts calls
-            as Kraken does for that tier. All of them are off unless given.
+        limits: rate limits, the fields of `Limits`: `tier="pro"` counts calls as Kraken does for that
+            tier. All limits are off unless given.
 
     Raises:
         ImportError: aiohttp is not installed.
-        ValueError: an account, a number of keys, a delay, the window, the clock, a fault or a limit makes no sense.
+        ValueError: an account, the number of keys, a delay, the window, the clock, a fault or a limit is invalid.
     """
 
     def __init__(
@@ -113,7 +112,7 @@ class KrakenSimulator:
         self._host = host
         self._port = port
         self._address: tuple[str, int] | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: children.Child | None = None
 
     def __repr__(self) -> str:
         names = ", ".join(dict.fromkeys(name for name, _, _ in self._keys))
@@ -157,44 +156,30 @@ class KrakenSimulator:
         """Start the process; return when it accepts connections.
 
         Raises:
-            RuntimeError: it runs already, or the process could not start; the message says why.
+            RuntimeError: it is running already, or the process could not start; the message says why.
         """
         if self._process is not None:
             raise RuntimeError("the simulator is running already")
-        process = subprocess.Popen(  # noqa: S603 - our own module, run by this very interpreter
-            [sys.executable, "-P", "-m", _SERVER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
-            process_group=0,  # Ctrl-C is for the program under test; we end when it does
-        )
-        self._process = process
+        self._process = children.start(_SERVER)
         try:
-            self._address = self._host, self._shake_hands(process)
+            self._address = self._host, self._told_to_listen(self._process)
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
-        """End the process. Does nothing if it does not run."""
+        """End the process. Does nothing if it is not running."""
         process, self._process, self._address = self._process, None, None
         if process is None:
             return
-        process.terminate()
-        try:
-            process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+        process.terminate()  # closing its stdin isn't enough while a forked process holds it open, too
+        children.end([process])
 
     def requests(self) -> list[SimulatedRequest]:
         """Return the private requests since the start or the last reset, in order of arrival.
 
-        Arrival is the moment when the exchange saw them, after the latency of the way there.
-        Requests with an unknown API key or method are among them; public ones are not.
+        A request arrives when the exchange sees it, after the latency of the way there.
+        Requests with an unknown API key or method are included; public ones are not.
         """
         rows = self._control("GET", "requests")
         return [SimulatedRequest(**row | {"error": tuple(row["error"])}) for row in rows]
@@ -212,14 +197,14 @@ class KrakenSimulator:
         return [SimulatedWithdrawal(**row) for row in self._control("GET", "withdrawals")]
 
     def raise_nonce(self, nonce: int, key: str | None = None) -> None:
-        """Use a nonce as another program on the same API key would: it becomes the key's highest accepted one.
+        """Use a nonce as another program with the same API key would: it becomes the highest that the key has accepted.
 
         Args:
             nonce: such as `time.time_ns() + 60 * 10**9`, a minute ahead of clients that count nanoseconds.
             key: one of `accounts`; the first if None.
 
         Raises:
-            ValueError: it is not above the key's highest nonce or no 64-bit number, or there is no such key.
+            ValueError: the nonce is not above the key's highest or is not a 64-bit number, or there is no such key.
         """
         place = self._place(key)
         if not 0 <= nonce <= HIGHEST_NONCE:
@@ -229,7 +214,7 @@ class KrakenSimulator:
             raise ValueError(f"nonce must be above the key's highest, which is {before}, not {nonce}")
 
     def set_nonce_window(self, ticks: int, key: str | None = None, *, repeats: bool = False) -> None:
-        """Give one API key a nonce window of its own, until `configure` sets one for all keys.
+        """Give one API key its own nonce window, until `configure` sets one for all keys.
 
         Args:
             ticks: as `nonce_window`.
@@ -253,15 +238,15 @@ class KrakenSimulator:
         faults: Iterable[Fault] | None = None,
         **limits: Unpack[LimitSettings],
     ) -> None:
-        """Change settings from now on; what is not given stays as it is, and so does what was counted.
+        """Change settings from now on. Settings that are not given stay the same, and so do all counters.
 
-        Requests that are under way keep the latency and the fault that they were given. A limit set to None is off.
-        A nonce window applies to all API keys, also to those that had one of their own. A clock that is set anew jumps:
-        what was timed by it, as decay of counters or a listing delay, jumps as well.
-        `faults` replaces the whole list, `[]` ends them; their calls are counted from 1 again, and the dice begin anew.
+        Requests under way keep their latency and fault. A limit set to None is off. A nonce window applies to all API
+        keys, also to those with their own window. When `clock_offset` changes, the exchange's clock jumps, and with it
+        what it times, such as the decay of counters and listing delays. `faults` replaces the whole list, and `[]`
+        removes all faults. Calls are then counted from 1 again, and the random draws start over.
 
         Raises:
-            ValueError: a setting makes no sense.
+            ValueError: a setting is invalid.
         """
         old = self._settings
         given = {
@@ -287,29 +272,27 @@ class KrakenSimulator:
         self._faults = self._faults if checked is None else checked
 
     def reset(self) -> None:
-        """Forget requests, orders, balances, nonces and what was used up of the limits; settings stay.
+        """Forget requests, orders, balances, nonces and the use of limits. Settings stay.
 
-        Faults stay, too; their calls are counted from 1 again, and the dice begin anew. A request that a fault holds
-        meanwhile leaves no trace afterwards.
+        Faults stay, too, but their calls are counted from 1 again, and the random draws start over. A request that a
+        fault is delaying during the reset leaves no trace.
         """
         self._control("POST", "reset")
 
     def _running(self) -> tuple[str, int]:
         if self._address is None:
-            raise RuntimeError("the simulator does not run: use it in `with`, or call start()")
+            raise RuntimeError("the simulator is not running: use it in `with`, or call start()")
         return self._address
 
     def _place(self, key: str | None) -> int:
-        """Return the place of an API key among all; of the first if None."""
+        """Return the index of an API key; of the first one if None."""
         keys = list(self.accounts)
         if key is not None and key not in keys:
             raise ValueError("key must be one of the simulator's accounts")
         return 0 if key is None else keys.index(key)
 
-    def _shake_hands(self, process: subprocess.Popen[bytes]) -> int:
-        """Tell the process what to be; return the port that it listens on."""
-        assert process.stdin is not None  # noqa: S101 - both are pipes
-        assert process.stdout is not None  # noqa: S101
+    def _told_to_listen(self, process: children.Child) -> int:
+        """Tell the process what to simulate; return the port that it listens on."""
         startup = {
             "keys": self._keys,
             "settings": asdict(self._settings),
@@ -318,16 +301,11 @@ class KrakenSimulator:
             "host": self._host,
             "port": self._port,
         }
-        with contextlib.suppress(BrokenPipeError):  # it says why on its error output
-            process.stdin.write(json.dumps(startup).encode() + b"\n")
-            process.stdin.flush()
-        line = process.stdout.readline()
-        if not line:
-            raise RuntimeError("the simulator's process ended at once; see its error output")
-        said: dict[str, Any] = json.loads(line)
-        if "error" in said:
-            raise RuntimeError(f"the simulator {said['error']}")
-        return int(said["port"])
+        with contextlib.closing(children.said(process)) as said:
+            try:
+                return int(children.ask(process, startup, said)["port"])
+            except RuntimeError as error:
+                raise RuntimeError(f"the simulator could not start: {error}") from error
 
     def _control(self, verb: str, what: str, body: object = None) -> Any:
         host, port = self._running()
@@ -338,19 +316,19 @@ class KrakenSimulator:
         finally:
             connection.close()
         if "error" in answer:
-            raise RuntimeError(f"the simulator could not do {what}: {answer['error']}")
+            raise RuntimeError(f"the simulator failed at {what}: {answer['error']}")
         return answer
 
 
 def _named_keys(accounts: Mapping[str, str] | Iterable[str] | None, number: int) -> list[tuple[str, str, str]]:
-    """Return the account's name, the key and the secret of each API key, of which each account has a number."""
+    """Return account name, key and secret of each API key; `number` is how many generated keys an account gets."""
     if isinstance(accounts, str):
-        raise TypeError("accounts must be a mapping or a list of names, not one string")
+        raise TypeError("accounts must be a mapping or a list of names, not a string")
     if number < 1:
         raise ValueError(f"keys must be at least 1 for each account, not {number}")
     if isinstance(accounts, Mapping):
         if number > 1:
-            raise ValueError("keys must be 1 for accounts whose API keys are given")
+            raise ValueError("keys must be 1 when accounts gives the API keys")
         given = cast("Mapping[str, str]", accounts)
         keys = [(f"account-{n}", *pair) for n, pair in enumerate(given.items(), start=1)]
     else:
@@ -359,21 +337,21 @@ def _named_keys(accounts: Mapping[str, str] | Iterable[str] | None, number: int)
             raise ValueError("accounts must not name an account twice")
         keys = [(name, _token(_KEY_BYTES), _token(_SECRET_BYTES)) for name in names for _ in range(number)]
     if not keys:
-        raise ValueError("accounts must hold at least one account")
+        raise ValueError("accounts must have at least one account")
     for _, _, secret in keys:
         decode_secret(secret)
     return keys
 
 
 def _checked(faults: Iterable[Fault]) -> tuple[Fault, ...]:
-    """Return the faults if they are some, for methods that there are."""
+    """Return the faults, checked for their type and for unknown methods."""
     checked = tuple(faults)
     for fault in checked:
         if not isinstance(fault, Fault):
             raise ValueError(f"faults must be a list of Fault objects, not of {fault!r}")  # noqa: TRY004 - all are
         unknown = set(fault.methods or ()) - METHODS.keys()
         if unknown:
-            raise ValueError(f"the simulator has no method {min(unknown)} that a fault could hit")
+            raise ValueError(f"a fault names the method {min(unknown)}, which the simulator does not have")
     return checked
 
 

@@ -1,5 +1,5 @@
--- Nonces as decimal strings. A nonce has 19 digits; a Lua number is a double, exact to 2^53 (16 digits)
--- only, so nonces are never converted whole. Numbers below 2^53 (microseconds, counts) may be.
+-- Nonces as decimal strings. A nonce has 19 digits, but a Lua number is a double, which is exact only up to 2^53
+-- (16 digits). So a whole nonce is never converted to a number. Microseconds and counts are below 2^53 and may be.
 
 -- greater(a, b): a > b, for decimals without leading zeros.
 local function greater(a, b)

@@ -4,38 +4,38 @@
 -- State hash fields, next to `nonce`:
 --   lock      who has the lock: '<lease> <since> <term> <ticket> <member>', absent when it is free.
 --             lease   first nonce of the lease; '-' while the lock is only offered to the member; '~' while it is
---                     booked, that is, offered for a later time, and a waiter of high priority may go before it
---             since   begin of the lease or offer, server time in microseconds
+--                     offered for a later time and a high-priority waiter may go before the member
+--             since   start of the lease or offer, server time in microseconds
 --             term    its length in microseconds
---             ticket  the member's place in the queue, '0' if it never was there
+--             ticket  the member's place in the queue, '0' if it was never there
 --             member  '<process>:<number or token>'
---   ticket    places in the queue given out so far
---   overtaken how often in a row a high-priority waiter went before a waiting normal one and cost it time
---   lost      the last member whose lease ended without its release
+--   ticket    number of places in the queue given out so far
+--   overtaken how often in a row a high-priority waiter has gone before a normal one and delayed it
+--   lost      the last member whose lease ended without a release
 --   intent    what the holder is about to do: '<nonce> <key> <method> <ids>', absent when it changes nothing
---             nonce   of its first request, which is also the name of the entry among the pending ones
+--             nonce   nonce of its first request; a pending intent is found by it
 --             key     digest of the API key
 --             method  Kraken's name
---             ids     the cl_ord_id of each order, percent-encoded, with commas between them, '-' for none; with a
---                     '+' before the first if all were made up for this call alone
---   pending:<nonce>  an intent that nobody knows the outcome of: '<since> <state> <key> <method> <ids>'
+--             ids     the cl_ord_id of each order, percent-encoded, separated by commas, '-' for none; a '+' before
+--                     the first says that all were made up for this one call
+--   pending:<nonce>  an intent with an unknown outcome: '<since> <state> <key> <method> <ids>'
 --             since   server time in microseconds when it became pending
 --             state   'new', or 'reported' once a later holder could do no more about it
---   pending   number of the new ones, absent for 0
+--   pending   number of pending intents in the state 'new', absent for 0
 --
--- Queue, a sorted set, exists only while somebody waits:
+-- Queue, a sorted set, exists only while there are waiters:
 --   waiters   member -> ticket (normal priority) or ticket - 4e15 (high)
 --   processes process -> 4e15 + the time in microseconds when it joined
--- The entry of a process goes when one of its members lets an offer pass, so that a process which died with many
--- waiters costs the others one offer and not one each.
+-- When a member misses an offer, the entry of its process is removed. So a process that died with many waiters costs
+-- the others the time of one offer, and not of one for each waiter.
 
 local PROCESSES = 4e15      -- scores from here on are processes
 local WAITERS = '(4000000000000000'
-local OFFER = 750000        -- microseconds that a waiter has to take the lock, from the time it is offered for
+local OFFER = 750000        -- microseconds that a waiter has to take the lock, from the time that it is offered for
 local QUEUE_LIFE = '10000'  -- milliseconds after the last heartbeat of any waiter
 local MOST_OVERTAKINGS = 10
 
--- load(key): the state, or nil and the value when the stored nonce is not ours.
+-- load(key): reads the state; returns nil and the value when the stored nonce is not ours.
 local function load(key)
   local fields = redis.call('HMGET', key, 'nonce', 'lock', 'pace', 'cool_down', 'intent', 'pending')
   local state = {
@@ -52,7 +52,8 @@ local function load(key)
   return state
 end
 
--- lock(state, lease, since, term, ticket, member): the value of the field `lock`; the state follows.
+-- lock(state, lease, since, term, ticket, member): puts a lease or offer into `state`; returns the value for the field
+-- `lock`.
 local function lock(state, lease, since, term, ticket, member)
   state.since, state.term, state.member = since, term, member
   state.lease = lease ~= '-' and lease ~= '~' and lease or nil
@@ -73,7 +74,7 @@ local function anyone_waits(queue)
   return redis.call('ZRANGEBYSCORE', queue, '-inf', WAITERS, 'LIMIT', 0, 1)[1] ~= nil
 end
 
--- shelve(state, now): makes the intent of the lease a pending one.
+-- shelve(state, now): makes the intent of the lease pending.
 local function shelve(state, now)
   if not state.intent then return end
   local nonce, intent = state.intent:match('^(%d+) (.+)$')
@@ -95,10 +96,10 @@ local function strike(key, nonce)
   return true
 end
 
--- close_if_over(state, queue, now): settles a lease or offer that ran out; returns whether none runs.
+-- close_if_over(state, queue, now): closes a lease or offer that ran out; returns whether none is running.
 local function close_if_over(state, queue, now)
   if not state.member then return true end
-  if greater(state.since, now) then -- the server's clock went back: the lease must not last longer for it
+  if greater(state.since, now) then -- the server's clock was set back; that must not make the lease longer
     local lease = state.lease or state.overtakable and '~' or '-'
     redis.call('HSET', state.key, 'lock', lock(state, lease, now, state.term, state.ticket, state.member))
   end
@@ -112,12 +113,12 @@ local function close_if_over(state, queue, now)
   return true
 end
 
--- count_overtaking(state): counts that a waiter of high priority goes before a normal one; returns whether it may.
+-- count_overtaking(state): counts that a high-priority waiter goes before a normal one; returns whether it may.
 local function count_overtaking(state)
   return redis.call('HINCRBY', state.key, 'overtaken', 1) <= MOST_OVERTAKINGS
 end
 
--- first_waiter(state, queue): who is next, its ticket, and whether anybody else waits.
+-- first_waiter(state, queue): the next member, its ticket, and whether there are other waiters.
 local function first_waiter(state, queue)
   local two = redis.call('ZRANGEBYSCORE', queue, '-inf', WAITERS, 'WITHSCORES', 'LIMIT', 0, 2)
   local member, score, more = two[1], tonumber(two[2]), two[3] ~= nil
@@ -130,10 +131,10 @@ local function first_waiter(state, queue)
   return member, score, more
 end
 
--- dequeue(state, queue): takes the next living waiter out of the queue and returns it and its ticket, or nil.
+-- dequeue(state, queue): removes the next waiter whose process is alive; returns it and its ticket, or nil.
 local function dequeue(state, queue)
   if redis.call('EXISTS', queue) == 0 then return nil end
-  while true do -- each round removes a waiter, so its cost was paid when that one joined
+  while true do -- each round removes a waiter that joined once, so rounds are at most as many as joins
     local member, ticket, more = first_waiter(state, queue)
     if not member then return nil end
     local alive = redis.call('ZSCORE', queue, process_of(member))
@@ -146,7 +147,7 @@ local function dequeue(state, queue)
   end
 end
 
--- wake(member): lets a member ask again.
+-- wake(member): tells a member to ask again.
 local function wake(member)
   redis.call('PUBLISH', 'kraken-nonce:wake:' .. process_of(member), member)
 end
@@ -157,8 +158,8 @@ local function offer(state, member, ticket, now)
   wake(member)
 end
 
--- queue_up(queue, member, score, now): puts a waiter into the queue and marks its process as alive; returns when
--- that one joined.
+-- queue_up(queue, member, score, now): puts a waiter into the queue and marks its process as alive; returns the score
+-- of the process, which says when it joined.
 local function queue_up(queue, member, score, now)
   local process = process_of(member)
   redis.call('ZADD', queue, 'NX', whole(score), member, whole(PROCESSES + now), process)
@@ -166,7 +167,7 @@ local function queue_up(queue, member, score, now)
   return redis.call('ZSCORE', queue, process)
 end
 
--- hand_over(state, queue): the lock goes to the next waiter or becomes free.
+-- hand_over(state, queue): offers the lock to the next waiter, or frees it.
 local function hand_over(state, queue)
   local member, ticket = dequeue(state, queue)
   if member then

@@ -10,15 +10,15 @@ local function clock()
   return time[1] .. ('00000' .. time[2]):sub(-6)
 end
 
--- foreign(stored): whether a stored value is no nonce of ours.
+-- foreign(stored): whether a stored value is not one of our nonces.
 local function foreign(stored)
   return stored and (not stored:match('^[1-9]%d*$') or greater(stored, HIGHEST))
 end
 
--- allocate(stored, floor, now, count): first and last of `count` nonces, or nil when they would pass int64.
--- They begin at the server's time `now` (microseconds) or above the stored nonce, whichever is higher. `floor` is the
--- highest nonce that the caller has seen ('0': none). A floor above the stored nonce proves that state was lost;
--- the margin covers what other callers have seen meanwhile.
+-- allocate(stored, floor, now, count): first and last of `count` nonces, or nil when they would exceed int64.
+-- They begin at the server's time `now` (microseconds) or just above the stored nonce, whichever is higher. `floor` is
+-- the highest nonce that the caller has seen ('0': none). A floor above the stored nonce proves that state was lost;
+-- the margin covers nonces that other callers have seen.
 local function allocate(stored, floor, now, count)
   local first = now .. '000'
   if stored and not greater(first, stored) then first = add(stored, 1) end

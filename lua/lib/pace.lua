@@ -1,21 +1,22 @@
 -- include: decimal
--- How often calls may start. All times are server time in microseconds, as numbers (exact below 2^53).
+-- How often calls may start. All times are server time in microseconds, as Lua numbers (exact below 2^53).
 --
 -- State hash fields:
 --   pace      '<started> <opened> <drained> <start> ...', 0 for never:
---             started  the last start
---             opened   begin of the startup window
+--             started  when the last call started
+--             opened   when the startup window opened
 --             drained  when Kraken's counter, as we count it, is back at zero
---             start    the latest starts in the startup window, oldest first
+--             start    when the latest calls in the startup window started, oldest first
 --   cool_down '<since> <term> <reason>': no call starts before since + term
 --
--- Settings, one argument: '' for no pace, or seven whole numbers, times in microseconds:
+-- Settings are one argument: '' for no pace, or seven whole numbers, times in microseconds:
 --   '<min_interval> <startup_window> <startup_rate> <startup_interval> <capacity> <cost> <protected>'
---   capacity   what the counter may hold, as the time that it takes to drain; 0 for no counter
---   cost       what this call adds, as the time that it takes to drain
---   protected  1 when the startup window counts for this call
+--   capacity   maximum of the counter, as the time that it takes to drain; 0 for no counter
+--   cost       what this call adds to the counter, as the time that it takes to drain
+--   protected  1 when startup protection applies to this call
 
--- A second in which starts are counted; longer, since requests travel unequally long and Kraken counts arrivals.
+-- The second in which starts are counted. It is longer than 1 s because Kraken counts when requests arrive, and some
+-- travel longer than others.
 local SECOND = 1050000
 
 local function numbers(text)
@@ -24,8 +25,8 @@ local function numbers(text)
   return list
 end
 
--- read_pace(field, settings, now): what is stored, without times that only a clock set back could explain, and whether
--- there were any.
+-- read_pace(field, settings, now): the stored pace, and whether the server's clock was set back since. If so,
+-- times that are in the future now are corrected or left out.
 local function read_pace(field, settings, now)
   local stored = field and numbers(field) or { 0, 0, 0 }
   local capacity, cost = settings[5], settings[6]
@@ -41,7 +42,7 @@ local function read_pace(field, settings, now)
   return pace, stored[1] > now
 end
 
--- written(pace): the value of the field `pace`.
+-- written(pace): the value for the field `pace`.
 local function written(pace)
   local words = { whole(pace.started), whole(pace.opened), whole(pace.drained) }
   for _, at in ipairs(pace.starts) do words[#words + 1] = whole(at) end
@@ -67,13 +68,13 @@ local function earliest(pace, settings, now)
   return at, cause
 end
 
--- delays(booked, time, settings): whether a call that starts at a time makes one wait longer that is booked for a time;
--- `settings` of the former, nil for no pace.
+-- delays(booked, time, settings): whether a call that starts at `time` delays another one that is booked for `booked`;
+-- `settings` are those of the first call, nil for no pace.
 local function delays(booked, time, settings)
   return settings and settings[6] > 0 or time + (settings and settings[1] or 0) > booked
 end
 
--- start(pace, settings, now): the value of the field `pace` once a call has started.
+-- start(pace, settings, now): notes that a call starts; returns the value for the field `pace`.
 local function start(pace, settings, now)
   local _, window, rate, _, _, cost = unpack(settings)
   local latest, starts = pace.starts, {}
@@ -86,8 +87,8 @@ local function start(pace, settings, now)
   return written(pace)
 end
 
--- cooling(field, now): microseconds until a cool-down is over, 0 when there is none, its reason, and the field's new
--- value when the server's clock went back, so that the cool-down doesn't last longer for it.
+-- cooling(field, now): microseconds until the cool-down ends (0 for none) and its reason. If the server's clock was set
+-- back, also the field's new value, so that the cool-down doesn't get longer.
 local function cooling(field, now)
   if not field then return 0, '' end
   local since, term, reason = field:match('^(%d+) (%d+) (.*)$')

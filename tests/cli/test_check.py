@@ -657,7 +657,7 @@ class TestUsage:
     ) -> None:
         """It is exit code 2 with a reason, before any call."""
         if not reason:
-            change, reason = dict.fromkeys(environment(sim)), "environment: there is no account in it; it needs"
+            change, reason = dict.fromkeys(environment(sim)), "environment: there is no account in it; add"
         result = check(*args, **change)
         assert result.exit_code == 2
         assert reason in result.stderr

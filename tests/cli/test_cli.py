@@ -698,7 +698,7 @@ def test_server_refuses_a_folder_with_blanks(cli: Cli) -> None:
     """What the server could not be told is refused with the reason."""
     result = cli("server", "--dir", "my nonces")
     assert result.exit_code == 2
-    assert "no blanks" in result.stderr
+    assert "must not contain spaces" in result.stderr
 
 
 @pytest.mark.test_all

@@ -138,7 +138,7 @@ CASES = {
     "sentinel itself": Case(info(server_mode="sentinel", role=None), "role", "problem", "it holds no data"),
     "aof": Case({}, "persistence", "ok", "AOF, fsync everysec"),
     "aof always": Case(config(appendfsync="always"), "persistence", "ok", "AOF, fsync always"),
-    "aof without fsync": Case(config(appendfsync="no"), "persistence", "warning", "when the system likes"),
+    "aof without fsync": Case(config(appendfsync="no"), "persistence", "warning", "when the operating system decides"),
     "aof, settings unseen": Case({"config": Refused("no permission")}, "persistence", "ok", "fsync unknown"),
     "rdb": Case(info(aof_enabled=0) | config(save="3600 1"), "persistence", "warning", "RDB only (save 3600 1)"),
     "nothing": Case(info(aof_enabled=0), "persistence", "warning", "a restart forgets everything"),
@@ -156,7 +156,7 @@ CASES = {
     "nearly full": Case(info(maxmemory=1_100_000), "eviction", "warning", "91 % of maxmemory"),
     "full": Case(info(maxmemory=900_000), "eviction", "problem", "nothing can be written"),
     "no replicas": Case({}, "replicas", "note", "none"),
-    "replicas": Case(info(connected_slaves=1, slave0=REPLICA), "replicas", "ok", "1, in step"),
+    "replicas": Case(info(connected_slaves=1, slave0=REPLICA), "replicas", "ok", "1, in sync"),
     "replica behind in bytes": Case(
         info(connected_slaves=1, slave0=REPLICA, master_repl_offset=2_001_000), "replicas", "warning", "2000000 bytes"
     ),
@@ -209,12 +209,12 @@ CASES = {
         "warning",
         "the port",
     ),
-    "keys": Case({}, "keys", "ok", "1 of namespace kraken-nonce"),
+    "keys": Case({}, "keys", "ok", "1 in namespace kraken-nonce"),
     "many keys": Case(keys(complete=False), "keys", "ok", "there are more"),
     "raised": Case(keys(lead=600 * SECOND), "keys", "warning", "kraken-nonce:{global}: the last nonce is 600 s ahead"),
     "poisoned": Case(keys(lead=91 * 86_400 * SECOND), "keys", "problem", "ahead of the server's clock"),
-    "foreign": Case(keys(foreign=2), "keys", "problem", "2 hold what this library did not write"),
-    "strangers": Case(keys(strangers=3), "keys", "warning", "3 with names that are not ours"),
+    "foreign": Case(keys(foreign=2), "keys", "problem", "2 with a value that this library did not write"),
+    "strangers": Case(keys(strangers=3), "keys", "warning", "3 in our namespace with names"),
     "timeouts": Case({}, "timeouts", "ok", "socket_timeout 3 s"),
     "no timeout": Case({"socket_timeout": None}, "timeouts", "warning", "socket_timeout is not set"),
     "no timeout to connect": Case({"connect_timeout": None}, "timeouts", "warning", "socket_connect_timeout is not"),
@@ -295,10 +295,10 @@ def test_a_server_as_it_comes(real_server: Server) -> None:
     assert of(found, "scripts") == {"ok": "all run"}
     assert of(found, "offers") == {"ok": "a published message came back"}
     assert of(found, "permissions") == {
-        "ok": "user default has all that is needed",
+        "ok": "user default has all permissions that are needed",
         "note": "user default may do everything and needs no password",
     }
-    assert of(found, "keys") == {"ok": "0 of namespace kraken-nonce"}
+    assert of(found, "keys") == {"ok": "0 in namespace kraken-nonce"}
     assert of(found, "timeouts") == {
         "ok": f"socket_connect_timeout {SOCKET_TIMEOUT:g} s, socket_timeout {SOCKET_TIMEOUT:g} s"
     }
@@ -320,9 +320,9 @@ def test_it_reads_the_bots_keys_and_changes_none(valkey: Server) -> None:
     assert result.exit_code == 1
     assert KEY not in result.output, "the name of another program's key may be a secret"
     found = doctor(valkey.url, code=1)
-    assert of(found, "keys")["ok"] == "3 of namespace kraken-nonce"
-    assert of(found, "keys")["problem"].startswith("2 hold what this library did not write: kraken-nonce:{")
-    assert of(found, "keys")["warning"] == "1 with names that are not ours begin like ours"
+    assert of(found, "keys")["ok"] == "3 in namespace kraken-nonce"
+    assert of(found, "keys")["problem"].startswith("2 with a value that this library did not write: kraken-nonce:{")
+    assert of(found, "keys")["warning"] == "1 in our namespace with names that are not ours"
 
 
 def test_a_raised_nonce(valkey: Server) -> None:
@@ -331,7 +331,7 @@ def test_a_raised_nonce(valkey: Server) -> None:
     allocator.jump_forward(600 * SECOND)
     found = of(doctor(valkey.url, "--namespace", "mine"), "keys")
     assert found["warning"].startswith(Keyspace.of("mine", "an API key").state)
-    assert of(doctor(valkey.url), "keys") == {"ok": "0 of namespace kraken-nonce"}
+    assert of(doctor(valkey.url), "keys") == {"ok": "0 in namespace kraken-nonce"}
 
 
 def test_a_replica(private_server: PrivateServer) -> None:
@@ -339,7 +339,7 @@ def test_a_replica(private_server: PrivateServer) -> None:
     master, replica = private_server(), private_server()
     replica.client().replicaof("127.0.0.1", master.port)
     eventually(lambda: replica.client().info()["master_link_status"] == "up", timeout=30)
-    eventually(lambda: of(doctor(master.url), "replicas").get("ok") == "1, in step", timeout=30)
+    eventually(lambda: of(doctor(master.url), "replicas").get("ok") == "1, in sync", timeout=30)
     found = doctor(replica.url, code=1)
     assert of(found, "role")["problem"] == "a replica: nothing can be written; its link to the master is up"
     assert "read-only replica" in of(found, "scripts")["problem"]
@@ -404,7 +404,7 @@ def test_the_least_permissions(real_server: Server) -> None:
     found = doctor(bot(real_server, *LEAST))
     unseen = {finding.topic for finding in found if finding.found.startswith("could not be seen")}
     assert unseen == {"server", "settings", "latency", "permissions", "keys"}
-    assert of(found, "permissions")["ok"] == "the user has all that is needed"
+    assert of(found, "permissions")["ok"] == "the user has all permissions that are needed"
     assert of(found, "scripts") == {"ok": "all run"}
     assert {finding.level for finding in found} == {"ok", "note"}
     assert real_server.client().keys("*") == []
@@ -461,8 +461,8 @@ def test_a_managed_server(private_server: PrivateServer, kind: Kind) -> None:
     found = doctor(bot(server, "~*", "&*", "+@all", "-config"))
     assert "LATENCY LATEST: the server has no such command" in of(found, "latency")["note"]
     assert "CONFIG GET: no permission" in of(found, "settings")["note"]
-    assert of(found, "persistence") == {"warning": "no AOF; whether RDB could not be seen"}
-    assert of(found, "permissions")["ok"] == "user bot has all that is needed"
+    assert of(found, "persistence") == {"warning": "no AOF; RDB settings could not be seen"}
+    assert of(found, "permissions")["ok"] == "user bot has all permissions that are needed"
 
 
 def test_a_server_without_scripts(private_server: PrivateServer) -> None:

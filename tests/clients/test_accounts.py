@@ -144,7 +144,7 @@ class TestEnvironment:
         assert (accounts.master, list(accounts.users)) == (None, ["alice"])
 
     def test_the_short_name_of_a_secret(self) -> None:
-        """`_SECRET` is read as well as `_API_SECRET`, for master and users."""
+        """`_SECRET` works as well as `_API_SECRET`, for master and users."""
         environ = {name.replace("_API_SECRET", "_SECRET"): value for name, value in variables("alice").items()}
         assert Accounts.from_environment(environ) == Accounts.from_environment(variables("alice"))
 
@@ -190,13 +190,13 @@ class TestEnvironment:
             ({"KRAKEN_USER_ALICE_API_KEY": key_of("master")}, ("KRAKEN_USER_ALICE_API_KEY", "same API key as master")),
             ({"KRAKEN_USER_ALICE_SECRET": secret_of("bob")}, ("KRAKEN_USER_ALICE_API_SECRET", "KRAKEN_USER_ALICE_SEC")),
             ({"KRAKEN_USER_alice_API_KEY": key_of("bob")}, ("KRAKEN_USER_ALICE_API_KEY", "KRAKEN_USER_alice_API_KEY")),
-            ({"KRAKEN_USER_BOB_KEY": key_of("bob")}, ("KRAKEN_USER_BOB_KEY: is no variable of an account",)),
-            ({"KRAKEN_MASTER_KEY": key_of("bob")}, ("KRAKEN_MASTER_KEY: is no variable of an account",)),
-            ({"KRAKEN_USER_API_KEY": key_of("bob")}, ("KRAKEN_USER_API_KEY: is no variable of an account",)),
-            ({"KRAKEN_USER__API_KEY": key_of("bob")}, ("KRAKEN_USER__API_KEY: is no variable of an account",)),
-            ({"KRAKEN_USER_MASTER_API_KEY": key_of("bob")}, ("KRAKEN_USER_MASTER_API_KEY: is no variable", "MASTER")),
-            ({"kraken_user_bob_api_key": key_of("bob")}, ("kraken_user_bob_api_key: is no variable",)),
-            ({f"KRAKEN_USER_{'X' * 60}_API_KEY": "k"}, ("KRAKEN_USER_...: is no variable of an account",)),
+            ({"KRAKEN_USER_BOB_KEY": key_of("bob")}, ("KRAKEN_USER_BOB_KEY: is not a variable of an account",)),
+            ({"KRAKEN_MASTER_KEY": key_of("bob")}, ("KRAKEN_MASTER_KEY: is not a variable of an account",)),
+            ({"KRAKEN_USER_API_KEY": key_of("bob")}, ("KRAKEN_USER_API_KEY: is not a variable of an account",)),
+            ({"KRAKEN_USER__API_KEY": key_of("bob")}, ("KRAKEN_USER__API_KEY: is not a variable of an account",)),
+            ({"KRAKEN_USER_MASTER_API_KEY": key_of("bob")}, ("KRAKEN_USER_MASTER_API_KEY: is not", "not MASTER")),
+            ({"kraken_user_bob_api_key": key_of("bob")}, ("kraken_user_bob_api_key: is not a variable",)),
+            ({f"KRAKEN_USER_{'X' * 60}_API_KEY": "k"}, ("KRAKEN_USER_...: is not a variable of an account",)),
         ],
     )
     def test_a_mistake_names_the_variable(self, change: dict[str, str], parts: tuple[str, ...]) -> None:
@@ -267,12 +267,12 @@ class TestFile:
         ("text", "parts"),
         [
             ("", ("there is no account",)),
-            ("[master", ("is no TOML, at end of document",)),
-            (f'[master]\nkey = "{key_of("bob")}', ("is no TOML, at",)),
-            (f"[master]\nsecret = {secret_of('bob')}", ("is no TOML, at line 2",)),
-            (f'[master]\n"{secret_of("bob")}" = 1\n"{secret_of("bob")}" = 1', ("is no TOML, at ",)),
-            ("[" * 2000, ("is no TOML",)),
-            ("[user.bob]\nkey = 1", ("user is unknown; there are master, users, pace",)),
+            ("[master", ("is not valid TOML, at end of document",)),
+            (f'[master]\nkey = "{key_of("bob")}', ("is not valid TOML, at",)),
+            (f"[master]\nsecret = {secret_of('bob')}", ("is not valid TOML, at line 2",)),
+            (f'[master]\n"{secret_of("bob")}" = 1\n"{secret_of("bob")}" = 1', ("is not valid TOML, at ",)),
+            ("[" * 2000, ("is not valid TOML",)),
+            ("[user.bob]\nkey = 1", ("user is unknown; known are master, users, pace",)),
             (f'"{secret_of("bob")}" = 1', ("an entry in it is unknown",)),
             ("users = 3", ("[users]: must be a table",)),
             ("[users]\nbob = 'x'", ("[users.bob]: must be a table",)),
@@ -289,7 +289,7 @@ class TestFile:
             (f"[master]\nkey = 'x'\nsecret_file = '{secret_of('bob')}'", ("secret_file: the file named there can't",)),
             ("[master]\nkey = 'x'\nsecret_file = \"a\\u0000b\"", ("secret_file: the file named there can't",)),
             ("[master]\nkey = 'x'\nsecret_file = '.'", ("the file named there can't be read: Is a directory",)),
-            (f"[master]\n{table('bob')}kee = 1", ("[master]: kee is unknown; there are key, key_env",)),
+            (f"[master]\n{table('bob')}kee = 1", ("[master]: kee is unknown; known are key, key_env",)),
             (f"[users.master]\n{table('bob')}", ("[users.master]: a user can't be named master",)),
             (f"[users.'{secret_of('bob')}']\n{table('bob')}", ("[users]: an account's name must be",)),
             (f"[users.bob]\n{table('bob')}[users.BOB]\n{table('alice')}", ("[users.BOB]", "an account bob already")),
@@ -302,10 +302,10 @@ class TestFile:
             (f"[users.bob]\n{table('bob')}pace = {{ min_interval = -1 }}", ("[users.bob] min_interval: is out",)),
             (
                 f"[users.bob]\n{table('bob')}pace = {{ costs = {{ '{secret_of('bob')}' = -1 }} }}",
-                ("[users.bob] costs: is out of its range",),
+                ("[users.bob] costs: is out of range",),
             ),
-            (f"[users.bob]\n{table('bob')}tier = 'pro'\npace = {{ tier = 'pro' }}", ("keep one of them",)),
-            (f"[master]\n{table('bob')}[pace]\nmin_interval = 'x'", ("[pace] min_interval: is out of its range",)),
+            (f"[users.bob]\n{table('bob')}tier = 'pro'\npace = {{ tier = 'pro' }}", ("keep only one of them",)),
+            (f"[master]\n{table('bob')}[pace]\nmin_interval = 'x'", ("[pace] min_interval: is out of range",)),
         ],
     )
     def test_a_mistake_names_file_and_table(self, tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
@@ -316,7 +316,7 @@ class TestFile:
             Accounts.from_file(file)
         refused(caught.value, str(file), *parts)
 
-    @pytest.mark.parametrize(("content", "problem"), [(None, "No such file"), (b"\xff\xfe", "is no text in UTF-8")])
+    @pytest.mark.parametrize(("content", "problem"), [(None, "No such file"), (b"\xff\xfe", "is not UTF-8 text")])
     def test_a_file_that_cannot_be_read(self, tmp_path: Path, content: bytes | None, problem: str) -> None:
         """A missing file and one of another kind are named."""
         file = tmp_path / "accounts.toml"

@@ -49,7 +49,7 @@ def test_a_number_is_one_moment_near_the_present_or_refused(number: int) -> None
     """A value that is no recent time in any unit is refused; none is stretched to fit."""
     fits = [length for _, length in UNITS if migration._EARLIEST <= number * length <= NOW + migration._SLACK]
     if not fits:
-        with pytest.raises(InvalidArgument, match="is no time from 2011"):
+        with pytest.raises(InvalidArgument, match="is not a time between 2011"):
             migration.recognise(str(number), NOW)
     else:
         assert migration.recognise(str(number), NOW).nonce == number * fits[0]
@@ -110,26 +110,26 @@ def test_the_usual_files(content: str, unit: str, nonce: int) -> None:
     [
         (b"", "is empty"),
         (b" \n", "is empty"),
-        (b"\xff\xfe1\x007\x00", "no text in UTF-8"),
+        (b"\xff\xfe1\x007\x00", "not UTF-8 text"),
         (b"9" * 70_000, "longer than 65536 bytes"),
         (b"1759999999123\n1759999999124\n", "neither one decimal number nor JSON"),
         (b"1_759_999_999_123", "neither one decimal number nor JSON"),
         (b"1e99999999999999999999999", "neither one decimal number nor JSON"),
         (b"[" * 60_000, "neither one decimal number nor JSON"),
-        (b"-1759999999123", "is no time"),
-        (b"0", "is no time"),
-        (b"62000.1", "is no time"),
-        (b"1e-999999999", "is no time"),
-        (b"9" * 5_000, "a number of 5000 characters is no time"),
+        (b"-1759999999123", "is not a time"),
+        (b"0", "is not a time"),
+        (b"62000.1", "is not a time"),
+        (b"1e-999999999", "is not a time"),
+        (b"9" * 5_000, "a number of 5000 characters is not a time"),
         (b"1.759999999123457e+18", "last digits are lost"),
         (b"NaN", "last digits are lost"),
         (b"Infinity", "last digits are lost"),
         ('"\u0661\u0667\u0665"'.encode(), "without sign, exponent or separators"),
-        (b"{}", "holds no number under any of the names"),
-        (b"null", "holds no number under any of the names"),
-        (b"[1759999999123]", "holds no number under any of the names"),
-        (b'{"nonce": true}', "holds no number under any of the names"),
-        (b'{"a": {"nonce": 1759999999123}, "b": {"nonce": 1759999999124}}', "holds 2 different nonces"),
+        (b"{}", "has no number under any of the names"),
+        (b"null", "has no number under any of the names"),
+        (b"[1759999999123]", "has no number under any of the names"),
+        (b'{"nonce": true}', "has no number under any of the names"),
+        (b'{"a": {"nonce": 1759999999123}, "b": {"nonce": 1759999999124}}', "has 2 different nonces"),
     ],
 )
 def test_what_is_unclear_is_refused_with_the_reason(content: bytes, reason: str) -> None:

@@ -132,7 +132,7 @@ def test_unescaped_passwords_work_or_are_refused(password: str, shape: str) -> N
         (f"redis+sentinel://:{PASSWORD}@/main", ["needs host", "several with commas"]),
         (f"redis+sentinel://user:12/{PASSWORD}@known-host", ["write / as %2F"]),
         (f"redis+sentinel://:{PASSWORD}@a", ["the name that the Sentinels know"]),
-        (f"redis+cluster://:{PASSWORD}@a/1", ["the database 0 alone"]),
+        (f"redis+cluster://:{PASSWORD}@a/1", ["only the database 0"]),
     ],
 )
 def test_what_is_wrong_is_said(url: str, parts: list[str]) -> None:
@@ -520,7 +520,7 @@ def test_nothing_shows_a_password(
         ("DENIED Redis is running in protected mode because", StorePermissionDenied, "is in protected mode"),
         ("ERR Client sent AUTH, but no password is set", StorePermissionDenied, "has no password; leave it out"),
         ("NOPROTO unsupported protocol version", StoreUnsupported, "doesn't know HELLO; use the option protocol=2"),
-        ("ERR SELECT is not allowed in cluster mode", StoreUnsupported, "a cluster has the database 0 alone"),
+        ("ERR SELECT is not allowed in cluster mode", StoreUnsupported, "a cluster has only the database 0"),
         ("LOADING Redis is loading the dataset in memory", StoreUnavailable, "the server is still loading"),
         ("ERR something new", StoreError, "the server refused"),
     ],

@@ -545,13 +545,13 @@ class TestProcess:
     def test_stop(self) -> None:
         """A stopped simulator can be asked nothing, stopped again, and started again."""
         sim = KrakenSimulator()
-        with pytest.raises(RuntimeError, match="does not run"):
+        with pytest.raises(RuntimeError, match="is not running"):
             _ = sim.url
         for _ in range(2):
             with sim, pytest.raises(RuntimeError, match="running already"):
                 sim.start()
         sim.stop()
-        with pytest.raises(RuntimeError, match="does not run"):
+        with pytest.raises(RuntimeError, match="is not running"):
             sim.requests()
 
     def test_port_taken(self, sim: KrakenSimulator) -> None:
