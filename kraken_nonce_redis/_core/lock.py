@@ -247,6 +247,11 @@ class LockCore(Generic[L]):
         lease: L | None = self._process_state().held.get((owner, self.keys.state))
         return lease
 
+    def _depth(self, owner: object) -> int:
+        """Return how many holds of its lease an owner has not left yet."""
+        lease = self._held(owner)
+        return 0 if lease is None else lease._depth
+
     def _own(self, owner: object, doing: str) -> L:
         lease = self._held(owner)
         if lease is None:
@@ -261,15 +266,17 @@ class LockCore(Generic[L]):
 
         Raises, besides what the flow raises, what `CallLock.hold` does at its beginning.
         """
-        lease = yield from self._holding(owner, wishes)
-        before = lease.record
+        depth, before = self._depth(owner), _NO_CALL
         try:
+            lease = yield from self._holding(owner, wishes)
+            before = lease.record
             result = yield from body(lease)
             yield from self._leaving(owner, lease, failed=True)
         except BaseException as error:
-            if not isinstance(error, Exception) and lease.record != before:
-                lease.record = lease.record.unheard()  # of this flow's call, not of one before it
-            if self._held(owner) is lease:
+            if self._depth(owner) > depth:
+                lease = self._own(owner, "release")
+                if not isinstance(error, Exception) and lease.record != before:
+                    lease.record = lease.record.unheard()  # of this flow's call, not of one before it
                 if isinstance(error, GeneratorExit):
                     self._abandon(owner, lease)
                 else:
@@ -287,13 +294,19 @@ class LockCore(Generic[L]):
             return held
         process_state = self._process_state()
         member, durability = process_state.new_member(wishes.token), of_every_nonce(self.durability)
-        acquired = yield from acquiring(
-            process_state, self.keys, member, wishes, ttl=self.ttl, pace=pace, durability=durability
-        )
-        lease = self._lease(acquired)
-        if wishes.intent:
-            lease.record = CallRecord(lease.nonce)
-        process_state.held[owner, self.keys.state] = lease
+        try:
+            acquired = yield from acquiring(
+                process_state, self.keys, member, wishes, ttl=self.ttl, pace=pace, durability=durability
+            )
+            lease = self._lease(acquired)
+            if wishes.intent:
+                lease.record = CallRecord(lease.nonce)
+            process_state.held[owner, self.keys.state] = lease
+        except BaseException as error:
+            if not isinstance(error, Exception | GeneratorExit):
+                # It may have struck after the grant, where nobody else gives the lock back.
+                process_state.give_back(commands.release(self.keys, member), self.ttl)
+            raise
         if wishes.auto_renew:
             process_state.agenda.add(clock.now() + self.ttl / 3, _Renewal(lease))
         return lease

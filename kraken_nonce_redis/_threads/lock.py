@@ -115,13 +115,13 @@ class CallLock(LockCore[Lease]):
         """
         owner = threading.current_thread()
         wishes = Wishes(timeout, cost, priority, auto_renew, startup_protection)
-        lease = self.store.drive(self._holding(owner, wishes))
-        failed = True
+        depth, failed = self._depth(owner), True
         try:
-            yield lease
+            yield self.store.drive(self._holding(owner, wishes))
             failed = False
         finally:
-            self.store.drive(self._leaving(owner, lease, failed=failed))
+            if self._depth(owner) > depth:  # also when an interruption came before the lease could be returned
+                self.store.drive(self._leaving(owner, self._own(owner, "release"), failed=failed))
 
     @property
     def lease(self) -> Lease | None:
@@ -163,10 +163,16 @@ class CallLock(LockCore[Lease]):
         """
         timeout = arguments.timeout(blocking_timeout, "blocking_timeout") if blocking else 0
         wishes = Wishes(timeout, token=arguments.token(token))
+        owner = threading.current_thread()
+        depth = self._depth(owner)
         try:
-            self.store.drive(self._holding(threading.current_thread(), wishes))
+            self.store.drive(self._holding(owner, wishes))
         except HoldTimeout:
             return False
+        except BaseException:
+            if self._depth(owner) > depth:  # an interruption came when the lease was there
+                self.store.drive(self._leaving(owner, self._own(owner, "release"), failed=True))
+            raise
         return True
 
     def release(self) -> None:
