@@ -278,7 +278,7 @@ class LockCore(Generic[L]):
                 if not isinstance(error, Exception) and lease.record != before:
                     lease.record = lease.record.unheard()  # of this flow's call, not of one before it
                 if isinstance(error, GeneratorExit):
-                    self._abandon(owner, lease)
+                    self._abandon(owner, depth)
                 else:
                     yield from self._leaving(owner, lease, failed=True)
             raise
@@ -313,16 +313,16 @@ class LockCore(Generic[L]):
 
     def _releasing(self, owner: object, lease: L) -> Flow[None]:
         """End one hold, and with the last one the lease. Raises `LeaseLost` and `StoreError`."""
-        left = self._end(owner, lease)
-        if left is None:
-            return
-        command = self._release(lease)
+        left, command = lease.remaining(), self._release(lease)
         try:
+            if not self._end(owner, lease):
+                return
             release: Release = yield Run(command)
         except BaseException as error:
-            if not isinstance(error, Exception):
-                lease.record = lease.record.unheard()
-            self._process_state().give_back(self._release(lease), left)
+            if self._held(owner) is not lease:
+                if not isinstance(error, Exception):
+                    lease.record = lease.record.unheard()
+                self._process_state().give_back(self._release(lease), left)
             raise
         # A release sent twice may have worked the first time. After a single one, another caller has ended the lease.
         if release == "lost" or (release == "gone" and not (command.repeated and left)):
@@ -332,20 +332,25 @@ class LockCore(Generic[L]):
                 self.keys.state,
             )
 
-    def _abandon(self, owner: object, lease: L) -> None:
-        """End one hold where nothing can be waited for any more: the agenda releases the lock."""
-        left = self._end(owner, lease)
-        if left is not None:
-            self._process_state().give_back(self._release(lease), left)
+    def _abandon(self, owner: object, depth: int) -> None:
+        """End the holds of an owner that are more than ``depth``; the lock is released in the background."""
+        while self._depth(owner) > depth:
+            lease = self._own(owner, "release")
+            left = lease.remaining()
+            if self._end(owner, lease):
+                self._process_state().give_back(self._release(lease), left)
 
-    def _end(self, owner: object, lease: L) -> float | None:
-        """End one hold. With the last one, return the seconds left of the lease that is to be released now."""
-        lease._depth -= 1
-        if lease._depth:
-            return None
+    def _end(self, owner: object, lease: L) -> bool:
+        """End one hold; return whether the lease is to be released now.
+
+        When an interruption strikes in here, the owner still has its hold, or nobody has the lease any more.
+        """
+        if lease._depth > 1:
+            lease._depth -= 1
+            return False
         self._process_state().held.pop((owner, self.keys.state), None)
-        left = lease.remaining()
-        return left if lease._end() else None
+        lease._depth = 0
+        return lease._end()
 
     def _release(self, lease: L) -> Command[Release]:
         call = lease.record
@@ -382,10 +387,7 @@ class LockCore(Generic[L]):
 
     def _telling(self, owner: object, lease: L) -> Flow[None]:
         """End one hold, and with the last one hand the release to the server; what comes of it is heard later."""
-        left = self._end(owner, lease)
-        if left is None:
-            return
-        process_state, command = self._process_state(), self._release(lease)
+        process_state, command, left = self._process_state(), self._release(lease), lease.remaining()
 
         def answered(release: Release) -> None:
             if release == "lost" or (release == "gone" and not command.repeated):
@@ -395,8 +397,11 @@ class LockCore(Generic[L]):
             process_state.give_back(self._release(lease), left)
 
         try:
-            yield Tell(command, answered, lost)
+            if self._end(owner, lease):
+                yield Tell(command, answered, lost)
         except BaseException as error:
+            if self._held(owner) is lease:
+                raise
             if not isinstance(error, Exception):
                 lease.record = lease.record.unheard()
             lost()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from kraken_nonce_redis._arguments import Priority
+    from kraken_nonce_redis._core.steps import Flow
     from kraken_nonce_redis._core.waiting import Acquired
     from kraken_nonce_redis._threads.connections import Source
     from kraken_nonce_redis._threads.store import Store
@@ -117,11 +118,15 @@ class CallLock(LockCore[Lease]):
         wishes = Wishes(timeout, cost, priority, auto_renew, startup_protection)
         depth, failed = self._depth(owner), True
         try:
-            yield self.store.drive(self._holding(owner, wishes))
-            failed = False
-        finally:
-            if self._depth(owner) > depth:  # also when an interruption came before the lease could be returned
-                self.store.drive(self._leaving(owner, self._own(owner, "release"), failed=failed))
+            lease = self.store.drive(self._holding(owner, wishes))
+            try:
+                yield lease
+                failed = False
+            finally:
+                self.store.drive(self._leaving(owner, lease, failed=failed))
+        except BaseException:
+            self._abandon(owner, depth)  # what an interruption has kept from being returned or released
+            raise
 
     @property
     def lease(self) -> Lease | None:
@@ -170,15 +175,23 @@ class CallLock(LockCore[Lease]):
         except HoldTimeout:
             return False
         except BaseException:
-            if self._depth(owner) > depth:  # an interruption came when the lease was there
-                self.store.drive(self._leaving(owner, self._own(owner, "release"), failed=True))
+            self._abandon(owner, depth)  # an interruption came when the lease was there
             raise
         return True
 
     def release(self) -> None:
         """Give the lock back. Raises `CallLockError`, `LeaseLost` and `StoreError`."""
         owner = threading.current_thread()
-        self.store.drive(self._releasing(owner, self._own(owner, "release")))
+        self._ending(owner, self._releasing(owner, self._own(owner, "release")))
+
+    def _ending(self, owner: object, flow: Flow[None]) -> None:
+        """Carry out a flow that ends a hold; it also ends when the flow is interrupted before that."""
+        depth = self._depth(owner)
+        try:
+            self.store.drive(flow)
+        except BaseException:
+            self._abandon(owner, depth - 1)
+            raise
 
     def extend(self, additional_time: float, replace_ttl: bool = False) -> Literal[True]:  # noqa: FBT001, FBT002
         """Let this thread's lease end so many seconds later, or that many seconds from now.
@@ -212,4 +225,4 @@ class CallLock(LockCore[Lease]):
     ) -> None:
         owner = threading.current_thread()
         lease = self._own(owner, "release")
-        self.store.drive(self._leaving(owner, lease, failed=kind is not None, wait=True))
+        self._ending(owner, self._leaving(owner, lease, failed=kind is not None, wait=True))

@@ -1,17 +1,27 @@
-"""Cancelling tasks, over and over."""
+"""Cancelling tasks, over and over; interrupting a thread at every step of what it does."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 import random
-from typing import TYPE_CHECKING
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import kraken_nonce_redis
 from kraken_nonce_redis.asyncio import CallLock
+from tests.support.faces import KEY
+from tests.support.helpers import View, eventually
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from tests.support.servers import Server
 
 ROUNDS = 80
+PLACES = (str(Path(kraken_nonce_redis.__file__).parent), contextlib.__file__)
 
 
 def test_no_cancellation_is_swallowed(valkey: Server) -> None:
@@ -39,3 +49,46 @@ def test_no_cancellation_is_swallowed(valkey: Server) -> None:
 
     for number in range(ROUNDS):
         asyncio.run(one_round(number))
+
+
+class Interruption:
+    """Ctrl-C when the library's functions have been entered and left so many times."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __enter__(self) -> None:
+        sys.settrace(self._trace)
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(PLACES):
+            return None
+        frame.f_trace_lines = False
+        # Python looks for signals when a function is entered and when it has returned, but not when one yields.
+        if event == "call" or (event == "return" and not frame.f_code.co_flags & inspect.CO_GENERATOR):
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return self._trace
+
+
+def test_interrupted_at_any_point(valkey: Server) -> None:
+    """Wherever Ctrl-C strikes in a hold, the lock is free for others at once, and the thread has nothing any more."""
+    client, view = valkey.client(), View(valkey.client())
+    lock = kraken_nonce_redis.CallLock(client, KEY)
+    number, interrupted = 0, True
+    while interrupted:
+        number += 1
+        interruption = Interruption(number)
+        try:
+            with interruption, lock.hold(5):
+                pass
+        except KeyboardInterrupt:
+            pass
+        interrupted = interruption.left <= 0
+        assert lock.lease is None, f"after {number} steps"
+        eventually(lambda: not view.state.holder)
+    assert number > 200
