@@ -148,22 +148,19 @@ def test_normal_never_starves(face: Face, server: AnyServer, queue: Queue, rival
 
 @ON_VALKEY
 def test_fair_within_a_process(face: Face, server: AnyServer, view: View) -> None:
-    """Callers that come back for more share the lock evenly, also those of different processes."""
+    """Callers that come back for more have the lock in turn, also those of different processes."""
     locks = [face.lock(face.client(server)) for _ in range(2)]
-    alone, ready = OneAtATime(), threading.Barrier(4)
+    alone = OneAtATime()
 
     def work(number: int) -> None:
-        ready.wait(10)
-        for _ in range(25):
+        for turn in range(25):
             with locks[number % 2].hold(20), alone.inside(number):
-                time.sleep(0.001)
+                if turn < 24:
+                    view.until_waiting(3)
 
     face.together(work, 4)
-    # While all four are at it, until the first has had all of its turns, none has two turns more than another.
-    first_done = min(len(alone.order) - 1 - alone.order[::-1].index(number) for number in range(4))
-    steady = alone.order[8 : first_done + 1]
-    counts = [steady.count(number) for number in range(4)]
-    assert max(counts) - min(counts) <= 2
+    assert sorted(alone.order[:4]) == [0, 1, 2, 3]
+    assert alone.order == alone.order[:4] * 25
     view.assert_nothing_left()
 
 
