@@ -116,6 +116,8 @@ class KeyWaiters:
         self._heartbeat_scheduled = False
         self._process_state = process_state
         self._joined = _GONE
+        self._beat = 0.0
+        """When the latest heartbeat was answered, or the first one put down."""
 
     def leave(self, waiter: Waiter) -> None:
         """Remove a waiter."""
@@ -134,19 +136,20 @@ class KeyWaiters:
         with self._process_state.turn:
             return list(self.waiters.values())
 
-    def heard(self, joined: str) -> None:
-        """Take note of the process's stay in the queue.
+    def heard(self, joined: str) -> bool:
+        """Take note of the process's stay in the queue; return whether the one known so far is over.
 
         When it has changed, the server has removed this process from the queue, and with it the places of all its
-        waiters: they ask again.
+        waiters: they ask again. The server does so when an offer was not taken.
         """
         if joined == _UNKNOWN:
-            return
-        changed = self._joined not in (_GONE, joined)
+            return False
+        removed = joined == _GONE or self._joined not in (_GONE, joined)
         self._joined = joined
-        if changed or joined == _GONE:
+        if removed:
             for waiter in self.everyone():
                 waiter.wake()
+        return removed
 
     def cooled(self, seconds: float, reason: str) -> None:
         """Tell all waiters of a cool-down."""
@@ -160,30 +163,36 @@ class KeyWaiters:
         with self._process_state.turn:
             begin, self._heartbeat_scheduled = not self._heartbeat_scheduled, True
         if begin:
+            self._beat = clock.now()
             # The first one may come within the second, since the end of the current lease may be near.
             self._process_state.agenda.add(clock.now() + min(left + _JUST_AFTER, until_heartbeat(left)), self)
 
     def command(self, now: float) -> Command[Heartbeat] | None:
         """Return the heartbeat, or None when there are no waiters."""
-        del now
         with self._process_state.turn:
             oldest = next(iter(self.waiters), None)
             if oldest is None:
                 self._heartbeat_scheduled = False
                 self._forget_if_idle()
                 return None
-        return commands.heartbeat(self.keys, self._process_state.process_id, oldest)
+            timeouts = [waiter.until for waiter in self.waiters.values() if waiter.until is not None]
+        heartbeat = commands.heartbeat(self.keys, self._process_state.process_id, oldest)
+        heartbeat.until = max(now + QUEUE_LIFE, *timeouts) if timeouts else now + QUEUE_LIFE
+        return heartbeat
 
     def succeeded(self, command: Command[Heartbeat], result: Heartbeat, now: float) -> float:
         """Wake the waiter that the lock is offered to; return when the next heartbeat is due."""
         del command
         offered = self.waiters.get(result.offered)
+        late = False
         if offered is not None and not offered.woken:
             offered.wake()
-            if result.left < OFFER - _ON_THE_WAY:
-                # It should have heard of the offer before: the connection for offers may be dead without showing it.
-                self._process_state.listening = False
-        self.heard(result.joined)
+            late = result.left < OFFER - _ON_THE_WAY
+        removed = self.heard(result.joined)
+        if late or (removed and self._process_state.heard < self._beat):
+            # It should have heard of an offer before: the connection for offers may be dead without showing it.
+            self._process_state.listening = False
+        self._beat = now
         self.cooled(result.cool_down, result.reason)
         return now + until_heartbeat(result.left)
 
@@ -272,6 +281,8 @@ class ProcessState:
     later: Callable[[Callable[[], object]], object] = _at_once
     process_id: str = field(default_factory=lambda: secrets.token_hex(8))
     listening: bool = False
+    heard: float = 0.0
+    """When the latest message came on the channel."""
     floors: Floors = field(default_factory=Floors)
     held: dict[tuple[object, str], Any] = field(default_factory=dict)
     """The leases held, by owner (thread or task) and state key."""
@@ -369,6 +380,7 @@ class ProcessState:
 
         Anybody may publish there, so other messages are ignored.
         """
+        self.heard = clock.now()
         if message["type"] == "subscribe":
             self.listening = True
             return
@@ -473,6 +485,7 @@ def _asking(
             pace=pace,
             intent=wishes.intent,
         ).durable(durability)
+        command.until = waiter.until
         try:
             answer: Answer = yield Run(command)
         finally:
@@ -509,6 +522,7 @@ def _listening(process_state: ProcessState) -> Flow[None]:
 
 def _giving_up(process_state: ProcessState, waiter: Waiter, ttl: float) -> Flow[None]:
     release = commands.release(waiter.keys, waiter.member)
+    release.until = clock.now()  # the agenda tries it longer
     try:
         yield Run(release)
     except BaseException as error:

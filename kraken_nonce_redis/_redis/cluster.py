@@ -6,6 +6,7 @@ whether it may have run twice. So only their nodes and settings are used here.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -27,12 +28,10 @@ if TYPE_CHECKING:
 
 Address: TypeAlias = tuple[str, int]
 
-PATIENCE: Final = 1.0
-"""Seconds for which a command, and what stands in line behind it, waits for a slot that is moved or that nobody has.
-
-Enough for a slot on its way to another node; a failover takes longer, and is for the callers to know.
-"""
+_SLOW: Final = 1.0
+"""Seconds after which a node that fails is not asked for the same again."""
 _PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 0.2
 _REDIRECTIONS: Final = 3
 _SAYINGS: Final[dict[str, type[ResponseError]]] = {
     "MOVED": MovedError,
@@ -72,11 +71,15 @@ class _Attempt:
     give_up: float
     asking: bool = False
     redirections: int = 0
+    pause: float = _PAUSE
 
-    @property
-    def too_late(self) -> bool:
-        """Whether it has taken so long that the caller should hear of the failure."""
-        return clock.now() > self.give_up
+    def waiting(self, error: RedisError) -> Generator[Sleep, Any, None]:
+        """Let some time pass, in which the slot may arrive. Raises the error when the caller waits no longer."""
+        left = self.give_up - clock.now()
+        if left <= 0:
+            raise error
+        yield Sleep(min(self.pause, left))
+        self.pause = min(2 * self.pause, _LONGEST_PAUSE)
 
 
 Flow: TypeAlias = Generator[Exchange | Sleep, Any, Any]
@@ -100,13 +103,20 @@ class Nodes:
     Args:
         seeds: nodes to begin with.
         learned: is called with all nodes when they were asked for.
+        patience: seconds for which a command whose caller has no timeout waits for a slot that is moved or that nobody
+            has. A failover takes longer as a rule, and is for such callers to know.
     """
 
-    def __init__(self, seeds: Iterable[Address], learned: Callable[[Iterable[Address]], object]) -> None:
+    def __init__(
+        self, seeds: Iterable[Address], learned: Callable[[Iterable[Address]], object], patience: float
+    ) -> None:
         self._seeds = list(dict.fromkeys(seeds))
         self._learned = learned
+        self._patience = patience
         self._known: list[Address] = []
         self._owners: list[Address | None] = [None] * _SLOTS
+        self._answered: dict[Address, float] = {}
+        """When nodes answered last."""
         self._post: Address | None = None
 
     def owner(self, command: Command[Any]) -> Address | None:
@@ -117,29 +127,36 @@ class Nodes:
         """Send a command's request to the node that has its keys; return the replies.
 
         When the node fails, it is sent once more, to the one that has the keys then; a command may so be run twice,
-        which every script of ours allows. ``request`` makes its bytes, each time that they are sent.
+        which every script of ours allows. While a slot is moved, or nobody has it, it is sent again and again, as long
+        as its caller waits. ``request`` makes its bytes, each time that they are sent.
         """
         slot = _slot(command)
-        attempt = _Attempt(slot, clock.now() + PATIENCE)
+        attempt = _Attempt(slot, clock.now() + self._patience if command.until is None else command.until)
         address = self._owners[slot] or (yield from self._finding(attempt))
         while True:
+            started = clock.now()
             try:
                 if attempt.asking:
-                    replies = yield Exchange(address, _ASKING + request(), 1 + due)
+                    replies = yield from self._exchanging(address, _ASKING + request(), 1 + due)
                     return replies[1:]
-                return (yield Exchange(address, request(), due))
+                return (yield from self._exchanging(address, request(), due))
             except AskError as error:
                 address = yield from self._following(attempt, error, address)
-            except (TryAgainError, ClusterDownError):
-                if attempt.too_late:
-                    raise
-                yield Sleep(_PAUSE)
+            except (TryAgainError, ClusterDownError) as error:
+                yield from attempt.waiting(error)
                 address = yield from self._finding(attempt, last=address)
             except (RedisConnectionError, RedisTimeoutError):
+                slow = clock.now() > started + _SLOW
                 failed, address = address, (yield from self._finding(attempt, last=address))
-                if command.repeated or (address == failed and attempt.too_late):
+                if command.repeated or (address == failed and slow):
                     raise
                 command.repeated = True
+
+    def _exchanging(self, address: Address, request: bytes, due: int) -> Generator[Exchange, Any, Any]:
+        """Send a request to a node and return the replies, noting that the node answers."""
+        replies = yield Exchange(address, request, due)
+        self._answered[address] = clock.now()
+        return replies
 
     def _following(self, attempt: _Attempt, error: AskError, sender: Address) -> Generator[Sleep, Any, Address]:
         """Return the node that another one names, which may be for this once: a slot on the move has two nodes."""
@@ -149,22 +166,21 @@ class Nodes:
             self._owners[attempt.slot] = address
         attempt.redirections += 1
         if attempt.redirections % _REDIRECTIONS == 0:
-            if attempt.too_late:
-                raise TryAgainError(f"nodes go on naming others for slot {attempt.slot}: {error}") from error
-            yield Sleep(_PAUSE)
+            yield from attempt.waiting(TryAgainError(f"nodes go on naming others for slot {attempt.slot}: {error}"))
         return address
 
     def _finding(self, attempt: _Attempt, last: Address | None = None) -> Generator[Exchange, Any, Address]:
         """Ask nodes, one of them last, who has which slot; return who has the attempt's."""
         attempt.asking = False
         candidates = list(dict.fromkeys((*random.sample(self._known, len(self._known)), *self._seeds)))
-        candidates.sort(key=lambda address: address == last)
+        candidates.sort(key=lambda address: (address == last, self._silence(address)))
         failure: RedisError = ClusterDownError(f"no node has slot {attempt.slot}")
+        started = clock.now()
         for number, address in enumerate(candidates):
-            if number and attempt.too_late:
+            if number and clock.now() > started + _SLOW:
                 break
             try:
-                [slots] = yield Exchange(address, _SLOTS_REQUEST)
+                [slots] = yield from self._exchanging(address, _SLOTS_REQUEST, 1)
                 self._learn(address, slots)
             except (RedisConnectionError, RedisTimeoutError) as error:
                 failure = error
@@ -173,6 +189,10 @@ class Nodes:
             if owner is not None:
                 return owner
         raise failure
+
+    def _silence(self, address: Address) -> float:
+        """Return how long ago a node answered, infinity if it never did."""
+        return clock.now() - self._answered.get(address, -math.inf)
 
     def _learn(self, asked: Address, reply: Sequence[Any]) -> None:
         """Take what a node said to CLUSTER SLOTS. A node that doesn't know its own name is where it was asked."""
@@ -186,9 +206,12 @@ class Nodes:
         self._learned(self._known)
 
     def listening_post(self) -> Address:
-        """Return a node to listen on, another one than last time: a cluster carries calls to all nodes."""
+        """Return a node to listen on, another one than last time: a cluster carries calls to all nodes.
+
+        It is the one that answered last.
+        """
         nodes = [address for address in self._known or self._seeds if address != self._post]
         if nodes:
-            self._post = random.choice(nodes)  # noqa: S311 - any will do
+            self._post = min(random.sample(nodes, len(nodes)), key=self._silence)
         assert self._post is not None  # noqa: S101 - there is at least one seed
         return self._post

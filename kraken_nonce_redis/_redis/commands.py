@@ -47,6 +47,8 @@ class Command(Generic[T]):
         repeated: set when the command was sent more than once, so that it may have run more than once.
         unsent: set when it is known that the command was not sent at all.
         highest: for a script that takes the caller's floor as its first argument, the highest nonce in a result.
+        until: until when on `clock.now` its caller waits while a cluster moves its slot; None if the caller has no
+            timeout.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Command(Generic[T]):
     durability: Durability | None = None
     repeated: bool = False
     unsent: bool = False
+    until: float | None = None
 
     @property
     def script(self) -> scripts.Script:

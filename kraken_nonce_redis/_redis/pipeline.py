@@ -70,6 +70,11 @@ class Slot:
         self.failure = error
         self._finish()
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether there are replies, and no error among them."""
+        return self.done and self.failure is None and not any(isinstance(reply, Exception) for reply in self.replies)
+
     def outcome(self) -> Sequence[Any]:
         """Return the replies, or raise the failure."""
         if self.failure is not None:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import redis
 from redis.backoff import NoBackoff
@@ -94,6 +94,9 @@ def _node_pool(address: Address, options: Mapping[str, Any]) -> ConnectionPool:
 class ServerConnections:
     """A server, or whichever server Sentinels call the master when the connection is made."""
 
+    fail_as_one: Final = True
+    """Whether what waits for one connection may let all else wait."""
+
     def __init__(self, client: redis.Redis) -> None:
         self._client = client  # its Sentinels live as long as it does
         pool = client.connection_pool
@@ -129,9 +132,12 @@ class ServerConnections:
 class ClusterConnections:
     """The nodes of a cluster, each with connections from when it is first asked."""
 
+    fail_as_one: Final = False
+
     def __init__(self, nodes: Iterable[Address], options: Mapping[str, Any], places: Places) -> None:
         self._options = options
-        self._nodes = Nodes(nodes, lambda known: places.floors(Place.of_cluster(known)))
+        patience = options.get("socket_timeout") or urls.SOCKET_TIMEOUT
+        self._nodes = Nodes(nodes, lambda known: places.floors(Place.of_cluster(known)), patience)
         self._pipes: dict[tuple[Address, bool], Pipe] = {}
         self._turn = threading.Lock()
 

@@ -9,6 +9,7 @@ import logging
 import sys
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import redis
@@ -200,7 +201,7 @@ class Store:
             if command.durability is not None and command.keys[0] in self._told:
                 self._hear(*self._told[command.keys[0]])  # it takes another connection
             for release in self._process_state.owed(command):
-                self._run(release)
+                self._run(replace(release, until=command.until))
                 self._process_state.returned(release)
             return self._run(command)
         finally:
@@ -369,7 +370,7 @@ class Store:
         return any([pipe.tend() for pipe in self._connections.pipes])  # noqa: C419 - every one of them
 
     def _do(self, chores: list[Chore]) -> None:
-        """Do chores that are due, all at once; each node's by a thread of its own where there are several nodes."""
+        """Do chores that are due, all at once."""
         by_pipe: dict[Pipe | None, list[tuple[Chore, Command[Any]]]] = {}
         for chore in chores:
             with self._trying(chore):
@@ -377,24 +378,42 @@ class Store:
                 if command is not None:
                     by_pipe.setdefault(self._connections.pipe(command), []).append((chore, command))
         for pipe, work in by_pipe.items():
-            if len(by_pipe) == 1:
-                self._do_together(pipe, work)
+            if pipe is None:
+                for chore, command in work:
+                    self._beside(self._do_one, chore, command, functools.partial(self._run, command))
             else:
-                threading.Thread(target=self._do_together, args=(pipe, work), daemon=True).start()
+                self._beside(self._do_together, pipe, work)
 
-    def _do_together(self, pipe: Pipe | None, work: list[tuple[Chore, Command[Any]]]) -> None:
-        begun: list[tuple[Chore, Command[Any], Slot | None]] = []
+    def _beside(self, function: Callable[..., object], *args: Any) -> None:
+        """Call a function that may wait for a node, or for a slot that moves: nothing of other nodes waits for it."""
+        if not self._connections.fail_as_one:
+            with contextlib.suppress(RuntimeError):  # the interpreter ends, or has too many threads
+                threading.Thread(target=function, args=args, name="kraken-nonce-chore", daemon=True).start()
+                return
+        function(*args)
+
+    def _do_together(self, pipe: Pipe, work: list[tuple[Chore, Command[Any]]]) -> None:
+        begun: list[tuple[Chore, Command[Any], Slot]] = []
         for chore, command in work:
             with self._trying(chore):
                 begun.append((chore, command, self._begin_command(pipe, command)))
         for chore, command, slot in begun:
             with self._trying(chore):
-                try:
-                    due = chore.succeeded(command, self._finish(pipe, command, slot), clock.now())
-                except KrakenNonceError as error:
-                    due = chore.failed(error, clock.now())
-                if due is not None:
-                    self._process_state.agenda.add(due, chore)
+                self._hear(pipe, slot)
+                finish = functools.partial(self._finish, pipe, command, slot)
+                if slot.succeeded:
+                    self._do_one(chore, command, finish)
+                else:
+                    self._beside(self._do_one, chore, command, finish)  # which runs it once more
+
+    def _do_one(self, chore: Chore, command: Command[T], run: Callable[[], T]) -> None:
+        with self._trying(chore):
+            try:
+                due = chore.succeeded(command, run(), clock.now())
+            except KrakenNonceError as error:
+                due = chore.failed(error, clock.now())
+            if due is not None:
+                self._process_state.agenda.add(due, chore)
 
     @contextlib.contextmanager
     def _trying(self, chore: Chore) -> Generator[None]:
@@ -405,9 +424,7 @@ class Store:
             logger.exception("What is done beside the callers has failed; it is tried again")
             self._process_state.agenda.add(clock.now() + _AGAIN, chore)
 
-    def _begin_command(self, pipe: Pipe | None, command: Command[Any]) -> Slot | None:
-        if pipe is None:
-            return None
+    def _begin_command(self, pipe: Pipe, command: Command[Any]) -> Slot:
         request = functools.partial(self._process_state.request, command)
         slot = Slot(request(), command.due, renew=request)
         try:
@@ -417,9 +434,7 @@ class Store:
             raise
         return slot
 
-    def _finish(self, pipe: Pipe | None, command: Command[T], slot: Slot | None) -> T:
-        if pipe is None or slot is None:
-            return self._run(command)
+    def _finish(self, pipe: Pipe, command: Command[T], slot: Slot) -> T:
         try:
             replies = pipe.finish(slot)
             command.repeated |= slot.sent > 1
@@ -459,13 +474,17 @@ class Store:
         until = clock.now() + _AT_EXIT
         while self._ended and self._busy and clock.now() < until:
             time.sleep(0.001)  # what these threads are about to get has to be given back, too
-        begun: list[tuple[Command[Any], Pipe | None, Slot | None]] = []
+        begun: list[tuple[Command[Any], Callable[[], object]]] = []
         try:
             for release in self._process_state.left_behind():
                 pipe = self._connections.pipe(release)
-                begun.append((release, pipe, self._begin_command(pipe, release)))
-            for release, pipe, slot in begun:
-                self._finish(pipe, release, slot)
+                if pipe is None:
+                    begun.append((release, functools.partial(self._run, release)))
+                else:
+                    slot = self._begin_command(pipe, release)
+                    begun.append((release, functools.partial(self._finish, pipe, release, slot)))
+            for release, finish in begun:
+                finish()
                 self._process_state.returned(release)
         except KrakenNonceError as error:
             logger.warning("What this process has could not be given back: %s", error)

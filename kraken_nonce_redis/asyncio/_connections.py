@@ -98,7 +98,8 @@ class ClusterConnections:
 
     def __init__(self, nodes: Iterable[Address], options: Mapping[str, Any], places: Places) -> None:
         self._options = options
-        self._nodes = Nodes(nodes, lambda known: places.floors(Place.of_cluster(known)))
+        patience = options.get("socket_timeout") or urls.SOCKET_TIMEOUT
+        self._nodes = Nodes(nodes, lambda known: places.floors(Place.of_cluster(known)), patience)
         self._pipes: dict[tuple[Address, bool], Pipe] = {}
 
     @property

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -74,7 +75,7 @@ class Store:
             while command.keys[0] in self._told:  # noqa: ASYNC110 - told by a callback
                 await asyncio.sleep(0.001)
         for release in self.process_state.owed(command):
-            await self._run(release)
+            await self._run(replace(release, until=command.until))
             self.process_state.returned(release)
         return await self._run(command)
 

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.once
 
 A, B, C = ("a", 1), ("b", 2), ("c", 3)
 REQUEST = pack(("EVALSHA", "..."))
+PATIENCE = 3.0
 HERE = f"{cluster.key_slot(KEYS.state.encode())}"
 
 
@@ -58,7 +59,7 @@ class Sky:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.known: list[Address] = []
-        self.nodes = Nodes([A], self.known.extend)
+        self.nodes = Nodes([A], self.known.extend, PATIENCE)
         self.command = commands.reserve(KEYS, 1)
         self.asked: list[tuple[Address, str]] = []
         self.now = 0.0
@@ -140,7 +141,7 @@ def test_a_slow_node_is_not_waited_for_twice(sky: Sky) -> None:
 
 def test_no_node_answers(sky: Sky) -> None:
     """Each node is asked, and the last one's failure is what the caller hears."""
-    sky.nodes = Nodes([A, B, C], lambda _: None)
+    sky.nodes = Nodes([A, B, C], lambda _: None, PATIENCE)
     with pytest.raises(RedisConnectionError, match="gone"):
         sky.send(lambda *_: RedisConnectionError("gone"))
     assert {node for node, _ in sky.asked} == {A, B, C}
@@ -179,12 +180,49 @@ def test_a_slot_on_its_way(sky: Sky) -> None:
     ids=repr,
 )
 def test_what_lasts_too_long(sky: Sky, error: RedisError, raised: type[RedisError]) -> None:
-    """A second is waited, with pauses, and then the caller hears of it."""
-    with pytest.raises(raised):
-        sky.send(lambda _, word: slots(A) if word == "CLUSTER" else "ok" if word == "ASKING" else error)
-    assert cluster.PATIENCE < sky.now < cluster.PATIENCE + 0.2
-    assert len(sky.asked) < 150
+    """It is tried again, with pauses, as long as the caller waits; one without a timeout waits as long as a socket."""
+    answer: Callable[[Address, str], Any] = (  # noqa: E731
+        lambda _, word: slots(A) if word == "CLUSTER" else "ok" if word == "ASKING" else error
+    )
+    for until, ends in ((None, PATIENCE), (10.0, 10.0), (10.5, 10.5), (10.5, 10.5), (1.0, 10.5)):
+        sky.command.until = until
+        with pytest.raises(raised):
+            sky.send(answer)
+        assert sky.now == pytest.approx(ends)
+    assert len(sky.asked) < 400
     assert not sky.command.repeated
+
+
+def test_a_slot_that_arrives_in_time(sky: Sky) -> None:
+    """What a caller waits for comes within its timeout, however long that is."""
+    sky.command.until = 60.0
+    moving = ResponseError("TRYAGAIN later")
+    assert sky.send(lambda _, word: slots(A) if word == "CLUSTER" else "ok" if sky.now > 50 else moving) == "ok"
+    assert sky.now == pytest.approx(50, abs=0.5)
+
+
+def test_the_node_that_answered_last(sky: Sky) -> None:
+    """It is asked first who has which slot, and listened on."""
+    sky.send(lambda _, word: slots(A, B, C) if word == "CLUSTER" else "ok")
+    owner = sky.asked[-1][0]
+
+    def answer(node: Address, word: str) -> Any:
+        sky.now += 0.1
+        if node in silent:
+            return RedisTimeoutError("slow")
+        return slots(A, B, C) if word == "CLUSTER" else "ok"
+
+    silent = {owner}
+    for _ in range(20):
+        sky.command.repeated = False
+        with pytest.raises(RedisTimeoutError):
+            sky.send(answer)
+    answering = sky.asked[-1][0]
+    assert {node for node, word in sky.asked[-40:] if word == "CLUSTER"} == {answering}
+    assert sky.nodes.listening_post() == answering
+    silent = {answering}
+    sky.send(answer)
+    assert sky.nodes.listening_post() == owner
 
 
 def test_a_slot_that_nobody_has(sky: Sky) -> None:
@@ -201,11 +239,14 @@ def test_other_answers_are_passed_on(sky: Sky) -> None:
 
 
 def test_where_to_listen(sky: Sky) -> None:
-    """Each time on another node than before, if there is one."""
+    """Each time on another node than before, if there is one; on any, as long as none has answered."""
     assert [sky.nodes.listening_post() for _ in range(2)] == [A, A]
-    sky.send(lambda _, word: slots(A, B, C) if word == "CLUSTER" else "ok")
+    sky.nodes = Nodes([A, B, C], lambda _: None, PATIENCE)
     posts = [sky.nodes.listening_post() for _ in range(30)]
     assert set(posts) == {A, B, C}
+    assert all(one != next_one for one, next_one in pairwise(posts))
+    sky.send(lambda _, word: slots(A, B, C) if word == "CLUSTER" else "ok")
+    posts = [sky.nodes.listening_post() for _ in range(30)]
     assert all(one != next_one for one, next_one in pairwise(posts))
 
 

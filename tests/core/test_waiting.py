@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.steps import Run
 from kraken_nonce_redis._core.waiting import ProcessState, acquiring
@@ -31,3 +32,20 @@ def test_what_may_have_been_granted_is_given_back(repeated: bool) -> None:  # no
     else:
         with pytest.raises(StoreOutOfMemory):
             flow.throw(refusal)
+
+
+def test_how_long_a_slot_that_moves_is_waited_for() -> None:
+    """A caller that wants the lock waits within its timeout; one that has given up doesn't, for the agenda does."""
+    flow = acquiring(ProcessState(Agenda(lambda: None)), KEYS, "p:1", Wishes(timeout=5.0), ttl=30.0)
+    before = clock.now()
+    step = next(flow)
+    assert isinstance(step, Run)
+    assert step.command.until is not None
+    assert before + 5.0 <= step.command.until <= clock.now() + 5.0
+    step = flow.throw(KeyboardInterrupt())
+    assert isinstance(step, Run)
+    assert step.command.name == "release"
+    assert step.command.until is not None
+    assert step.command.until <= clock.now()
+    with pytest.raises(KeyboardInterrupt):
+        flow.send("released")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 FAILOVER = 30.0
 """Seconds in which another master is there."""
+SILENCE = 8.0
+"""Seconds after which a node counts as silent."""
 
 _names = itertools.count()
 
@@ -363,6 +365,119 @@ def test_in_the_middle_of_a_move(face: Face, cluster: ClusterTopology) -> None:
     time.sleep(0.2)
     cluster.end_migration(KEYS.state, target)
     assert caller.result() > last
+
+
+def test_only_its_commands_wait_while_a_slot_moves(face: Face, cluster: ClusterTopology) -> None:
+    """While a slot moves, its callers wait for it, each within its own timeout, and nobody else does.
+
+    Given a process with a caller in the queue of a key, and a lease on another key of the same node;
+    if the slot of the first key is on its way for long,
+    then a caller that doesn't wait and one with a short timeout hear of it, while those with a long timeout wait on;
+    all other keys go on meanwhile, and so does the renewal of the lease;
+    and when the slot has arrived, those who waited get in.
+    """
+    url = own_url(cluster, socket_timeout=0.5)
+    lock, holder = face.lock_from_url(url), face.lock_from_url(own_url(cluster))
+    names = {master: a_key_on(cluster, master) for master in cluster.masters()}
+    others = [face.lock_from_url(url, name) for name in names.values()]
+    neighbour = face.lock_from_url(url, f"{names[cluster.master(KEYS.state)]} again", ttl=3)
+    holder.acquire()
+    queued = face.start(hold_once, lock)
+    View(cluster.client()).until_waiting(1)
+    with neighbour.hold(auto_renew=True) as lease:
+        source, target = cluster.begin_migration(KEYS.state)
+        cluster.move_keys(KEYS.state, source, target, most=1)
+        newcomer = face.start(hold_once, lock)
+        with fails(StoreUnavailable, "moving"):
+            lock.acquire(blocking=False)
+        with fails(StoreUnavailable, "moving"):
+            lock.acquire(blocking_timeout=1.0)
+        latecomer = face.start(hold_once, lock)  # what the two may have left comes before it
+        for other in others:
+            for _ in range(10):
+                hold_once(other)
+        until_renewed(lease)
+        until_renewed(lease)
+        assert not queued.done
+        assert not newcomer.done
+        assert not latecomer.done
+        cluster.move_keys(KEYS.state, source, target)
+        cluster.end_migration(KEYS.state, target)
+    holder.release()
+    assert len({queued.result(), newcomer.result(), latecomer.result()}) == 3
+
+
+def a_key_on(cluster: ClusterTopology, master: Server) -> str:
+    """Return an API key that a node has, and with " again" behind it as well."""
+    for number in itertools.count():
+        name = f"api key {number}"
+        found = [cluster.master(Keyspace.of("kraken-nonce", key).state) for key in (name, f"{name} again")]
+        if found == [master, master]:
+            return name
+    raise AssertionError
+
+
+def until_renewed(lease: Any) -> None:
+    """Wait until the process has renewed a lease beside its callers."""
+    before = lease.remaining()
+
+    def renewed() -> bool:
+        nonlocal before
+        left, before = before, lease.remaining()
+        return before > left
+
+    eventually(renewed)
+
+
+def test_a_node_that_falls_silent(face: Face, cluster: ClusterTopology) -> None:
+    """Nobody waits for a node that answers nothing any more but those whose keys it has.
+
+    Given a process that uses keys on all nodes and listens on one of them, and leases that are renewed;
+    if that node stops, with its connections open,
+    then callers get in and leases are renewed on the other nodes, while those of the silent node wait;
+    these hear that Redis is away, and when the node goes on, all is well.
+    """
+    masters = cluster.masters()
+    seeds = ",".join(f"{server.url.removeprefix('redis://').partition('/')[0]}" for server in masters)
+    url = f"redis+cluster://{seeds}?client_name=test-{next(_names)}&socket_timeout={SILENCE}"
+    names = {master: a_key_on(cluster, master) for master in masters}
+    locks = {master: face.lock_from_url(url, name) for master, name in names.items()}
+    leased = {master: face.lock_from_url(url, f"{name} again", ttl=3) for master, name in names.items()}
+    for lock in locks.values():
+        hold_once(lock)
+    with locks[masters[0]].hold():
+        waiter = face.start(hold_once, locks[masters[0]])
+        silent = eventually(lambda: next((server for server in cluster.servers if listening(server)), None))
+    waiter.result()
+    assert silent in masters
+    well = [master for master in masters if master is not silent]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cluster.without_failover())
+        stack.enter_context(contextlib.suppress(LeaseLost))  # of the silent node's
+        leases = {master: stack.enter_context(lock.hold(auto_renew=True)) for master, lock in leased.items()}
+        silent.pause()
+        stuck = [
+            face.start(hold_once, locks[silent]),
+            face.start(face.allocator_from_url(url, names[silent]).next),
+        ]
+
+        def work(number: int) -> None:
+            for _ in range(10):
+                hold_once(locks[well[number % 2]])
+
+        face.together(work, 6)
+        for master in well:
+            until_renewed(leases[master])
+            until_renewed(leases[master])
+        assert not any(caller.done for caller in stuck)
+        for caller in stuck:
+            with fails(StoreUnavailable):
+                caller.result(5 * SILENCE)  # three timeouts at the most
+        for master in well:
+            leases[master].check()
+        silent.resume()
+        when_back(lambda: hold_once(locks[silent]))
+    hold_once(leased[silent])
 
 
 def test_nodes_that_are_away(face: Face, cluster: ClusterTopology) -> None:

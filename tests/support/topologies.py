@@ -36,7 +36,7 @@ from redis.retry import Retry
 from tests.support.servers import HOST, REDIS_7, VALKEY, Kind, Server, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
 
@@ -444,6 +444,22 @@ class ClusterTopology(Topology):
 
         return settled(new_master, "another master")
 
+    @contextlib.contextmanager
+    def without_failover(self) -> Iterator[None]:
+        """Hold no silent node for dead, so that none takes its place; in the end no node is silent any more."""
+        self._set_node_timeout(60.0)
+        try:
+            yield
+        finally:
+            for node in self._nodes:
+                node.resume()
+            self._set_node_timeout(CLUSTER_NODE_TIMEOUT)
+
+    def _set_node_timeout(self, seconds: float) -> None:
+        for node in self._nodes:
+            with node.admin() as admin:
+                admin.config_set("cluster-node-timeout", int(seconds * 1000))
+
     def begin_migration(self, key: str) -> tuple[Server, Server]:
         """Begin to move a key's slot to another master; return the one that has it and that other one."""
         source = self.master(key)
@@ -455,11 +471,11 @@ class ClusterTopology(Topology):
             admin.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", _id(target))
         return source, target
 
-    def move_keys(self, key: str, source: Server, target: Server) -> None:
-        """Move what is in the slot, key by key."""
+    def move_keys(self, key: str, source: Server, target: Server, most: int = 100) -> None:
+        """Move what is in the slot, key by key, so many at most."""
         slot = key_slot(key.encode())
         with source.admin() as admin:
-            for name in admin.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            for name in admin.execute_command("CLUSTER", "GETKEYSINSLOT", slot, most):
                 admin.execute_command("MIGRATE", HOST, target.port, name, 0, 5000)
 
     def end_migration(self, key: str, target: Server) -> None:
