@@ -152,8 +152,11 @@ class Pipe:
     # Whoever writes
 
     def _write(self, me: Slot) -> None:
-        """Send all that waits, unless somebody does so already; connect first where need be."""
-        while self._pipeline.waiting or (self._link is not None and self._link.lost is not None):
+        """Send all that waits, unless somebody does so already; connect first where need be.
+
+        Who has failed to connect for its own request leaves the others' to those who wait for them.
+        """
+        while me.failure is None and (self._pipeline.waiting or (self._link is not None and self._link.lost is not None)):
             if not self._writing.take(me):
                 return  # who writes looks again afterwards
             try:
