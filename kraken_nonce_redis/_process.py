@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kraken_nonce_redis._redis.places import Places
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Hashable
 
 
@@ -71,6 +72,19 @@ class Process:
     def is_parent(self) -> bool:
         """Whether the running process was forked from this one."""
         return not self.mark[0]
+
+
+def leave_to_parent(transport: asyncio.BaseTransport) -> None:
+    """Put another file in the place of a parent's connection.
+
+    Parent and child share the selector of their loop: if the child took the connection itself out of it, the parent
+    would not hear of replies any more.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.fileno() >= 0:
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, sock.fileno(), inheritable=False)
+        os.close(nothing)
 
 
 _current = Process(Places(), {})

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from kraken_nonce_redis import _process
+from kraken_nonce_redis._calls.aiohttp import leave_to_parent
 from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.guards import AsyncGuard, Guard
 from kraken_nonce_redis._calls.requests import longest, refuse_repeats, take_into_use
@@ -252,6 +254,22 @@ class AsyncKrakenNonceMixin(_Signing, spot.SpotAsyncClient):
     _guard: AsyncGuard
     _guard_type = AsyncGuard
 
+    @property
+    def _SpotAsyncClient__session(self) -> Any:  # noqa: N802 - the SDK's attribute, also where it closes
+        """The session of this process: a forked child gets one of its own at its next use."""
+        process, session = self._session
+        if process.is_parent:
+            self._guard.leave_to_parent()
+            leave_to_parent(session)
+            proxy = getattr(self, "_SpotAsyncClient__proxy", None)  # 3.0.0 has none
+            session = type(session)(headers=self.HEADERS, **({"proxy": proxy} if proxy else {}))
+            self._SpotAsyncClient__session = session
+        return session
+
+    @_SpotAsyncClient__session.setter
+    def _SpotAsyncClient__session(self, session: Any) -> None:  # noqa: N802
+        self._session = _process.current(), session
+
     async def request(  # type: ignore[override] # the SDK's own asyncio client is one of its others, too
         self,
         method: str,
@@ -264,6 +282,7 @@ class AsyncKrakenNonceMixin(_Signing, spot.SpotAsyncClient):
     ) -> Any:
         """Make a call, under the lock if it is private; arguments and result as in the SDK."""
         stock = cast("Callable[..., Awaitable[Any]]", super().request)
+        _ = self._SpotAsyncClient__session  # a child that waits for the lock must not hear what its parent is told
         if not self._is_private(uri, auth):
             return await stock(method, uri, params, timeout, auth=auth, **rest)
         timeout, at_most = self._timeouts(timeout)

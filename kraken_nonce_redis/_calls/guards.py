@@ -15,6 +15,7 @@ from kraken_nonce_redis._calls.calls import Calls
 from kraken_nonce_redis._core.steps import Sleep
 from kraken_nonce_redis._threads.lock import CallLock
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
+from kraken_nonce_redis.asyncio._store import leave_to_parent
 from kraken_nonce_redis.errors import InvalidArgument
 from kraken_nonce_redis.pace import CoolDowns
 from kraken_nonce_redis.retries import Retries
@@ -110,6 +111,11 @@ class AsyncGuard(_GuardCore[AsyncCallLock]):
     """`Guard` for asyncio."""
 
     _lock_type = AsyncCallLock
+
+    @staticmethod
+    def leave_to_parent() -> None:
+        """Leave connections to Redis to the parent, in a forked child, before anything is waited for there."""
+        leave_to_parent()
 
     async def make(self, api_key: str, call: Call, send: Callable[[Send], Awaitable[Heard]]) -> Any:
         """Make a call, as `Guard.make`."""

@@ -7,7 +7,6 @@ connecting takes a task, and one that was cancelled is followed by another as lo
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -225,7 +224,7 @@ class _Link(asyncio.Protocol):
 
     def disown(self) -> None:
         """Leave the connection to the parent, in a forked child."""
-        _replace(self._transport)
+        _process.leave_to_parent(self._transport)
         self.close()
 
     def _look(self) -> None:
@@ -301,20 +300,7 @@ def disown(connection: AbstractConnection) -> None:
     """Leave a connection of redis-py's to the parent, in a child that goes on with its parent's loop."""
     writer = _writer_of(connection)
     if writer is not None:
-        _replace(writer.transport)
-
-
-def _replace(transport: asyncio.BaseTransport) -> None:
-    """Put another file in the place of a parent's connection.
-
-    Parent and child share the selector of their loop: if the child took the connection itself out of it, the parent
-    would not hear of replies any more.
-    """
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.fileno() >= 0:
-        nothing = os.open(os.devnull, os.O_RDWR)
-        os.dup2(nothing, sock.fileno(), inheritable=False)
-        os.close(nothing)
+        _process.leave_to_parent(writer.transport)
 
 
 def _forked() -> redis.ConnectionError:

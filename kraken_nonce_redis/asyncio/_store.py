@@ -414,14 +414,20 @@ def store_for(target: Target) -> Store:
     """Return the running loop's store for a target, the same for all with equal connection settings."""
     # A weak dictionary by loop would keep both forever, since a store holds its loop.
     stores: dict[Hashable, Store] = asyncio.get_running_loop().__dict__.setdefault(_STORES, {})
-    store, process = stores.get(target.key), _process.current()
-    if store is None or store.process is not process:
-        for key, former in list(stores.items()):
-            if former.process is not process:
-                del stores[key]
-                former.disown()
+    store = stores.get(target.key)
+    if store is None or store.process is not _process.current():
+        leave_to_parent()
         store = stores[target.key] = Store(target)
     return store
+
+
+def leave_to_parent() -> None:
+    """Leave to the parent what the running loop has open, in a forked child that goes on with its parent's loop."""
+    stores: dict[Hashable, Store] = asyncio.get_running_loop().__dict__.get(_STORES, {})
+    for key, former in list(stores.items()):
+        if former.process is not _process.current():
+            del stores[key]
+            former.disown()
 
 
 async def aclose() -> None:

@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import ccxt.async_support
 
+from kraken_nonce_redis import _process
+from kraken_nonce_redis._calls.aiohttp import leave_to_parent
 from kraken_nonce_redis._calls.guards import AsyncGuard
 from kraken_nonce_redis.ccxt._adapter import Adapter, Unsigned, of_failure, of_value
+from kraken_nonce_redis.errors import IncompatibleClient
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kraken_nonce_redis._calls.call import Heard
     from kraken_nonce_redis._core.steps import Send
 
@@ -20,12 +25,63 @@ class AsyncAdapter(Adapter):
     """The methods of ccxt's Kraken classes for asyncio that differ. Comes before such a class."""
 
     _guard_type = AsyncGuard
+    session: Any
+    socks_proxy_sessions: Any
+    clients: Any
+
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        self._process = _process.current()
+        super().__init__(config)
+
+    def _take_into_use(self) -> None:
+        """Let ccxt begin anew with connections, loop and throttling if this process was forked from the client's.
+
+        Raises `IncompatibleClient` for a session that is not ccxt's own, which can't be made anew.
+        """
+        if not self._process.is_parent:
+            return
+        if self.session is not None and not self.own_session:
+            raise IncompatibleClient(
+                type(self).__qualname__,
+                "its session was made before this process was forked; make client and session after the fork",
+            )
+        self._guard.leave_to_parent()
+        for session in (self.session, *(self.socks_proxy_sessions or {}).values()):
+            if session is not None:
+                leave_to_parent(session)
+        self.session = self.tcp_connector = self.socks_proxy_sessions = self.aiohttp_socks_connector = None
+        self.asyncio_loop = self.markets_loading = None
+        self.reloading_markets = False
+        self.clients = {}
+        self.init_throttler()
+        self._process = _process.current()
+
+    def open(self, *args: Any, **kwargs: Any) -> None:
+        """Make what calls need, as ccxt does."""
+        self._take_into_use()
+        super().open(*args, **kwargs)
+
+    async def close(self, *args: Any, **kwargs: Any) -> None:
+        """Close what calls needed, as ccxt does."""
+        self._take_into_use()
+        await super().close(*args, **kwargs)
+
+    async def throttle(self, *args: Any, **kwargs: Any) -> None:
+        """Wait for the turn of a call, as ccxt does."""
+        self._take_into_use()
+        await super().throttle(*args, **kwargs)
+
+    async def load_markets(self, *args: Any, **kwargs: Any) -> Any:
+        """Load the markets once, as ccxt does."""
+        self._take_into_use()
+        return await super().load_markets(*args, **kwargs)
 
     def _longest(self) -> float:
         return self._timeout() + 1  # aiohttp rounds up to a full second of the loop's clock
 
     async def fetch(self, url: Any, method: Any = "GET", headers: Any = None, body: Any = None) -> Any:
         """Send a request and return the decoded answer; a private one under the lock."""
+        self._take_into_use()
         if not isinstance(body, Unsigned):
             return await super().fetch(url, method, headers, body)
         stock = super().fetch

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import ccxt
@@ -728,3 +729,21 @@ class TestProcesses:
         orders = [order.nonce for order in sim.orders()]
         assert len(orders) == sum(1 for n in range(CALLS) if n % 3 == 0) * PROCESSES
         assert orders == sorted(orders)
+
+
+@pytest.mark.parametrize("face", ["async", "pro"])
+def test_a_session_of_the_users_after_a_fork(
+    sim: KrakenSimulator, valkey: Server, make_bot: MakeBot, face: str
+) -> None:
+    """One that was made before the fork can't be used in the child, and says so; nothing is sent."""
+    bot = make_bot()
+    bot.exchange.session, bot.exchange.own_session = object(), False
+    bot.exchange._process = SimpleNamespace(is_parent=True)
+    for call in ("private_post_balance", "public_get_time", "load_markets"):
+        with pytest.raises(IncompatibleClient, match="after the fork"):
+            bot(call)
+    assert sim.requests() == []
+    bot.exchange.session, bot.exchange.own_session = None, True
+    bot.exchange.clients = {"url": "the parent's"}
+    assert bot("private_post_balance")["error"] == []
+    assert bot.exchange.clients == {}

@@ -122,20 +122,37 @@ def test_bundle_has_its_scripts(wheel: Path, folder: Path, valkey: Server) -> No
     assert len(said.split()) == 100
 
 
-def test_import_where_nothing_forks(folder: Path) -> None:
-    """Windows, which has no fork, imports the library and the faces that need nothing else."""
-    modules = (
-        "kraken_nonce_redis",
-        "kraken_nonce_redis.asyncio",
-        "kraken_nonce_redis.compat",
-        "kraken_nonce_redis.accounts",
-    )
+def test_where_nothing_forks(folder: Path, valkey: Server) -> None:
+    """Windows, which has no fork and no poll, imports the library and all that is for programs, and gets nonces."""
+    modules = ("asyncio", "accounts", "ccxt.async_support", "ccxt.pro", "compat", "doctor", "kraken_sdk", "krakenex")
     program = f"""
-import os, signal
-del os.fork, os.register_at_fork, os.forkpty, signal.SIGHUP
-import {", ".join(modules)}
+import asyncio, mmap, os, select, signal, ssl, subprocess, sys
+import ccxt.pro, kraken.spot, krakenex, multiprocessing.util, redis.asyncio.cluster, redis.asyncio.sentinel
+for module, names in {{
+    os: ["fork", "forkpty", "register_at_fork", "getuid", "O_NONBLOCK"],
+    signal: ["SIGHUP", "SIGKILL", "SIGALRM"],
+    select: ["poll", "epoll"],
+    mmap: ["MAP_PRIVATE", "MAP_ANONYMOUS", "MAP_ANON", "MAP_SHARED"],
+}}.items():
+    for name in names:
+        delattr(module, name)
+for name in ("fcntl", "grp", "pwd", "resource", "termios", "tty"):
+    sys.modules[name] = None
+sys.platform = "win32"
+
+import kraken_nonce_redis
+import {", ".join(f"kraken_nonce_redis.{name}" for name in modules)}
+
+async def main(url):
+    await kraken_nonce_redis.asyncio.NonceAllocator.from_url(url, "some-key").next()
+    async with kraken_nonce_redis.asyncio.CallLock.from_url(url, "some-key").hold():
+        pass
+
+asyncio.run(main(sys.argv[1]))
+with kraken_nonce_redis.CallLock.from_url(sys.argv[1], "some-key").hold() as lease:
+    print(lease.nonce)
 """
-    run(sys.executable, "-W", "error", "-c", program, cwd=folder)
+    assert run(sys.executable, "-W", "error", "-c", program, valkey.url, cwd=folder).strip().isdecimal()
 
 
 def test_only_redis_is_required(wheel: Path) -> None:
@@ -148,14 +165,28 @@ def test_only_redis_is_required(wheel: Path) -> None:
     assert [requirement.split(">=")[0] for requirement in core] == ["redis"]
 
 
-def test_installed_wheel_hands_out_nonces(wheel: Path, folder: Path, valkey: Server) -> None:
-    """In a fresh environment with nothing but the wheel, a script gets rising nonces."""
+@pytest.fixture(scope="module")
+def python(wheel: Path, folder: Path) -> Path:
+    """Return the interpreter of a fresh environment with nothing but the wheel."""
     environment = folder / "venv"
     venv.create(environment, with_pip=True)
-    python = environment / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", wheel, cwd=folder)
+    run(environment / "bin" / "python", "-m", "pip", "install", "--quiet", wheel, cwd=folder)
+    return environment / "bin" / "python"
+
+
+def test_installed_wheel_hands_out_nonces(python: Path, folder: Path, valkey: Server) -> None:
+    """A script gets rising nonces."""
     said = run(python, "-W", "error", "-c", USE, valkey.url, cwd=folder)
     nonces = [int(line) for line in said.split()]
     assert len(nonces) == 100
     assert all(len(str(nonce)) == 19 for nonce in nonces)
     assert all(earlier < later for earlier, later in itertools.pairwise(nonces))
+
+
+def test_pyinstaller(python: Path, folder: Path, valkey: Server) -> None:
+    """A program that PyInstaller has bundled, told nothing of the Lua, finds it; PyInstaller asks the wheel."""
+    run(python, "-m", "pip", "install", "--quiet", "pyinstaller", cwd=folder)
+    (folder / "take.py").write_text(USE)
+    run(python, "-m", "PyInstaller", "--log-level", "WARN", "--distpath", "bundle", "take.py", cwd=folder)
+    said = run(folder / "bundle" / "take" / "take", valkey.url, cwd=folder)
+    assert len(said.split()) == 100

@@ -20,6 +20,7 @@ from kraken_nonce_redis.testing import KrakenSimulator
 from tests.support import forks
 from tests.support.forks import PROCESSES, TURNS
 from tests.support.helpers import eventually
+from tests.support.https import HttpsFront
 from tests.support.tiers import in_test_all
 
 if TYPE_CHECKING:
@@ -93,13 +94,35 @@ def test_multiprocessing(valkey: Server, record: Path, method: str) -> None:
     assert_one_at_a_time(record, 1 + PROCESSES * TURNS, PROCESSES + 1)
 
 
-def test_sessions_of_clients(valkey: Server, record: Path) -> None:
+@pytest.mark.parametrize("scheme", [*in_test_all("http"), "https"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "sessions",
+        *in_test_all("sessions, libc fork"),
+        "asyncio sessions",
+        *in_test_all("asyncio sessions, libc fork", "asyncio sessions, the same loop"),
+    ],
+)
+def test_sessions_of_clients(valkey: Server, record: Path, way: str, scheme: str) -> None:
     """Forked after calls to Kraken, each process has HTTP connections of its own, also for public calls.
 
-    The parent goes on with the one that it had; settings of the session stay.
+    The parent goes on with the one that it had; settings of the session stay. All place orders at once: no call fails,
+    and each answer is that of the process's own order.
     """
-    with KrakenSimulator() as sim:
-        forks.run("sessions", valkey.url, record, SIMULATOR=sim.url, API_KEY=sim.key, API_SECRET=sim.secret)
+    with KrakenSimulator(latency=(0.005, 0.02)) as sim, HttpsFront(int(sim.url.rpartition(":")[2])) as front:
+        forks.run(
+            way,
+            valkey.url,
+            record,
+            SIMULATOR=front.url if scheme == "https" else sim.url,
+            API_KEY=sim.key,
+            API_SECRET=sim.secret,
+            REQUESTS_CA_BUNDLE=front.authority,
+            SSL_CERT_FILE=front.authority,
+        )
+        placed = [(order.cl_ord_id, order.txid) for order in sim.orders()]
+    assert sorted(forks.orders(record)) == sorted(placed)
 
 
 @pytest.mark.test_all

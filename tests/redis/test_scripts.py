@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shutil
 import subprocess
+import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kraken_nonce_redis import _pyinstaller
 from kraken_nonce_redis._redis import commands, scripts
-from tests.support.helpers import KEYS, SECOND, View, run
+from tests.support.helpers import KEYS, ROOT, SECOND, View, run
 from tests.support.servers import VALKEY, require
 from tests.support.tiers import by_tier
 
@@ -359,3 +363,14 @@ def test_the_clock_is_the_servers(server: AnyServer, redis_client: redis.Redis) 
         redis_client.time(),
     )
     assert before[0] * 1_000_000 + before[1] <= now <= after[0] * 1_000_000 + after[1]
+
+
+def test_bundles_get_all() -> None:
+    """PyInstaller's hook, which the package names, takes each script to where it is looked for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["entry-points"]["pyinstaller40"] == {"hook-dirs": "kraken_nonce_redis._pyinstaller:hook_dirs"}
+    (hooks,) = _pyinstaller.hook_dirs()
+    ((source, target),) = runpy.run_path(f"{hooks}/hook-kraken_nonce_redis.py")["datas"]
+    assert {path.name for path in Path(source).glob("**/*.lua")} >= {f"{name}.lua" for name in scripts.names()}
+    assert {f"{name}.lua" for name in LIBRARIES} <= {path.name for path in Path(source, "lib").iterdir()}
+    assert target == "kraken_nonce_redis/lua"

@@ -15,7 +15,9 @@ import os
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final
+import traceback
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from requests.adapters import HTTPAdapter
 
@@ -30,10 +32,13 @@ if TYPE_CHECKING:
 
 PROCESSES: Final = 4
 TURNS: Final = 15
+ORDERS: Final = 4
 TTL: Final = 5.0
 
 FORK_OF_THREADS: Final = "ignore:This process:DeprecationWarning"
 """Since 3.12 Python says that a fork beside threads may deadlock; here it must not."""
+OF_CCXT: Final = "ignore:enable_cleanup_closed:DeprecationWarning"
+"""ccxt asks aiohttp for what a newer Python does by itself."""
 
 _PATCHED: Final = """
 from gevent import monkey
@@ -83,7 +88,7 @@ def run(way: str, url: str, record: Path, *, seconds: float = 60, **more: str) -
     """Run a program to its end; return what it said. It must say nothing on stderr."""
     start = ["-m", "tests.support.forks"] if way not in PATCHES else ["-c", PATCHES[way]]
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-W", FORK_OF_THREADS, *start, way, url, str(record)],
+        [sys.executable, "-W", "error", "-W", FORK_OF_THREADS, "-W", OF_CCXT, *start, way, url, str(record)],
         cwd=ROOT,
         env=environment() | more,
         capture_output=True,
@@ -119,6 +124,7 @@ def in_children(fork: Callable[[], int], work: Callable[[], object]) -> None:
 
 def libc_fork() -> int:
     """Fork as C code does, of which Python does not hear."""
+    time.sleep(0.05)  # no child of such a fork can live if a thread waited for the interpreter's lock at that moment
     return ctypes.PyDLL(None).fork()
 
 
@@ -269,9 +275,101 @@ def half_patched(url: str, record: str) -> None:
         print(error)
 
 
+# Clients of Kraken. SIMULATOR is its address, API_KEY and API_SECRET are for it; the record gets orders.
+
+
+class Client(NamedTuple):
+    """A client of Kraken."""
+
+    session: Callable[[], Any]
+    order: Callable[[dict[str, str]], Any]
+    """Places an order and returns what Kraken answers; of a client for asyncio, a coroutine that does."""
+    public: Callable[[], Any]
+
+
+def _ccxt_config(url: str) -> dict[str, Any]:
+    uri, key, secret = _access()
+    urls = {"api": {"public": uri, "private": uri}}
+    return {"apiKey": key, "secret": secret, "urls": urls, "rateLimit": 10, "redis": url}
+
+
+def _access() -> tuple[str, str, str]:
+    return os.environ["SIMULATOR"], os.environ["API_KEY"], os.environ["API_SECRET"]
+
+
+def _clients(url: str) -> Iterator[Client]:
+    import kraken_nonce_redis.ccxt  # noqa: PLC0415
+    from kraken_nonce_redis.kraken_sdk import SpotClient  # noqa: PLC0415
+    from kraken_nonce_redis.krakenex import API  # noqa: PLC0415
+
+    uri, key, secret = _access()
+    api = API(key, secret, redis=url)
+    api.uri = uri
+    yield Client(
+        lambda: api.session,
+        lambda order: api.query_private("AddOrder", order)["result"],
+        lambda: api.query_public("Time"),
+    )
+    sdk = SpotClient(key, secret, url=uri, redis=url)
+    yield Client(
+        lambda: sdk._SpotClient__session,
+        lambda order: sdk.request("POST", "/0/private/AddOrder", order),
+        lambda: sdk.request("GET", "/0/public/Time", auth=False),
+    )
+    exchange = kraken_nonce_redis.ccxt.kraken({**_ccxt_config(url), "validateServerSsl": os.environ["SSL_CERT_FILE"]})
+    yield Client(
+        lambda: exchange.session,
+        lambda order: exchange.private_post_addorder(order)["result"],
+        exchange.public_get_time,
+    )
+
+
+def _async_clients(url: str) -> Iterator[tuple[Client, Callable[[], Any]]]:
+    """Yield each client and what closes it; in a running loop."""
+    from kraken_nonce_redis.ccxt.async_support import kraken  # noqa: PLC0415
+    from kraken_nonce_redis.kraken_sdk import SpotAsyncClient  # noqa: PLC0415
+
+    uri, key, secret = _access()
+    sdk = SpotAsyncClient(key, secret, url=uri, redis=url)
+    yield (
+        Client(
+            lambda: sdk._SpotAsyncClient__session,
+            lambda order: sdk.request("POST", "/0/private/AddOrder", order),
+            lambda: sdk.request("GET", "/0/public/Time", auth=False),
+        ),
+        sdk.close if hasattr(sdk, "close") else sdk.async_close,
+    )
+    exchange = kraken({**_ccxt_config(url), "cafile": os.environ["SSL_CERT_FILE"]})
+    exchange.timeout_on_exit = 1
+
+    async def order(order: dict[str, str]) -> Any:
+        return (await exchange.private_post_addorder(order))["result"]
+
+    yield Client(lambda: exchange.session, order, lambda: exchange.load_markets(reload=True)), exchange.close
+
+
+_numbers: Final = itertools.count()
+
+
+def _new_order() -> dict[str, str]:
+    cl_ord_id = f"{os.getpid()}-{next(_numbers)}"
+    order = {"pair": "XBTUSD", "type": "buy", "ordertype": "limit", "price": "20000", "volume": "0.0001"}
+    return {**order, "cl_ord_id": cl_ord_id}
+
+
+def _note_order(record: str, order: dict[str, str], answer: Any) -> None:
+    with open(record, "a", encoding="utf-8") as file:  # noqa: PTH123
+        file.write(f"{order['cl_ord_id']} {answer['txid'][0]}\n")
+
+
+def orders(record: Path) -> list[tuple[str, str]]:
+    """Return the cl_ord_id and the txid of each order that a client was told of."""
+    return [(words[0], words[1]) for words in map(str.split, record.read_text().splitlines())]
+
+
 def _ports(session: Any) -> set[int]:
     """Return where the connections that a session of requests keeps come from."""
-    pools = session.get_adapter("http://").poolmanager.pools
+    pools = session.get_adapter(os.environ["SIMULATOR"]).poolmanager.pools
     return {
         connection.sock.getsockname()[1]
         for pool in [pools[key] for key in pools.keys()]  # noqa: SIM118 - it can't be iterated over
@@ -280,87 +378,155 @@ def _ports(session: Any) -> set[int]:
     }
 
 
-def _clients(url: str) -> Iterator[tuple[Any, Callable[[], object], Callable[[], object]]]:
-    """Return the session of each client, a private call and a public one."""
-    import kraken_nonce_redis.ccxt  # noqa: PLC0415
-    from kraken_nonce_redis.kraken_sdk import SpotClient  # noqa: PLC0415
-    from kraken_nonce_redis.krakenex import API  # noqa: PLC0415
-
-    uri, key, secret = (os.environ[name] for name in ("SIMULATOR", "API_KEY", "API_SECRET"))
-    api = API(key, secret, redis=url)
-    api.uri = uri
-    yield api.session, lambda: api.query_private("Balance"), lambda: api.query_public("Time")
-    sdk = SpotClient(key, secret, url=uri, redis=url)
-    yield (
-        sdk._SpotClient__session,
-        lambda: sdk.request("POST", "/0/private/Balance"),
-        lambda: sdk.request("GET", "/0/public/Time", auth=False),
-    )
-    exchange = kraken_nonce_redis.ccxt.kraken(
-        {
-            "apiKey": key,
-            "secret": secret,
-            "enableRateLimit": False,
-            "urls": {"api": {"public": uri, "private": uri}},
-            "redis": url,
-        }
-    )
-    yield exchange.session, exchange.private_post_balance, exchange.public_get_time
-
-
-def sessions(url: str) -> None:
+def sessions(fork: Callable[[], int], url: str, record: str) -> None:
     """Fork after calls to Kraken; the children's sessions have connections of their own, and settings as before."""
-    for session, private, public in _clients(url):
+    for client in _clients(url):
+        session, uri = client.session(), os.environ["SIMULATOR"]
         session.headers["X-Mine"] = "kept"
-        session.verify = "/a/file"
-        session.mount("http://", HTTPAdapter(pool_maxsize=3))
-        private()
-        _share(session, (public, private))
-        private()
+        session.verify = "/a/file"  # REQUESTS_CA_BUNDLE goes before it
+        session.mount(uri, HTTPAdapter(pool_maxsize=3))
+        _place(client, record)
+        _share(fork, client, record)
+        _place(client, record)
 
 
-def _share(session: Any, calls: tuple[Callable[[], object], ...]) -> None:
-    parent, ports = os.getpid(), _ports(session)
+def _place(client: Client, record: str) -> None:
+    order = _new_order()
+    _note_order(record, order, client.order(order))
+
+
+def _share(fork: Callable[[], int], client: Client, record: str) -> None:
+    session, parent = client.session(), os.getpid()
+    ports = _ports(session)
     assert len(ports) == 1
 
     def work() -> None:
-        for call in calls if os.getpid() % 2 else reversed(calls):
-            call()
+        for number in range(ORDERS):
+            if (os.getpid() + number) % 2:
+                client.public()
+            _place(client, record)
             assert (_ports(session) == ports) == (os.getpid() == parent)
             assert len(_ports(session)) == 1
         assert (session.headers["X-Mine"], session.verify) == ("kept", "/a/file")
-        assert session.get_adapter("http://").poolmanager.connection_pool_kw["maxsize"] == 3
+        assert session.get_adapter(os.environ["SIMULATOR"]).poolmanager.connection_pool_kw["maxsize"] == 3
 
-    in_children(os.fork, work)
+    in_children(fork, work)
     assert _ports(session) == ports
 
 
-def main(way: str, url: str, record: str) -> None:
-    """Go one way."""
-    match way:
-        case "libc fork":
-            threads(libc_fork, url, record)
-        case "os.fork":
-            threads(os.fork, url, record)
-        case "fork in a running loop":
-            in_running_loop(os.fork, url, record)
-        case "fork between two runs of a loop":
-            between_loop_runs(os.fork, url, record)
-        case "fork between two runs of uvloop":
-            import uvloop  # noqa: PLC0415
+def _async_ports(session: Any) -> set[int]:
+    """Return where the connections of a session of aiohttp come from, in use or not."""
+    connector = session.connector
+    kept = [protocol for connections in connector._conns.values() for protocol, _ in connections]
+    transports = [protocol.transport for protocol in (*kept, *connector._acquired)]
+    return {transport.get_extra_info("sockname")[1] for transport in transports if transport is not None}
 
-            between_loop_runs(os.fork, url, record, uvloop.new_event_loop)
-        case "fork" | "spawn" | "forkserver":
-            by_multiprocessing(way, url, record)
-        case "sessions":
-            sessions(url)
-        case "gevent":
-            greenlets(url, record)
-        case "gevent without threads":
-            half_patched(url, record)
-        case _:
-            raise ValueError(way)
 
+async def _async_place(client: Client, record: str) -> None:
+    order = _new_order()
+    _note_order(record, order, await client.order(order))
+
+
+async def _async_work(client: Client, record: str) -> None:
+    for number in range(ORDERS):
+        await _async_place(client, record)
+        if (os.getpid() + number) % 2:
+            await client.public()
+
+
+def async_sessions(fork: Callable[[], int], url: str, record: str) -> None:
+    """Fork in a coroutine, beside calls to Kraken; the children begin loops of their own, and close the clients."""
+
+    async def in_child(client: Client, close: Callable[[], Any], ports: set[int], *, use: bool) -> None:
+        if use:
+            await _async_work(client, record)
+            assert not _async_ports(client.session()) & ports
+        await close()
+
+    async def main() -> None:
+        for client, close in _async_clients(url):
+            await _async_place(client, record)
+            others = [asyncio.create_task(_async_place(client, record)) for _ in range(3)]
+            others.append(asyncio.create_task(client.public()))
+            await asyncio.sleep(0.03)  # so that one is under way
+            ports = _async_ports(client.session())
+            assert ports
+            children = []
+            for number in range(PROCESSES - 1):
+                child = fork()
+                if child == 0:
+                    code = 1
+                    try:
+                        asyncio.run(in_child(client, close, ports, use=number > 0))
+                        code = 0
+                    except BaseException:
+                        traceback.print_exc()
+                        raise
+                    finally:
+                        sys.stderr.flush()
+                        os._exit(code)
+                children.append(child)
+            await _async_work(client, record)
+            await asyncio.gather(*others)
+            codes = [(await asyncio.to_thread(os.waitpid, child, 0))[1] for child in children]
+            assert not any(codes), codes
+            assert ports <= _async_ports(client.session())
+            await _async_place(client, record)
+            await close()
+
+    asyncio.run(main())
+
+
+def async_sessions_between_loop_runs(fork: Callable[[], int], url: str, record: str) -> None:
+    """Fork between two uses of a loop; parent and children go on with that loop at once."""
+    loop, parent = asyncio.new_event_loop(), os.getpid()
+
+    async def begin() -> list[tuple[Client, Callable[[], Any]]]:
+        clients = list(_async_clients(url))
+        for client, _ in clients:
+            await _async_place(client, record)
+        await asyncio.sleep(0.1)  # no reply may be on its way: whichever process looks first would take it
+        return clients
+
+    async def go_on(client: Client, close: Callable[[], Any]) -> None:
+        await _async_work(client, record)
+        if os.getpid() != parent:
+            await close()
+
+    for client, close in loop.run_until_complete(begin()):
+        ports = _async_ports(client.session())
+        in_children(fork, lambda: loop.run_until_complete(go_on(client, close)))  # noqa: B023 - called at once
+        loop.run_until_complete(asyncio.sleep(0.1))
+        assert ports <= _async_ports(client.session())
+        loop.run_until_complete(close())
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+
+
+def between_uvloop_runs(url: str, record: str) -> None:
+    """Do the same as between two uses of asyncio's loop."""
+    import uvloop  # noqa: PLC0415
+
+    between_loop_runs(os.fork, url, record, uvloop.new_event_loop)
+
+
+WAYS: Final[dict[str, Callable[[str, str], None]]] = {
+    "libc fork": partial(threads, libc_fork),
+    "os.fork": partial(threads, os.fork),
+    "fork in a running loop": partial(in_running_loop, os.fork),
+    "fork between two runs of a loop": partial(between_loop_runs, os.fork),
+    "fork between two runs of uvloop": between_uvloop_runs,
+    "fork": partial(by_multiprocessing, "fork"),
+    "spawn": partial(by_multiprocessing, "spawn"),
+    "forkserver": partial(by_multiprocessing, "forkserver"),
+    "sessions": partial(sessions, os.fork),
+    "sessions, libc fork": partial(sessions, libc_fork),
+    "asyncio sessions": partial(async_sessions, os.fork),
+    "asyncio sessions, libc fork": partial(async_sessions, libc_fork),
+    "asyncio sessions, the same loop": partial(async_sessions_between_loop_runs, os.fork),
+    "gevent": greenlets,
+    "gevent without threads": half_patched,
+}
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    WAYS[sys.argv[1]](*sys.argv[2:])

@@ -11,6 +11,7 @@ import contextlib
 import datetime as dt
 import ipaddress
 import shutil
+import ssl
 import tempfile
 import time
 from functools import partial
@@ -531,9 +532,14 @@ class Certificates:
         make_certificates(self._folder)
 
     @property
+    def authority(self) -> str:
+        """The file that makes a client trust the server."""
+        return str(self._folder / "ca.crt")
+
+    @property
     def trust(self) -> str:
         """The option of a URL that makes a client trust the server."""
-        return f"ssl_ca_certs={self._folder / 'ca.crt'}"
+        return f"ssl_ca_certs={self.authority}"
 
     @property
     def identity(self) -> str:
@@ -544,9 +550,15 @@ class Certificates:
         """Return what makes a server listen with TLS as well, for clients with certificates."""
         return [
             *("--tls-port", str(port), "--tls-auth-clients", "yes"),
-            *("--tls-ca-cert-file", str(self._folder / "ca.crt")),
+            *("--tls-ca-cert-file", self.authority),
             *("--tls-cert-file", str(self._folder / "server.crt"), "--tls-key-file", str(self._folder / "server.key")),
         ]
+
+    def context(self) -> ssl.SSLContext:
+        """Return what a server of ours needs for TLS."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self._folder / "server.crt", self._folder / "server.key")
+        return context
 
     def remove(self) -> None:
         """Remove them."""
