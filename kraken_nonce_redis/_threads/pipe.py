@@ -156,7 +156,9 @@ class Pipe:
 
         Who has failed to connect for its own request leaves the others' to those who wait for them.
         """
-        while me.failure is None and (self._pipeline.waiting or (self._link is not None and self._link.lost is not None)):
+        while me.failure is None and (
+            self._pipeline.waiting or (self._link is not None and self._link.lost is not None)
+        ):
             if not self._writing.take(me):
                 return  # who writes looks again afterwards
             try:
