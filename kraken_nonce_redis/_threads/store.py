@@ -463,6 +463,8 @@ class Store:
         self._ended = end
         # The chores' thread does it: nobody knows how long Redis takes, and this may be the end of the interpreter.
         with self._chores_turn:
+            if end and self._chores is None:
+                return None  # nothing is open without it, and it is too late for another thread
             closed = self._closed = self._closed or threading.Event()
             self._chores_changed()
             if self._chores is not None:
