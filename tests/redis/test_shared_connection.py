@@ -240,7 +240,7 @@ def speaking() -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("what", speaking())
-def test_settings_of_redis_py_that_speak_by_themselves(face: Face, valkey: Server, view: View, what: str) -> None:
+def test_settings_of_redis_py_that_speak_by_themselves(face: Face, valkey: Server, what: str) -> None:
     """What redis-py says by itself on a connection is not said where the next reply is another caller's.
 
     Given 50 callers with commands in flight, and one that waits for an offer, then each gets its own reply.
@@ -248,7 +248,7 @@ def test_settings_of_redis_py_that_speak_by_themselves(face: Face, valkey: Serve
     options = speaking()[what]
     if what == "caching" and face.name == "asyncio":
         pytest.skip("redis.asyncio has none")
-    client = face.client(valkey, **options)
+    client, view = face.client(valkey, **options), View(valkey.client())
     provider = options.get("credential_provider")
     registered = list(provider.listeners) if provider is not None else []
     nonces, lock = face.allocator(client), face.lock(client)
