@@ -25,7 +25,7 @@ bin := $(VENV)/bin
 pip_install := $(bin)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 # The oldest versions that pyproject.toml allows.
-oldest := redis==5.0.1 krakenex==2.2.0 ccxt==4.4.85 python-kraken-sdk==3.0.0
+oldest := redis==5.0.1 krakenex==2.2.1 ccxt==4.4.85 python-kraken-sdk==3.0.0
 
 .PHONY: help demo test test-all soak lint bench clean
 .DEFAULT_GOAL := help

@@ -149,10 +149,10 @@ def _place(scheme: str, rest: str) -> Place:
         if options.pop("db", 0) != 0:
             raise _wrong("a cluster has only the database 0")
         return Place(kind, "", tuple(addresses), "", options, {})
-    sentinel_options = {
-        name: value
-        for name, value in options.items()
-        if name in ("ssl", "protocol") or name.startswith(("ssl_", "socket_"))
+    # redis-py before 5.1 can't read what Sentinels say in version 3 of the protocol.
+    sentinel_options: dict[str, Any] = {"protocol": 2}
+    sentinel_options |= {
+        name: value for name, value in options.items() if name == "ssl" or name.startswith(("ssl_", "socket_"))
     }
     sentinel_options |= {name.removeprefix(_OF_SENTINELS): value for name, value in of_sentinels.items()}
     return Place(kind, "", tuple(addresses), service, options, sentinel_options)

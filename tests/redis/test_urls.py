@@ -54,8 +54,9 @@ def test_logins_of_sentinels() -> None:
     place = urls.parse(
         f"rediss+sentinel://me:other@a/main?ssl_ca_certs={__file__}&sentinel_username=me&sentinel_password={SECRET}&db=1"
     )
-    assert place.sentinel_options == {**TIMEOUTS, **LOGIN, "ssl": True, "ssl_ca_certs": __file__}
-    assert place.options == {**TIMEOUTS, **LOGIN, "password": "other", "ssl": True, "ssl_ca_certs": __file__, "db": 1}
+    of_both = {"ssl": True, "ssl_ca_certs": __file__}
+    assert place.sentinel_options == {**TIMEOUTS, **LOGIN, **of_both, "protocol": 2}
+    assert place.options == {**TIMEOUTS, **LOGIN, **of_both, "password": "other", "db": 1}
 
 
 @pytest.mark.parametrize(

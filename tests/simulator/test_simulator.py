@@ -632,7 +632,7 @@ class TestClients:
         stop = kraken.create_order("BTC/USD", "limit", "sell", 0.5, 30_000, {"stopLossPrice": 40_000})
         listed = kraken.fetch_order(stop["id"])
         assert (listed["stopLossPrice"], listed["price"]) == (40_000, 30_000)
-        kraken.close()
+        kraken.session.close()
 
     @pytest.mark.filterwarnings("ignore:The 'get_deposit_methods':DeprecationWarning")
     def test_python_kraken_sdk(self, sim: KrakenSimulator) -> None:
