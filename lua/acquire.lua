@@ -22,11 +22,13 @@
 --         microseconds, 0 for none
 --         'booked <ticket> <wait> <cause>': first in line, but the pace allows the call only in `wait` microseconds:
 --         ask again then; `cause` is interval, startup or counter, or 'cool-down <reason>'
---         'busy <left> <cause>': not available now, and the caller does not wait; `cause` as above, or 'held'
+--         'busy <left> <cause>': not available now, and the caller does not wait; `cause` as above, 'held', or 'gone' for a member that
+--         has left
 --         'foreign <value>' or 'overflow <stored>': nothing changed
 local member, ticket, high = ARGV[2], ARGV[5], ARGV[6] == 'high'
 local state, value = load(KEYS[1])
 if not state then return 'foreign ' .. value end
+if has_left(state, member) then return 'busy 0 gone' end
 local now = clock()
 local mine = state.member == member
 local function granted()

@@ -1,8 +1,9 @@
 -- include: lease
 -- extend: sets a new end for a lease that the caller still has, hands out a fresh block of nonces, and notes an intent.
 -- Atomic because the lease must not end between the check and the write.
--- Run twice, the lease ends `term` after the second run, and the first block is skipped. An earlier intent becomes
--- pending only once. The intent that the first run noted may become pending, too; settling it does no harm.
+-- Run twice, the lease ends at least `term` after the second run, and the first block is skipped. An earlier intent
+-- becomes pending only once. The intent that the first run noted may become pending, too; settling it does no harm.
+-- Run after a later one of its lease, as when the network delivers it late, it changes nothing.
 --
 -- KEYS  1 state   hash
 -- ARGV  1 floor   decimal ns, highest nonce that the caller has seen, '0' for none
@@ -11,16 +12,21 @@
 --       4 count   nonces in the new block
 --       5 intent  as in acquire, for the next call; '' leaves the intent as it is
 --       6 known   '1' when the outcome of an earlier call under this lease is known, '0' makes its intent pending
--- Returns 'extended <first nonce>'; 'lost', 'foreign <value>' or 'overflow <stored>': nothing changed.
+--       7 number  of this extension among those of its lease, from 1 on
+--       8 how     'set' for an end that may be earlier than the present one, 'keep' for the later of the two
+-- Returns 'extended <first nonce> <left>', with `left` in microseconds; 'late', 'lost', 'foreign <value>' or
+--         'overflow <stored>': nothing changed.
 local state, value = load(KEYS[1])
 if not state then return 'foreign ' .. value end
 if state.member ~= ARGV[2] or not state.lease then return 'lost' end
-local now = clock()
+if tonumber(ARGV[7]) < tonumber(state.ticket) then return 'late' end
+local now, term = clock(), ARGV[3]
+if ARGV[8] == 'keep' and tonumber(left(state, now)) > tonumber(term) then term = left(state, now) end
 local first, last = allocate(state.nonce, ARGV[1], now, tonumber(ARGV[4]))
 if not first then return 'overflow ' .. state.nonce end
-redis.call('HSET', KEYS[1], 'nonce', last, 'lock', lock(state, state.lease, now, ARGV[3], '0', ARGV[2]))
+redis.call('HSET', KEYS[1], 'nonce', last, 'lock', lock(state, state.lease, now, term, ARGV[7], ARGV[2]))
 if ARGV[5] ~= '' then
   if ARGV[6] == '0' then shelve(state, now) end
   redis.call('HSET', KEYS[1], 'intent', first .. ' ' .. ARGV[5])
 end
-return 'extended ' .. first
+return 'extended ' .. first .. ' ' .. term

@@ -10,6 +10,7 @@
 --       2 lease   first nonce of the lease that the caller thinks it holds, '0' for none
 --       3 intent  nonce of the intent that the caller noted last, '0' for none
 --       4 known   '1' when the outcome of its call is known or nothing was sent; '0' makes the intent pending
+--       5 late    '1' when a request of the member for the lock may still arrive, which then gets nothing
 -- Returns 'released'; 'lost' when the lease is known to have ended before (it ran out, or the state was lost);
 --         'gone' when the member has no lease and Redis doesn't know why. It may have been released before. A caller
 --         that has sent this only once knows that it was not. Or 'foreign <value>': nothing changed.
@@ -20,8 +21,10 @@ if state.member == member then
   hand_over(state, KEYS[2])
   if state.intent and ARGV[4] == '0' then shelve(state, clock()) end
   if state.intent then redis.call('HDEL', KEYS[1], 'intent') end
+  if ARGV[5] == '1' then note_gone(state, member) end
   return 'released'
 end
+if ARGV[5] == '1' then note_gone(state, member) end
 if ARGV[4] == '1' and ARGV[3] ~= '0' then strike(KEYS[1], ARGV[3]) end
 if redis.call('ZREM', KEYS[2], member) == 1 and not anyone_waits(KEYS[2]) then
   redis.call('DEL', KEYS[2])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import _clock as clock
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._core.steps import CallFlow, Flow
     from kraken_nonce_redis._core.waiting import ProcessState
     from kraken_nonce_redis._core.wishes import Wishes
-    from kraken_nonce_redis._redis.commands import Command, Release
+    from kraken_nonce_redis._redis.commands import Command, Extended, Release
     from kraken_nonce_redis.events import Hook
 
 L = TypeVar("L", bound="LeaseCore")
@@ -71,6 +72,11 @@ class LeaseCore:
         self._mark = _process.current().mark
         self._depth = 1
         self._over = False
+        self._extensions = itertools.count(1)
+        self._term = lock.ttl
+        """Seconds for which a renewal lets it last at least."""
+        self._renewal: _Renewal | None = None
+        self._repeated = acquired.repeated
         self._newest = 0
         """The first nonce of the newest renewal."""
         self._nonces: Iterator[int]
@@ -140,20 +146,33 @@ class LeaseCore:
             )
         if self._over or not self._mark[0]:
             self.check()
-        yield from self._renewing(term)
+        yield from self._extended(term, replace=replace)
+        if replace:
+            self._term = seconds
+            if self._renewal is not None:
+                self._lock.renew(self)
 
-    def _renewing(self, term: float, intent: str = "") -> Flow[None]:
-        started = clock.now()
-        command = commands.extend(self._lock.keys, self._member, term, intent, known=self.record.known)
-        nonces = yield from running(command.durable(of_every_nonce(self._lock.durability)))
-        if nonces is None:
+    def _extended(self, term: float, intent: str = "", *, replace: bool = False) -> Flow[None]:
+        """Let the lease last so many seconds from now, or longer unless that replaces its end; note an intent."""
+        result: Extended | Literal["late", "lost"] = "late"
+        while result == "late":  # a renewal that was made later has come before it
+            started = clock.now()
+            command = self._extension(term, intent, replace=replace)
+            result = yield from running(command.durable(of_every_nonce(self._lock.durability)))
+        if result == "lost":
             self._end()
             self.check()
             return
         if intent:
             # Redis has it under this name from now on, whether or not the call will be sent.
-            self.record = CallRecord(nonces.start, Stage.BEGUN)
-        self._renewed(nonces, started + term)
+            self.record = CallRecord(result.nonces.start, Stage.BEGUN)
+        self._renewed(result.nonces, started + result.left)
+
+    def _extension(
+        self, term: float, intent: str = "", *, replace: bool = False
+    ) -> Command[Extended | Literal["late", "lost"]]:
+        known, number = self.record.known, next(self._extensions)
+        return commands.extend(self._lock.keys, self._member, term, intent, known=known, number=number, replace=replace)
 
     # For clients' calls
 
@@ -166,13 +185,13 @@ class LeaseCore:
         self.record, self.inherited = self.record.begun(), 0
         if first and self.remaining() > seconds and (self.record.intent or not intent):
             return self.nonce
-        yield from self._renewing(max(self.remaining(), seconds + _SLACK), intent)
+        yield from self._extended(seconds + _SLACK, intent)
         return self.next_nonce()
 
     def lasting(self, seconds: float) -> Flow[None]:
         """Make sure that the lease lasts ``seconds``. Raises `LeaseLost` and `StoreError`."""
         if self.remaining() <= seconds:
-            yield from self._renewing(max(self._lock.ttl, seconds + _SLACK))
+            yield from self._extended(max(self._term, seconds + _SLACK))
         self.check(seconds)
 
 
@@ -184,29 +203,30 @@ class _Renewal:
         self._lock = lease._lock
         self._asked = 0.0
 
-    def command(self, now: float) -> Command[range | None] | None:
-        """Return the renewal, or None when the lease is over."""
-        if self._lease.lost:
+    def command(self, now: float) -> Command[Extended | Literal["late", "lost"]] | None:
+        """Return the renewal, or None when the lease is over or another renewal keeps it."""
+        if self._lease.lost or self._lease._renewal is not self:
             return None
         self._asked = now
-        return commands.extend(self._lock.keys, self._lease._member, self._lock.ttl)
+        return self._lease._extension(self._lease._term)
 
-    def succeeded(self, command: Command[range | None], result: range | None, now: float) -> float | None:
+    def succeeded(self, command: object, result: Extended | Literal["late", "lost"], now: float) -> float | None:
         """Take the new deadline and nonces."""
         del command
         if self._lease._over:
             return None
-        if result is None:
+        if result == "lost":
             self._lease._end()
             self._lock.ended_early(self._lease)
             return None
-        self._lease._renewed(result, self._asked + self._lock.ttl)
-        return now + self._lock.ttl / 3
+        if result != "late":
+            self._lease._renewed(result.nonces, self._asked + result.left)
+        return now + self._lease._term / 3
 
     def failed(self, error: KrakenNonceError, now: float) -> float:
         """Try again; the lease may outlast the trouble."""
         logger.warning("The lease on %s could not be renewed: %s", self._lock.keys.state, error)
-        return now + self._lock.ttl / 30
+        return now + self._lease._term / 30
 
 
 class LockCore(Generic[L]):
@@ -305,11 +325,16 @@ class LockCore(Generic[L]):
         except BaseException as error:
             if not isinstance(error, Exception | GeneratorExit):
                 # It may have struck after the grant, where nobody else gives the lock back.
-                process_state.give_back(commands.release(self.keys, member), self.ttl)
+                process_state.give_back(commands.release(self.keys, member, late=True), self.ttl)
             raise
         if wishes.auto_renew:
-            process_state.agenda.add(clock.now() + self.ttl / 3, _Renewal(lease))
+            self.renew(lease)
         return lease
+
+    def renew(self, lease: LeaseCore) -> None:
+        """Renew a lease in the background from now on, three times in its term."""
+        lease._renewal = _Renewal(lease)
+        self._process_state().agenda.add(clock.now() + lease._term / 3, lease._renewal)
 
     def _releasing(self, owner: object, lease: L) -> Flow[None]:
         """End one hold, and with the last one the lease. Raises `LeaseLost` and `StoreError`."""
@@ -354,7 +379,9 @@ class LockCore(Generic[L]):
 
     def _release(self, lease: L) -> Command[Release]:
         call = lease.record
-        return commands.release(self.keys, lease._member, lease.nonce, call.intent, known=call.known)
+        return commands.release(
+            self.keys, lease._member, lease.nonce, call.intent, known=call.known, late=lease._repeated
+        )
 
     def _leaving(self, owner: object, lease: L, *, failed: bool, wait: bool = False) -> Flow[None]:
         """Release at the end of a ``with`` block.

@@ -367,7 +367,7 @@ class ProcessState:
         """Return the releases of all that is no longer needed: places of waiters, and owed releases."""
         waiters = [waiter for key_waiters in list(self.waiters_by_key.values()) for waiter in key_waiters.everyone()]
         owed = [command for chore in list(self.background_releases.values()) for command in chore.owed()]
-        return [*owed, *(commands.release(waiter.keys, waiter.member) for waiter in waiters)]
+        return [*owed, *(commands.release(waiter.keys, waiter.member, late=True) for waiter in waiters)]
 
     def returned(self, command: Command[Release]) -> None:
         """Take note that a release has reached the server."""
@@ -417,12 +417,14 @@ class Acquired:
         nonces: of its lease.
         deadline: the end of its lease on `clock.now`.
         pending: how many intents of earlier holders wait to be settled.
+        repeated: whether the lock was asked for more than once, so that a copy of a request may still arrive.
     """
 
     member: str
     nonces: range
     deadline: float
     pending: int
+    repeated: bool
 
 
 def acquiring(
@@ -448,13 +450,13 @@ def acquiring(
         )
     except (StoreUnavailable, GeneratorExit):
         if waiter.asked:
-            process_state.give_back(commands.release(keys, member), max(ttl, QUEUE_LIFE))
+            process_state.give_back(commands.release(keys, member, late=True), max(ttl, QUEUE_LIFE))
         raise
     except BaseException as error:
         # With durability it may have been granted before the error; so it may if the first of two answers was lost.
         unheard = waiter.repeated or durability is not None
         if waiter.ticket or unheard or not isinstance(error, StoreError | HoldTimeout):
-            yield from _giving_up(process_state, waiter, ttl)
+            yield from _giving_up(process_state, waiter, ttl, late=unheard or not isinstance(error, Exception))
         raise
     finally:
         key_waiters.leave(waiter)
@@ -492,7 +494,7 @@ def _asking(
             waiter.repeated |= command.repeated
             waiter.asked |= not command.unsent
         if isinstance(answer, Granted):
-            return Acquired(waiter.member, answer.nonces, started + answer.left, answer.pending)
+            return Acquired(waiter.member, answer.nonces, started + answer.left, answer.pending, waiter.repeated)
         if isinstance(answer, Busy):
             raise waiter.too_late(answer.left, answer.cause)
         waiter.ticket = answer.ticket
@@ -520,8 +522,8 @@ def _listening(process_state: ProcessState) -> Flow[None]:
         yield Listen()
 
 
-def _giving_up(process_state: ProcessState, waiter: Waiter, ttl: float) -> Flow[None]:
-    release = commands.release(waiter.keys, waiter.member)
+def _giving_up(process_state: ProcessState, waiter: Waiter, ttl: float, *, late: bool) -> Flow[None]:
+    release = commands.release(waiter.keys, waiter.member, late=late)
     release.until = clock.now()  # the agenda tries it longer
     try:
         yield Run(release)

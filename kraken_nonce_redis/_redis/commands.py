@@ -347,13 +347,17 @@ def _highest_acquired(answer: Answer) -> int:
     return answer.nonces[-1] if isinstance(answer, Granted) else 0
 
 
-def release(keys: Keyspace, member: str, lease: int = 0, intent: int = 0, *, known: bool = True) -> Command[Release]:
+def release(
+    keys: Keyspace, member: str, lease: int = 0, intent: int = 0, *, known: bool = True, late: bool = False
+) -> Command[Release]:
     """Give up a lease, an offer or a place in the queue.
 
     ``intent`` is the nonce of the intent noted last, 0 for none; ``known`` is whether the outcome of its call is.
+    ``late`` is whether a request of the member for the lock may still arrive: it was sent twice, or over a connection
+    that was given up.
     The result is ``lost`` when the lease is known to have ended, ``gone`` when there was none for a reason unknown.
     """
-    return Command("release", (keys.state, keys.queue), (member, lease, intent, int(known)), _read_release)
+    return Command("release", (keys.state, keys.queue), (member, lease, intent, int(known), int(late)), _read_release)
 
 
 def _read_release(reply: Reply) -> Release:
@@ -370,26 +374,47 @@ def heartbeat(keys: Keyspace, process_id: str, oldest: str) -> Command[Heartbeat
     )
 
 
-def extend(
-    keys: Keyspace, member: str, seconds: float, intent: str = "", *, known: bool = True
-) -> Command[range | None]:
-    """Make a lease end a number of seconds from now, with fresh nonces. None: it is lost.
+@dataclass(frozen=True, slots=True)
+class Extended:
+    """A lease goes on.
 
-    ``intent`` is noted for the next call; ``known`` is whether the outcome of the one before is.
+    Attributes:
+        nonces: fresh ones.
+        left: seconds to its end.
     """
 
-    def read(reply: Reply) -> range | None:
-        if reply[0] == "lost":
-            return None
-        first = int(reply[1])
-        return range(first, first + BLOCK)
+    nonces: range
+    left: float
+
+
+def extend(
+    keys: Keyspace,
+    member: str,
+    seconds: float,
+    intent: str = "",
+    *,
+    known: bool = True,
+    number: int = 1,
+    replace: bool = False,
+) -> Command[Extended | Literal["late", "lost"]]:
+    """Make a lease end a number of seconds from now, or at its present end if that is later and ``replace`` False.
+
+    ``intent`` is noted for the next call; ``known`` is whether the outcome of the one before is. ``number`` counts the
+    extensions of a lease: one that arrives after a later one changes nothing and is ``late``.
+    """
+
+    def read(reply: Reply) -> Extended | Literal["late", "lost"]:
+        if reply[0] == "extended":
+            first = int(reply[1])
+            return Extended(range(first, first + BLOCK), _seconds(reply[2]))
+        return "late" if reply[0] == "late" else "lost"
 
     return Command(
         "extend",
         (keys.state,),
-        (member, microseconds(seconds), BLOCK, intent, int(known)),
+        (member, microseconds(seconds), BLOCK, intent, int(known), number, "set" if replace else "keep"),
         read,
-        lambda block: block[-1] if block else 0,
+        lambda result: result.nonces[-1] if isinstance(result, Extended) else 0,
     )
 
 

@@ -10,7 +10,7 @@ from redis.exceptions import MovedError, NoPermissionError, NoScriptError, Redis
 
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._redis import commands, keyspace
-from kraken_nonce_redis._redis.commands import Granted, Waiting, text
+from kraken_nonce_redis._redis.commands import Extended, Granted, Waiting, text
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.doctor.answers import (
     NO_PERMISSION,
@@ -160,7 +160,7 @@ class Trial:
             commands.acquire(keys, first, _TERM, ticket=None, priority="normal", pace=pace),
             lambda answer: isinstance(answer, Granted),
         )
-        yield commands.extend(keys, first, _TERM, _INTENT), lambda block: block is not None
+        yield commands.extend(keys, first, _TERM, _INTENT), lambda result: isinstance(result, Extended)
         yield (
             commands.acquire(keys, second, _TERM, ticket=0, priority="normal", pace=""),
             lambda answer: isinstance(answer, Waiting),

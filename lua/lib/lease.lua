@@ -7,11 +7,14 @@
 --                     offered for a later time and a high-priority waiter may go before the member
 --             since   start of the lease or offer, server time in microseconds
 --             term    its length in microseconds
---             ticket  the member's place in the queue, '0' if it was never there
+--             ticket  the member's place in the queue, '0' if it was never there; for a lease, the number of its
+--                     last extension, '0' for none
 --             member  '<process>:<number or token>'
 --   ticket    number of places in the queue given out so far
 --   overtaken how often in a row a high-priority waiter has gone before a normal one and delayed it
 --   lost      the last member whose lease ended without a release
+--   gone      members that have left while a request of theirs for the lock might still arrive, the latest 64, with
+--             spaces between them
 --   intent    what the holder is about to do: '<nonce> <key> <method> <ids>', absent when it changes nothing
 --             nonce   nonce of its first request; a pending intent is found by it
 --             key     digest of the API key
@@ -34,13 +37,14 @@ local WAITERS = '(4000000000000000'
 local OFFER = 750000        -- microseconds that a waiter has to take the lock, from the time that it is offered for
 local QUEUE_LIFE = '10000'  -- milliseconds after the last heartbeat of any waiter
 local MOST_OVERTAKINGS = 10
+local MOST_GONE = 64
 
 -- load(key): reads the state; returns nil and the value when the stored nonce is not ours.
 local function load(key)
-  local fields = redis.call('HMGET', key, 'nonce', 'lock', 'pace', 'cool_down', 'intent', 'pending')
+  local fields = redis.call('HMGET', key, 'nonce', 'lock', 'pace', 'cool_down', 'intent', 'pending', 'gone')
   local state = {
     key = key, nonce = fields[1] or nil, pace = fields[3], cool_down = fields[4], intent = fields[5],
-    pending = fields[6] or '0',
+    pending = fields[6] or '0', gone = fields[7],
   }
   if foreign(state.nonce) then return nil, state.nonce end
   if fields[2] then
@@ -68,6 +72,26 @@ end
 
 local function process_of(member)
   return member:match('^[^:]+')
+end
+
+-- without_token(member): what identifies a member, without the caller's own token, which may hold anything.
+local function without_token(member)
+  return member:match('^[^:]+:[^: ]+')
+end
+
+-- has_left(state, member): whether a member is among those that are gone.
+local function has_left(state, member)
+  return state.gone and (' ' .. state.gone .. ' '):find(' ' .. without_token(member) .. ' ', 1, true) ~= nil
+end
+
+-- note_gone(state, member): lets a request for the lock that arrives late find that its member is gone. Out of memory
+-- must not keep what is being released, so this fails in silence.
+local function note_gone(state, member)
+  local members = { without_token(member) }
+  for other in (state.gone or ''):gmatch('%S+') do
+    if #members < MOST_GONE and other ~= members[1] then members[#members + 1] = other end
+  end
+  redis.pcall('HSET', state.key, 'gone', table.concat(members, ' '))
 end
 
 local function anyone_waits(queue)
