@@ -100,13 +100,13 @@ def test_next_call_of_a_lease(redis_client: redis.Redis) -> None:
     first = take(redis_client).nonces[0]
     other = commands.intent("0123456789abcdef", "Withdraw", [])
     block = run(redis_client, commands.extend(KEYS, "process:1", 30, other, known=False))
-    assert block is not None
+    assert isinstance(block, commands.Extended)
     assert [(entry.nonce, entry.cl_ord_ids) for entry in pending(redis_client)] == [(first, ("a-b-c",))]
     third = run(redis_client, commands.extend(KEYS, "process:1", 30, INTENT, known=True))
-    assert third is not None
+    assert isinstance(third, commands.Extended)
     run(redis_client, commands.extend(KEYS, "process:1", 30))
-    release(redis_client, third[0], known=False)
-    assert [entry.nonce for entry in pending(redis_client)] == [first, third[0]]
+    release(redis_client, third.nonces[0], known=False)
+    assert [entry.nonce for entry in pending(redis_client)] == [first, third.nonces[0]]
 
 
 def test_settled_and_reported(redis_client: redis.Redis, rival: Rival) -> None:

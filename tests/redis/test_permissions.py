@@ -61,8 +61,9 @@ def do_everything(first: Any, second: Any) -> None:
     one.run(commands.cool_down(KEYS, 60, "test"))
     one.run(commands.cool_down(KEYS, 0, ""))
     one.run(commands.reset_startup(KEYS))
-    nonces = one.run(commands.extend(KEYS, member, 5, commands.intent("key", "AddOrder", ["id"])))
-    assert nonces is not None
+    extended = one.run(commands.extend(KEYS, member, 5, commands.intent("key", "AddOrder", ["id"])))
+    assert isinstance(extended, commands.Extended)
+    nonces = extended.nonces
     two.run(commands.release(KEYS, quitter))
     assert one.run(commands.inspect(KEYS)).waiting == 1
     assert one.run(commands.release(KEYS, member, nonces[0], nonces[0], known=False)) == "released"

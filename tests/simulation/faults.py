@@ -91,7 +91,6 @@ def overtake(world: World) -> None:
     world.history.dead += len(world.processes)  # places of waiters that have left before they came
     trouble(world)
     world.history.fault("requests may overtake each other")
-    world.history.orphans_until = float("inf")
 
 
 def cut_off(world: World) -> None:

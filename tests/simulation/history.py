@@ -273,7 +273,7 @@ class History:
         if command.name == "acquire":
             self._acquired(command, result, again=order.sent > 1)
         elif command.name == "extend":
-            if result is not None and str(command.args[0]) in self._by_member:
+            if isinstance(result, commands.Extended) and str(command.args[0]) in self._by_member:
                 self._by_member[str(command.args[0])].confirmed = self._scheduler.now
         elif command.name == "release":
             acquisition = self._by_member.get(str(command.args[0]))
@@ -453,6 +453,6 @@ class History:
 
 def _block(result: Any) -> tuple[int, int]:
     """Return the first and the last nonce of a result."""
-    if isinstance(result, commands.Granted):
+    if isinstance(result, commands.Granted | commands.Extended):
         result = result.nonces
     return (result[0], result[-1]) if isinstance(result, range) else (0, 0)

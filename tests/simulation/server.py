@@ -29,6 +29,7 @@ return function(names, handle)
     commands[name] = arrays[name] and function(...) return { command(...) } end or command
   end
   redis = { call = function(name, ...) return commands[name](...) end }
+  redis.pcall = redis.call
 end
 """
 _MAKE_FUNCTION = """
