@@ -8,7 +8,7 @@
 -- KEYS  1 state     hash
 --       2 queue     sorted set
 -- ARGV  1 floor     decimal ns, highest nonce that the caller has seen, '0' for none
---       2 member    "<process>:<number or token>", unique for this acquisition
+--       2 member    as in lib/lease.lua, unique for this acquisition
 --       3 term      length of the lease in microseconds
 --       4 count     nonces in the lease's block
 --       5 ticket    '' not to wait, '0' to join the queue, or the ticket of the place that the member had
@@ -59,7 +59,7 @@ if not mine then
   elseif high and state.overtakable then
     look_at_pace()
     if (wait == 0 or ticket ~= '')
-      and (not delays(state.since + state.term - OFFER, now + wait, settings) or count_overtaking(state)) then
+      and (not delays(state.since + state.term - patience(state.member), now + wait, settings) or count_overtaking(state)) then
       queue_up(KEYS[2], state.member, tonumber(state.ticket), now)
       redis.call('ZREM', KEYS[2], member)
       mine = true
@@ -90,7 +90,7 @@ if mine then
     return table.concat({ 'busy', whole(wait), cause }, ' ')
   end
   if not waited then ticket = whole(redis.call('HINCRBY', KEYS[1], 'ticket', 1)) end
-  redis.call('HSET', KEYS[1], 'lock', lock(state, high and '-' or '~', now, whole(wait + OFFER), ticket, member))
+  redis.call('HSET', KEYS[1], 'lock', lock(state, high and '-' or '~', now, whole(wait + patience(member)), ticket, member))
   if not high then -- high ones that queued while the lock was offered to this member may go before it
     for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(0', 'LIMIT', 0, MOST_OVERTAKINGS)) do
       wake(other)

@@ -23,7 +23,7 @@ local now = clock()
 if close_if_over(state, KEYS[2], now) then hand_over(state, KEYS[2]) end
 local offered = '-'
 if state.member and not state.lease and process_of(state.member) == process
-  and now - state.since >= tonumber(state.term) - OFFER then
+  and now - state.since >= tonumber(state.term) - patience(state.member) then
   offered = state.member
 end
 local joined = '-'

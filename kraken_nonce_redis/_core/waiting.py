@@ -41,9 +41,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 HEARTBEAT = 1.0
-"""Seconds between two heartbeats of a process that waits for a key, at least."""
-OFFER = 0.75
-"""Seconds that a waiter has to take the lock once it is offered, as in lua/lib/lease.lua."""
+"""Seconds between two heartbeats of a process that waits for a key, on average."""
+OFFER = 1.2
+"""Seconds that a waiter has to take the lock once it is offered, next to its process's round trip."""
+LONGEST_WAY = 0.4
+"""Seconds of a round trip that count for an offer at most. All three as in lua/lib/lease.lua."""
 QUEUE_LIFE = 10.0
 """Seconds for which a place in the queue outlasts the last heartbeat, as in lua/lib/lease.lua."""
 _ON_THE_WAY = 0.1
@@ -192,6 +194,8 @@ class KeyWaiters:
         if late or (removed and self._process_state.heard < self._beat):
             # It should have heard of an offer before: the connection for offers may be dead without showing it.
             self._process_state.listening = False
+            for waiter in self.everyone():
+                waiter.wake()  # so that one of them listens anew
         self._beat = now
         self.cooled(result.cool_down, result.reason)
         return now + until_heartbeat(result.left)
@@ -209,10 +213,14 @@ class KeyWaiters:
 
 
 def until_heartbeat(left: float) -> float:
-    """Return the seconds to the next heartbeat: at least one, and such that a heartbeat falls on a lease's end."""
-    if left < HEARTBEAT:
+    """Return the seconds to the next heartbeat, such that one falls on the end of a lease or an offer.
+
+    No two are further apart than an offer lasts, so a lost wake-up is noticed while the waiter can still take the lock.
+    """
+    if left <= 0:
         return HEARTBEAT
-    return left / math.floor(left / HEARTBEAT) + _JUST_AFTER
+    parts = max(math.floor(left / HEARTBEAT), math.ceil(left / (HEARTBEAT * OFFER)))
+    return max(left / parts, HEARTBEAT / 4) + _JUST_AFTER
 
 
 class BackgroundReleases:
@@ -280,6 +288,8 @@ class ProcessState:
     agenda: Agenda
     later: Callable[[Callable[[], object]], object] = _at_once
     process_id: str = field(default_factory=lambda: secrets.token_hex(8))
+    round_trip: float = LONGEST_WAY
+    """Seconds that a command takes."""
     listening: bool = False
     heard: float = 0.0
     """When the latest message came on the channel."""
@@ -317,8 +327,13 @@ class ProcessState:
     def new_member(self, token: str | None) -> str:
         """Return the id of a new acquisition; a caller's token is a part of it."""
         # A process can be copied with all that it knows, as snapshots of small machines are.
-        member = f"{self.process_id}:{next(self._numbers)}.{os.urandom(4).hex()}"
+        round_trip = math.ceil(min(self.round_trip, LONGEST_WAY) * 1000)
+        member = f"{self.process_id}:{next(self._numbers)}-{round_trip}.{os.urandom(4).hex()}"
         return member if token is None else f"{member}:{token}"
+
+    def took(self, seconds: float) -> None:
+        """Take note of how long a command took."""
+        self.round_trip += (seconds - self.round_trip) / 4
 
     def request(self, command: Command[Any], *, whole: bool = False) -> bytes:
         """Return the bytes of a command, with the floor where it takes one; ``whole`` as in `Command.request`."""
@@ -490,6 +505,7 @@ def _asking(
         command.until = waiter.until
         try:
             answer: Answer = yield Run(command)
+            process_state.took(clock.now() - started)
         finally:
             waiter.repeated |= command.repeated
             waiter.asked |= not command.unsent

@@ -9,7 +9,8 @@
 --             term    its length in microseconds
 --             ticket  the member's place in the queue, '0' if it was never there; for a lease, the number of its
 --                     last extension, '0' for none
---             member  '<process>:<number or token>'
+--             member  '<process>:<number>-<round trip>.<random>', and ':<token>' if the caller gave one
+--                     round trip  milliseconds, as its process has measured them; without it, the longest that counts
 --   ticket    number of places in the queue given out so far
 --   overtaken how often in a row a high-priority waiter has gone before a normal one and delayed it
 --   lost      the last member whose lease ended without a release
@@ -34,7 +35,8 @@
 
 local PROCESSES = 4e15      -- scores from here on are processes
 local WAITERS = '(4000000000000000'
-local OFFER = 750000        -- microseconds that a waiter has to take the lock, from the time that it is offered for
+local OFFER = 1200000       -- microseconds that a waiter has to take the lock, from the time that it is offered for,
+local LONGEST_WAY = 400     -- and those of its process's round trip, of which so many milliseconds count at most
 local QUEUE_LIFE = '10000'  -- milliseconds after the last heartbeat of any waiter
 local MOST_OVERTAKINGS = 10
 local MOST_GONE = 64
@@ -72,6 +74,12 @@ end
 
 local function process_of(member)
   return member:match('^[^:]+')
+end
+
+-- patience(member): microseconds that a waiter has to take the lock, from the time that it is offered for.
+local function patience(member)
+  local round_trip = member:match('^[^:]+:%d+%-(%d+)%.')
+  return OFFER + math.min(tonumber(round_trip) or LONGEST_WAY, LONGEST_WAY) * 1000
 end
 
 -- without_token(member): what identifies a member, without the caller's own token, which may hold anything.
@@ -178,7 +186,7 @@ end
 
 -- offer(state, member, ticket, now): offers the lock to a waiter and wakes it.
 local function offer(state, member, ticket, now)
-  redis.call('HSET', state.key, 'lock', lock(state, '-', now, whole(OFFER), whole(ticket), member))
+  redis.call('HSET', state.key, 'lock', lock(state, '-', now, whole(patience(member)), whole(ticket), member))
   wake(member)
 end
 

@@ -56,7 +56,7 @@ def _forget(*_: object) -> None:
 
 
 def _too_soon(key_waiters: waiting.KeyWaiters, command: object, result: object, now: float) -> float:
-    return now + 0.5
+    return now + 0.4
 
 
 _acquire = commands.acquire
@@ -73,7 +73,7 @@ def _deadline_from_the_answer(lease: core.LeaseCore, nonces: range, deadline: fl
 
 
 _hear, _take, _lose = Stream.hear, Pipeline.take, Pipeline.lose
-_MEMBER = re.compile(rb"(\r\np\d+:\d+)\.")
+_MEMBER = re.compile(rb"(\r\np\d+:\d+-\d+)\.")
 
 
 def _to_the_next(stream: Stream, data: bytes) -> list[Slot]:
@@ -172,7 +172,7 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
     "a repeated acquire is another member": PythonMutant(Pipeline, "lose", _as_another_member),
     "a connection that never worked is tried again": PythonMutant(Pipeline, "lose", _as_if_it_had_worked),
     "what is owed is not given back first": PythonMutant(waiting.ProcessState, "owed", _nothing_is_owed),
-    "two heartbeats a second": PythonMutant(waiting.KeyWaiters, "succeeded", _too_soon),
+    "more than two heartbeats a second": PythonMutant(waiting.KeyWaiters, "succeeded", _too_soon),
 }
 """By what is wrong."""
 

@@ -15,6 +15,8 @@ MARGIN = 10**9
 DEAD_WAITER = 2.0
 """Seconds that a dead or stopped waiter costs the others at most."""
 MOST_OVERTAKINGS = 10
+MOST_HEARTBEATS = 8
+"""Of one process for one key, in half as many seconds."""
 MOST_ASKS = 5
 """How often a waiter asks at most without an offer: at first, when it listens, and when answers come late."""
 LONGEST_PACE = 2.2

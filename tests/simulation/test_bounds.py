@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kraken_nonce_redis import HoldTimeout, Pace, StoreUnavailable
-from kraken_nonce_redis._core.waiting import HEARTBEAT
+from kraken_nonce_redis._core.waiting import HEARTBEAT, LONGEST_WAY, OFFER
 from kraken_nonce_redis.pace import Tier
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 from tests.simulation.callers import Interrupted
@@ -355,7 +355,7 @@ def test_an_order_waits_for_one_call_in_flight() -> None:
 
 @pytest.mark.parametrize("queue", [0, 3])
 def test_a_killed_process_takes_no_tokens_with_it(queue: int) -> None:
-    """A process killed while it is first in line costs the next one the 0.75 s that it had for its offer, no more."""
+    """A process killed while it is first in line costs the next one the time that it had for its offer, no more."""
     stage = Stage(pace=Pace(startup_rate=0, tier=Tier(4, 1.0)))
     first, dead = stage.process(), stage.process()
     stage.turn(first, cost=3)
@@ -364,4 +364,4 @@ def test_a_killed_process_takes_no_tokens_with_it(queue: int) -> None:
     stage.at(0.5, lambda: gone(dead, "killed"))
     stage.run(60)
     assert behind[0].granted is not None
-    assert behind[0].granted <= 2 + 0.75 + 2 * HAND_OVER + RETRY
+    assert behind[0].granted <= 2 + OFFER + LONGEST_WAY + 2 * HAND_OVER + RETRY
