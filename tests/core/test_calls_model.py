@@ -40,7 +40,7 @@ from kraken_nonce_redis._core.steps import Run, Send, Sleep, Tell
 from kraken_nonce_redis._core.waiting import ProcessState
 from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import Granted, Pending, State
+from kraken_nonce_redis._redis.commands import Extended, Granted, Pending, State
 from tests.support.tiers import by_tier
 
 if TYPE_CHECKING:
@@ -280,19 +280,22 @@ class Redis:
             self.intent = nonces[0], rest[-1]
         return Granted(nonces, term / 1e6, self._new())
 
-    def extend(self, member: str, term: int, _count: int, intent: str, known: int) -> range | None:
+    def extend(
+        self, member: str, term: int, _count: int, intent: str, known: int, _number: int, how: str
+    ) -> Extended | str:
         """Extend the lease."""
         if self.holder != member:
-            return None
-        self.until = self.world.now + term / 1e6
+            return "lost"
+        end = self.world.now + term / 1e6
+        self.until = end if how == "set" else max(self.until, end)
         nonces = self._block()
         if intent:
             if not known:
                 self._shelve()
             self.intent = nonces[0], intent
-        return nonces
+        return Extended(nonces, self.until - self.world.now)
 
-    def release(self, member: str, _lease: int, intent: int, known: int) -> str:
+    def release(self, member: str, _lease: int, intent: int, known: int, _late: int) -> str:
         """Give the lock back."""
         if self.holder == member:
             if not known:
@@ -579,12 +582,13 @@ def test_an_intent_without_a_call(world: World, *, known: bool) -> None:
     flow = calling(lock, call, "raise")
     step = next(flow)
     assert step.command.name == "extend"
-    nonces = world.redis.run(step.command)
+    extended = world.redis.run(step.command)
+    nonces = extended.nonces
     world.pass_time(60)
     world.redis.acquire("another", 30_000_000, "")
     assert world.redis.journal[nonces.start].cl_ord_ids == call.cl_ord_ids
     with pytest.raises(LeaseLost):
-        flow.send(nonces)
+        flow.send(extended)
     with pytest.raises(LeaseLost):
         carry_out(world, lock._releasing("owner", lease))
     assert nonces.start not in world.redis.journal
@@ -614,9 +618,10 @@ def test_an_intent_has_the_name_that_redis_has_for_it(world: World) -> None:
     lock = Lock()
     lease = carry_out(world, lock._holding("owner", Wishes(timeout=0)))
     flow = calling(lock, Call.of(KEY, "AddOrder", {}, SECONDS), "raise")
-    nonces = world.redis.run(next(flow).command)
+    extended = world.redis.run(next(flow).command)
+    nonces = extended.nonces
     carry_out(world, lease._extending(SECONDS))
-    step = flow.send(nonces)
+    step = flow.send(extended)
     assert isinstance(step, Send)
     assert step.nonce > nonces[-1]
     world.pass_time(60)
