@@ -22,8 +22,8 @@
 --         microseconds, 0 for none
 --         'booked <ticket> <wait> <cause>': first in line, but the pace allows the call only in `wait` microseconds:
 --         ask again then; `cause` is interval, startup or counter, or 'cool-down <reason>'
---         'busy <left> <cause>': not available now, and the caller does not wait; `cause` as above, 'held', or 'gone' for a member that
---         has left
+--         'busy <left> <cause>': not available now, and the caller does not wait; `cause` as above, 'held', or 'gone'
+--         for a member that has left
 --         'foreign <value>' or 'overflow <stored>': nothing changed
 local member, ticket, high = ARGV[2], ARGV[5], ARGV[6] == 'high'
 local state, value = load(KEYS[1])
@@ -58,8 +58,8 @@ if not mine then
     if not mine then offer(state, next_member, next_ticket, now) end
   elseif high and state.overtakable then
     look_at_pace()
-    if (wait == 0 or ticket ~= '')
-      and (not delays(state.since + state.term - patience(state.member), now + wait, settings) or count_overtaking(state)) then
+    local booked = state.since + state.term - patience(state.member)
+    if (wait == 0 or ticket ~= '') and (not delays(booked, now + wait, settings) or count_overtaking(state)) then
       queue_up(KEYS[2], state.member, tonumber(state.ticket), now)
       redis.call('ZREM', KEYS[2], member)
       mine = true
@@ -90,7 +90,8 @@ if mine then
     return table.concat({ 'busy', whole(wait), cause }, ' ')
   end
   if not waited then ticket = whole(redis.call('HINCRBY', KEYS[1], 'ticket', 1)) end
-  redis.call('HSET', KEYS[1], 'lock', lock(state, high and '-' or '~', now, whole(wait + patience(member)), ticket, member))
+  local kind, term = high and '-' or '~', whole(wait + patience(member))
+  redis.call('HSET', KEYS[1], 'lock', lock(state, kind, now, term, ticket, member))
   if not high then -- high ones that queued while the lock was offered to this member may go before it
     for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(0', 'LIMIT', 0, MOST_OVERTAKINGS)) do
       wake(other)

@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Final
 
 from kraken_nonce_redis._arguments import LONGEST_LEAD
-from kraken_nonce_redis._core.waiting import OFFER
+from kraken_nonce_redis._core.waiting import LONGEST_WAY, OFFER
 from kraken_nonce_redis.doctor.answers import (
     NO_SUCH_COMMAND,
     NOT_THESE_CHANNELS,
@@ -29,8 +29,8 @@ CLOCK_STEP: Final = 0.05
 """Seconds by which the server's clock may deviate from a steady one during the check."""
 MEDIAN_WARNING: Final = 0.05
 """Seconds for one round trip. A private call under the lock makes two."""
-SLOWEST_WARNING: Final = OFFER / 2
-"""Seconds for one round trip, or that the server is blocked: a waiter has `OFFER` seconds to take the lock."""
+SLOWEST_WARNING: Final = LONGEST_WAY
+"""Seconds for one round trip, or that the server is blocked; more are taken from the time that an offer lasts."""
 SCRIPT_WARNING: Final = 0.005
 """Seconds that scripts take on the server, on average."""
 LEAD_WARNING: Final = 60 * 10**9

@@ -182,11 +182,11 @@ def test_nonces_over_any_history(valkey: Server) -> None:
 # The lock.
 
 HIGH = -4 * 10**15
-OFFER = 750_000
+OFFER = 1_600_000
 MOST_OVERTAKINGS = 10
 STUB = """
 local real, now = redis, table.remove(ARGV)
-local redis = { call = function(name, ...)
+local redis = { pcall = real.pcall, call = function(name, ...)
   if name == 'TIME' then return { now:sub(1, -7), tostring(tonumber(now:sub(-6))) } end
   return real.call(name, ...)
 end }
@@ -203,6 +203,7 @@ class Holder:
     since: int
     term: int
     nonce: int = 0
+    extensions: int = 0
 
 
 @dataclass
@@ -215,6 +216,7 @@ class Model:
     tickets: int = 0
     overtaken: int = 0
     lost: str = ""
+    gone: set[str] = field(default_factory=set)
 
     def is_free(self, now: int) -> bool:
         """Whether nobody has it any more, or a running call for it."""
@@ -259,6 +261,8 @@ class Model:
 
     def acquire(self, member: str, ticket: int | None, *, high: bool, term: int, now: int) -> str:
         """Return 'granted', 'waiting' or 'busy'."""
+        if member in self.gone:
+            return "busy"
         mine = self.holder is not None and self.holder.member == member
         if mine and self.holder is not None and self.holder.leased:
             return "granted"
@@ -397,17 +401,21 @@ class LockHistory(RuleBasedStateMachine):
         member = self.model.holder.member  # type: ignore[union-attr]
         self.ask(member, self.tickets[member])
 
-    @rule(member=members)
-    def release(self, member: str) -> None:
-        """Give up whatever a caller has, if anything, and once more, since the reply was lost."""
+    @rule(member=members, late=st.sampled_from([False, False, True]))
+    def release(self, member: str, *, late: bool = False) -> None:
+        """Give up whatever a caller has, if anything, and once more, since the reply was lost.
+
+        If ``late``, what the caller asks for afterwards is what it has asked for before, and comes late.
+        """
         nonce = self.model.holder.nonce if self.model.holder and self.model.holder.member == member else 0
         was_lost = self.model.lost == member and not nonce
         for _ in range(2):
             holds = self.model.holder is not None and self.model.holder.member == member
-            said = self.run(commands.release(KEYS, member, nonce))
+            said = self.run(commands.release(KEYS, member, nonce, late=late))
             assert (said == "released") == holds
             assert said != "lost" or self.model.lost == member or was_lost
             self.model.release(member, self.now)
+            self.model.gone |= {member} if late else set()
             self.compare()
         if self.lease and self.lease[0] == member:
             self.lease = None
@@ -428,17 +436,23 @@ class LockHistory(RuleBasedStateMachine):
         has_a_place = member in self.model.queue or (holder is not None and holder.member == member)
         assert (heartbeat.joined == "-") == (not has_a_place)
 
-    @rule(member=members, seconds=st.sampled_from([1.0, 60.0]))
-    def extend(self, member: str, seconds: float) -> None:
-        """Extend a caller's lease, if it has one."""
+    @rule(member=members, seconds=st.sampled_from([1.0, 60.0]), number=st.integers(1, 3), replace=st.booleans())
+    def extend(self, member: str, seconds: float, number: int, *, replace: bool) -> None:
+        """Extend a caller's lease, if it has one; the command may come after later ones."""
         holder = self.model.holder
-        nonces = self.run(commands.extend(KEYS, member, seconds))
+        extended = self.run(commands.extend(KEYS, member, seconds, number=number, replace=replace))
         if holder is None or holder.member != member or not holder.leased:
-            assert nonces is None
+            assert extended == "lost"
             return
-        assert nonces[0] > self.nonce
-        self.nonce = nonces[-1]
-        holder.since, holder.term = self.now, round(seconds * 1e6)
+        if number < holder.extensions:
+            assert extended == "late"
+            return
+        assert extended.nonces[0] > self.nonce
+        self.nonce = extended.nonces[-1]
+        left = min(holder.since - self.now, 0) + holder.term
+        holder.since, holder.extensions = self.now, number
+        holder.term = round(seconds * 1e6) if replace else max(left, round(seconds * 1e6))
+        assert extended.left == holder.term / 1e6
         self.lease = (member, self.now + holder.term)
 
     @rule(seconds=st.sampled_from([0.001, 0.3, 0.75, 1.0, 5.0, 30.0]))

@@ -141,7 +141,7 @@ def test_every_key_is_declared(name: str) -> None:
     In the libraries, keys are parameters or the state's key, and those come from KEYS in the verbs.
     """
     source = re.sub(r"--.*", "", scripts.load(name).source)
-    calls = re.findall(r"redis\.call\('(\w+)'(?:, ([^,)]+))?", source)
+    calls = re.findall(r"redis\.p?call\('(\w+)'(?:, ([^,)]+))?", source)
     assert calls
     assert {key for word, key in calls if word not in ("TIME", "PUBLISH")} <= {
         *("KEYS[1]", "KEYS[2]", "key", "queue", "state.key"),
