@@ -76,7 +76,7 @@ class LeaseCore:
         self._term = lock.ttl
         """Seconds for which a renewal lets it last at least."""
         self._renewal: _Renewal | None = None
-        self._repeated = acquired.repeated
+        self._late = acquired.late
         self._newest = 0
         """The first nonce of the newest renewal."""
         self._nonces: Iterator[int]
@@ -379,9 +379,7 @@ class LockCore(Generic[L]):
 
     def _release(self, lease: L) -> Command[Release]:
         call = lease.record
-        return commands.release(
-            self.keys, lease._member, lease.nonce, call.intent, known=call.known, late=lease._repeated
-        )
+        return commands.release(self.keys, lease._member, lease.nonce, call.intent, known=call.known, late=lease._late)
 
     def _leaving(self, owner: object, lease: L, *, failed: bool, wait: bool = False) -> Flow[None]:
         """Release at the end of a ``with`` block.

@@ -81,7 +81,7 @@ class Waiter:
     ticket: int = 0
     asked: bool = False
     woken: bool = False
-    repeated: bool = False
+    late: bool = False
     failure: KrakenNonceError | None = None
     signal: Signal | None = None
 
@@ -382,7 +382,7 @@ class ProcessState:
         """Return the releases of all that is no longer needed: places of waiters, and owed releases."""
         waiters = [waiter for key_waiters in list(self.waiters_by_key.values()) for waiter in key_waiters.everyone()]
         owed = [command for chore in list(self.background_releases.values()) for command in chore.owed()]
-        return [*owed, *(commands.release(waiter.keys, waiter.member, late=True) for waiter in waiters)]
+        return [*owed, *(commands.release(waiter.keys, waiter.member, late=waiter.late) for waiter in waiters)]
 
     def returned(self, command: Command[Release]) -> None:
         """Take note that a release has reached the server."""
@@ -432,14 +432,14 @@ class Acquired:
         nonces: of its lease.
         deadline: the end of its lease on `clock.now`.
         pending: how many intents of earlier holders wait to be settled.
-        repeated: whether the lock was asked for more than once, so that a copy of a request may still arrive.
+        late: whether a copy of a request for the lock may still arrive.
     """
 
     member: str
     nonces: range
     deadline: float
     pending: int
-    repeated: bool
+    late: bool
 
 
 def acquiring(
@@ -463,15 +463,16 @@ def acquiring(
         return (
             yield from _asking(process_state, key_waiters, waiter, wishes, ttl=ttl, pace=pace, durability=durability)
         )
-    except (StoreUnavailable, GeneratorExit):
+    except (StoreUnavailable, GeneratorExit) as error:
         if waiter.asked:
-            process_state.give_back(commands.release(keys, member, late=True), max(ttl, QUEUE_LIFE))
+            late = waiter.late or isinstance(error, GeneratorExit)
+            process_state.give_back(commands.release(keys, member, late=late), max(ttl, QUEUE_LIFE))
         raise
     except BaseException as error:
         # With durability it may have been granted before the error; so it may if the first of two answers was lost.
-        unheard = waiter.repeated or durability is not None
+        unheard = waiter.late or durability is not None
         if waiter.ticket or unheard or not isinstance(error, StoreError | HoldTimeout):
-            yield from _giving_up(process_state, waiter, ttl, late=unheard or not isinstance(error, Exception))
+            yield from _giving_up(process_state, waiter, ttl, late=waiter.late)
         raise
     finally:
         key_waiters.leave(waiter)
@@ -507,10 +508,10 @@ def _asking(
             answer: Answer = yield Run(command)
             process_state.took(clock.now() - started)
         finally:
-            waiter.repeated |= command.repeated
+            waiter.late |= command.late or command.repeated
             waiter.asked |= not command.unsent
         if isinstance(answer, Granted):
-            return Acquired(waiter.member, answer.nonces, started + answer.left, answer.pending, waiter.repeated)
+            return Acquired(waiter.member, answer.nonces, started + answer.left, answer.pending, waiter.late)
         if isinstance(answer, Busy):
             raise waiter.too_late(answer.left, answer.cause)
         waiter.ticket = answer.ticket

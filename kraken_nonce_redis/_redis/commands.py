@@ -45,6 +45,7 @@ class Command(Generic[T]):
         read: makes the result from the reply; raises errors of our tree.
         durability: how many servers must have its write before the result counts.
         repeated: set when the command was sent more than once, so that it may have run more than once.
+        late: set when it may still arrive: it was sent more than once, or its connection was given up.
         unsent: set when it is known that the command was not sent at all.
         highest: for a script that takes the caller's floor as its first argument, the highest nonce in a result.
         until: until when on `clock.now` its caller waits while a cluster moves its slot; None if the caller has no
@@ -58,6 +59,7 @@ class Command(Generic[T]):
     highest: Callable[[T], int] | None = None
     durability: Durability | None = None
     repeated: bool = False
+    late: bool = False
     unsent: bool = False
     until: float | None = None
 

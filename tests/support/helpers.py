@@ -187,7 +187,7 @@ class View:
         assert self.client.keys("*") == [_like(self.client, self.keys.state)]
         assert self.client.ttl(self.keys.state) == -1
         fields = {_text(field) for field in self.client.hkeys(self.keys.state)}
-        assert fields <= {"nonce", "ticket", "lost"}, fields
+        assert fields <= {"nonce", "ticket", "lost", "gone"}, fields
 
 
 def _text(value: bytes | str) -> str:
