@@ -128,9 +128,7 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
     "release gives back whatever anybody has": LuaMutant(
         "if state.member == member then\n  hand_over", "if state.member then\n  hand_over"
     ),
-    "a late extension counts": LuaMutant("if tonumber(ARGV[7]) < tonumber(state.ticket) then", "if false then"),
     "a late request gets the lock for nobody": LuaMutant("if has_left(state, member) then", "if false then"),
-    "a renewal brings the end forward": LuaMutant("if ARGV[8] == 'keep' and", "if false and"),
     "extend asks for no ownership": LuaMutant("if state.member ~= ARGV[2] or not state.lease then", "if false then"),
     "nobody is woken": LuaMutant("  redis.call('PUBLISH', 'kraken-nonce:wake:' .. process_of(member), member)", ""),
     "the floor is ignored": LuaMutant("if floor ~= '0' and greater(floor, stored or '0') then", "if false then"),

@@ -163,6 +163,8 @@ class Network:
             self._history.sent(process, order)
             seen = self._history.seen_by(process, order.command)
             connection.sent.append(Sent(order, order.request, fate if number == struck else "ok", seen))
+            if self.overtaking and order.sent > 1:
+                self._deliver_late(connection, order, seen)
         if connection.broken:
             return
         arrives = self._scheduler.now + self.delay()
@@ -176,6 +178,12 @@ class Network:
         before = connection.arrived if self.overtaking else process.last_arrival
         connection.arrived = process.last_arrival = max(arrives, before + _NEXT)
         self._scheduler.at(connection.arrived, lambda: self._arrive(connection, data))
+
+    def _deliver_late(self, connection: Connection, order: Order, seen: int) -> None:
+        """Let another copy of what was sent once more arrive late, over a connection that its process has given up."""
+        words = order.request.split(b"\r\n")[2::2]
+        when = self._scheduler.now + self._random.random() * 4 * SOCKET_TIMEOUT
+        self._scheduler.at(when, lambda: self._run(connection, order, words, seen))
 
     def fate(self, process: Process, orders: Sequence[Order]) -> tuple[str, int]:
         """Return what happens to requests that go out together, and to which reply, -1 if to none."""
