@@ -129,7 +129,13 @@ class StoreUnsupported(StoreError):
 
 
 class ForeignValue(StoreError):
-    """A key of ours holds a value that this library did not write. Nothing was changed."""
+    """A key of ours holds a value that this library did not write. Nothing was changed.
+
+    Attributes:
+        field: the field of the hash; ``""`` when the whole key is of another type.
+    """
+
+    field: str = ""
 
 
 class NonceTooFarAhead(KrakenNonceError):
@@ -331,7 +337,10 @@ _KINDS: tuple[tuple[type[Exception], _Reading], ...] = (
 
 # What a server says, wherever in the text: before 7.0 it wraps the errors of a script's commands.
 _WORDS: tuple[tuple[str, _Reading], ...] = (
-    ("wrongtype", (ForeignValue, "the key holds a value of another program; use another namespace")),
+    (
+        "wrongtype",
+        (ForeignValue, "another program has written a value of another type; use another namespace, or DEL it"),
+    ),
     ("oom command", _FULL),
     ("readonly", _REPLICA),
     ("read only replica", _REPLICA),

@@ -24,7 +24,7 @@
 --         ask again then; `cause` is interval, startup or counter, or 'cool-down <reason>'
 --         'busy <left> <cause>': not available now, and the caller does not wait; `cause` as above, 'held', or 'gone'
 --         for a member that has left
---         'foreign <value>' or 'overflow <stored>': nothing changed
+--         'foreign <field> <value>' or 'overflow <stored>': nothing changed
 local member, ticket, high = ARGV[2], ARGV[5], ARGV[6] == 'high'
 local state, value = load(KEYS[1])
 if not state then return 'foreign ' .. value end

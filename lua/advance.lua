@@ -8,10 +8,10 @@
 --       2 target    decimal ns
 --       3 max_lead  ns, at most how far the target may be ahead of the server's clock, below 2^53
 --       4 below     decimal ns; a last nonce at or above it is left as it is: another caller has raised it already
--- Returns 'ok <last>', 'too-far <last> <now>' when the target is further ahead, 'foreign <value>' or
+-- Returns 'ok <last>', 'too-far <last> <now>' when the target is further ahead, 'foreign <field> <value>' or
 -- 'overflow <stored>'; all but 'ok' change nothing. `last` and `now` are decimal ns.
 local stored = redis.call('HGET', KEYS[1], 'nonce')
-if foreign(stored) then return 'foreign ' .. stored end
+if foreign(stored) then return 'foreign ' .. named('nonce', stored) end
 stored = stored or '0'
 local target = ARGV[2]
 local now = clock() .. '000'

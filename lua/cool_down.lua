@@ -8,18 +8,21 @@
 --       2 queue   sorted set
 -- ARGV  1 term    microseconds from now, at most a day; '0' to end a cool-down
 --       2 reason  what Kraken said, shown to waiters
--- Returns 'ok <left> <reason>', the microseconds until the cool-down ends and its reason, or 'foreign <value>':
---         nothing changed.
-local state, value = load(KEYS[1])
+-- Returns 'ok <left> <reason>', the microseconds until the cool-down ends and its reason; 'ended <reason>' when `term`
+--         is '0' and there was one, and 'ok 0 ' when there was none; or 'foreign <field> <value>': nothing changed.
+--         A term of '0' works with any values in the hash.
+local state, value = read(KEYS[1])
 if not state then return 'foreign ' .. value end
 local now = clock()
 local cool, reason = cooling(state.cool_down, now)
 local term = tonumber(ARGV[1])
 if term == 0 then
-  redis.call('HDEL', KEYS[1], 'cool_down')
+  local removed = redis.call('HDEL', KEYS[1], 'cool_down') == 1
   if state.member and not state.lease then wake(state.member) end
-  return 'ok 0 '
+  if removed and not state.cool_down then return 'ended a value that is not ours' end
+  return cool > 0 and 'ended ' .. reason or 'ok 0 '
 end
+if state.foreign then return 'foreign ' .. state.foreign end
 if term > cool then
   cool, reason = term, ARGV[2]
   redis.call('HSET', KEYS[1], 'cool_down', now .. ' ' .. whole(cool) .. ' ' .. reason)
@@ -27,6 +30,6 @@ end
 local processes = redis.call('ZRANGEBYSCORE', KEYS[2], whole(PROCESSES), '+inf')
 if state.member and not state.lease then processes[#processes + 1] = process_of(state.member) end
 for _, process in ipairs(processes) do
-  redis.call('PUBLISH', 'kraken-nonce:wake:' .. process, 'cool-down ' .. KEYS[1] .. ' ' .. whole(cool) .. ' ' .. reason)
+  redis.call('PUBLISH', 'kraken-nonce:wake:' .. process, KEYS[1])
 end
 return 'ok ' .. whole(cool) .. ' ' .. reason

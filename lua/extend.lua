@@ -14,7 +14,7 @@
 --       6 known   '1' when the outcome of an earlier call under this lease is known, '0' makes its intent pending
 --       7 number  of this extension among those of its lease, from 1 on
 --       8 how     'set' for an end that may be earlier than the present one, 'keep' for the later of the two
--- Returns 'extended <first nonce> <left>', with `left` in microseconds; 'late', 'lost', 'foreign <value>' or
+-- Returns 'extended <first nonce> <left>', with `left` in microseconds; 'late', 'lost', 'foreign <field> <value>' or
 --         'overflow <stored>': nothing changed.
 local state, value = load(KEYS[1])
 if not state then return 'foreign ' .. value end

@@ -15,7 +15,7 @@
 --           offered  the member of this process that the lock is offered to, or '-'
 --           cool     microseconds until the cool-down ends, 0 for none
 --           reason   of the cool-down
---         or 'foreign <value>': nothing changed.
+--         or 'foreign <field> <value>': nothing changed.
 local process, member = ARGV[1], ARGV[2]
 local state, value = load(KEYS[1])
 if not state then return 'foreign ' .. value end

@@ -4,6 +4,7 @@
 --
 -- KEYS  1 state   hash
 --       2 queue   sorted set
+-- ARGV  1 what    'all', or 'lock' to leave the other fields out, so that they may have any value
 -- Returns 'ok <now> <nonce> <lease> <left> <waiting> <member> <pending> <cool> <reason>'
 --           now      microseconds
 --           nonce    last nonce, decimal ns, '-' for none
@@ -14,11 +15,18 @@
 --           pending  number of intents that are still to be settled
 --           cool     microseconds until the cool-down ends, 0 for none
 --           reason   of the cool-down
---         or 'foreign <value>'.
-local state, value = load(KEYS[1])
+--         or 'foreign <field> <value>'.
+local state, value = read(KEYS[1])
 if not state then return 'foreign ' .. value end
+local all = ARGV[1] == 'all'
+value = state.foreign_lock or all and state.foreign
+if value then return 'foreign ' .. value end
 local now = clock()
-local waiting = redis.call('ZCOUNT', KEYS[2], '-inf', WAITERS)
+local waiting = redis.pcall('ZCOUNT', KEYS[2], '-inf', WAITERS)
+if type(waiting) == 'table' then
+  if all then return waiting end
+  waiting = 0
+end
 local cool, reason = cooling(state.cool_down, now)
 return table.concat({
   'ok', now, state.nonce or '-', state.lease or '-', left(state, now), whole(waiting), state.member or '-',

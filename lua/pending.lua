@@ -3,13 +3,14 @@
 --
 -- KEYS  1 state  hash
 -- Returns 'ok <now>' in microseconds, followed by ' <nonce> <since> <state> <key> <method> <ids>' for each, as in
---         lib/lease.lua, or 'foreign <value>'.
-local state, value = load(KEYS[1])
-if not state then return 'foreign ' .. value end
+--         lib/lease.lua, or 'foreign <field> <value>'. Fields but those of pending intents may have any value.
 local words = { 'ok', clock() }
 local fields = redis.call('HGETALL', KEYS[1])
 for i = 1, #fields, 2 do
-  local nonce = fields[i]:match('^pending:(%d+)$')
-  if nonce then words[#words + 1] = nonce .. ' ' .. fields[i + 1] end
+  local nonce, entry = fields[i]:match('^pending:(.*)$'), fields[i + 1]
+  if nonce then
+    if foreign(nonce) or not is_pending(entry) then return 'foreign ' .. named(fields[i], entry) end
+    words[#words + 1] = nonce .. ' ' .. entry
+  end
 end
 return table.concat(words, ' ')

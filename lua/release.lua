@@ -2,7 +2,8 @@
 -- release: gives up what the member has (lease, offer or place in the queue) and hands the lock over.
 -- Atomic because no other caller may get the lock between the end of a lease and the offer to the next waiter.
 -- Run twice, the second run finds nothing to give up.
--- The first write needs no memory, so a server that is out of memory can't keep the lock held.
+-- The lock is freed first, and that needs no memory. Whatever fails after it, such as the offer to the next waiter,
+-- can't keep it held: then the waiters' heartbeats find it free.
 --
 -- KEYS  1 state   hash
 --       2 queue   sorted set
@@ -13,20 +14,22 @@
 --       5 late    '1' when a request of the member for the lock may still arrive, which then gets nothing
 -- Returns 'released'; 'lost' when the lease is known to have ended before (it ran out, or the state was lost);
 --         'gone' when the member has no lease and Redis doesn't know why. It may have been released before. A caller
---         that has sent this only once knows that it was not. Or 'foreign <value>': nothing changed.
+--         that has sent this only once knows that it was not. Or 'foreign - <error>', when the key is no hash.
+--         Fields with values that are not ours are left alone.
 local member = ARGV[1]
-local state, value = load(KEYS[1])
+local state, value = read(KEYS[1])
 if not state then return 'foreign ' .. value end
 if state.member == member then
-  hand_over(state, KEYS[2])
-  if state.intent and ARGV[4] == '0' then shelve(state, clock()) end
+  free(state)
+  pcall(offer_next, state, KEYS[2])
+  if ARGV[4] == '0' then pcall(shelve, state, clock()) end
   if state.intent then redis.call('HDEL', KEYS[1], 'intent') end
   if ARGV[5] == '1' then note_gone(state, member) end
   return 'released'
 end
 if ARGV[5] == '1' then note_gone(state, member) end
-if ARGV[4] == '1' and ARGV[3] ~= '0' then strike(KEYS[1], ARGV[3]) end
-if redis.call('ZREM', KEYS[2], member) == 1 and not anyone_waits(KEYS[2]) then
+if ARGV[4] == '1' and ARGV[3] ~= '0' then pcall(strike, KEYS[1], ARGV[3]) end
+if redis.pcall('ZREM', KEYS[2], member) == 1 and not anyone_waits(KEYS[2]) then
   redis.call('DEL', KEYS[2])
 end
 if redis.call('HGET', KEYS[1], 'lost') == member or greater(ARGV[2], state.nonce or '0') then return 'lost' end

@@ -6,9 +6,10 @@
 -- KEYS  1 state   hash
 -- ARGV  1 floor   decimal ns, highest nonce that the caller has seen, '0' for none
 --       2 count   1 to 1000000
--- Returns 'ok <first> <last>' (decimal ns), 'foreign <value>' or 'overflow <stored>'; the latter two change nothing.
+-- Returns 'ok <first> <last>' (decimal ns), 'foreign <field> <value>' or 'overflow <stored>'; the latter two change
+--         nothing.
 local stored = redis.call('HGET', KEYS[1], 'nonce')
-if foreign(stored) then return 'foreign ' .. stored end
+if foreign(stored) then return 'foreign ' .. named('nonce', stored) end
 local first, last = allocate(stored, ARGV[1], clock(), tonumber(ARGV[2]))
 if not first then return 'overflow ' .. (stored or ARGV[1]) end
 redis.call('HSET', KEYS[1], 'nonce', last)

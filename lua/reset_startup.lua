@@ -5,11 +5,14 @@
 -- Safe to run twice.
 --
 -- KEYS  1 state  hash
--- Returns 'ok' or 'foreign <value>': nothing changed.
-local state, value = load(KEYS[1])
+-- Returns 'ok', or 'foreign - <error>' when the key is no hash: nothing changed. A pace with a value that is not ours
+--         is removed; other fields may have any value.
+local state, value = read(KEYS[1])
 if not state then return 'foreign ' .. value end
 if state.pace then
   local started, _, drained = unpack(numbers(state.pace))
   redis.call('HSET', KEYS[1], 'pace', whole(started) .. ' 0 ' .. whole(drained))
+else
+  redis.call('HDEL', KEYS[1], 'pace')
 end
 return 'ok'

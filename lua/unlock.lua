@@ -1,18 +1,20 @@
 -- include: lease
 -- unlock: ends the lease or offer of any member, and hands the lock over. For operators.
+-- The lock is freed first, as in release.
 -- Atomic because the lease that the operator saw may have ended since: only the lease of `member` is ended.
 -- Run twice, the second run finds another holder and changes nothing.
 --
 -- KEYS  1 state   hash
 --       2 queue   sorted set
--- ARGV  1 member  whose lease or offer to end
--- Returns 'unlocked', 'free' when `member` is not the holder, or 'foreign <value>': nothing changed.
-local state, value = load(KEYS[1])
+-- ARGV  1 member  whose lease or offer to end; '' to remove a lock with a value that is not ours
+-- Returns 'unlocked', 'free' when `member` is not the holder, or 'foreign - <error>', when the key is no hash: nothing
+--         changed. Other fields may have any value.
+local state, value = read(KEYS[1])
 if not state then return 'foreign ' .. value end
-if state.member ~= ARGV[1] then return 'free' end
-if state.lease then
-  redis.call('HSET', KEYS[1], 'lost', state.member)
-  shelve(state, clock())
-end
-hand_over(state, KEYS[2])
+if (state.member or state.foreign_lock and '') ~= ARGV[1] then return 'free' end
+local lost = state.lease and state.member
+free(state)
+if lost then redis.pcall('HSET', KEYS[1], 'lost', lost) end
+pcall(shelve, state, clock())
+pcall(offer_next, state, KEYS[2])
 return 'unlocked'

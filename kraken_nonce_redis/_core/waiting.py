@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import re
 import secrets
 import threading
 from dataclasses import dataclass, field
@@ -59,8 +58,8 @@ _REASONS = {
     "startup": "the pace's startup protection allows the next call in",
     "counter": "Kraken's counter has room for the call in",
 }
-_COOL_DOWN = re.compile(COOLING + r"(\S+) (\d{1,15}) (.*)", re.DOTALL)
-"""A message: the state key, microseconds, and the reason."""
+TOGETHER = 0.05
+"""Seconds in which a process asks once for a key, however many messages come on its channel."""
 
 
 class Signal(Protocol):
@@ -109,11 +108,41 @@ class Waiter:
             signal.set()
 
 
+class Question:
+    """A chore: ask once for the waiters of a key, since messages came."""
+
+    def __init__(self, key_waiters: KeyWaiters, due: float) -> None:
+        self._key_waiters = key_waiters
+        self.due = due
+
+    def command(self, now: float) -> Command[Heartbeat] | None:
+        """Return a heartbeat, which asks for all, or let one waiter ask for itself."""
+        return self._key_waiters.ask(now, self.due)
+
+    def succeeded(self, command: Command[Heartbeat], result: Heartbeat, now: float) -> None:
+        """Let the waiters know."""
+        del command, now
+        self._key_waiters.answered(result)
+
+    def failed(self, error: KrakenNonceError, now: float) -> None:
+        """Tell everyone."""
+        del now
+        self._key_waiters.fail(error)
+
+
 class KeyWaiters:
     """The waiters of this process for one key."""
 
     def __init__(self, process_state: ProcessState, keys: Keyspace) -> None:
         self.keys = keys
+        self._asked = -math.inf
+        """When a message made this process ask, or will make it ask."""
+        self._called: dict[str, None] = {}
+        """The members that messages have named since, the first one first."""
+        self._for_all = False
+        """Whether to ask for all, before any of these."""
+        self._question: Question | None = None
+        """What is scheduled for them."""
         self.waiters: dict[str, Waiter] = {}
         self._heartbeat_scheduled = False
         self._process_state = process_state
@@ -125,6 +154,7 @@ class KeyWaiters:
         """Remove a waiter."""
         with self._process_state.turn:
             self.waiters.pop(waiter.member, None)
+            self._asked = -math.inf  # the offer was true, as a rule, and the next one is for another waiter
             if not self.waiters:
                 self._joined = _GONE  # the next stay in the queue is a new one, and no waiter has to ask again for it
                 self._forget_if_idle()
@@ -158,6 +188,52 @@ class KeyWaiters:
         for waiter in self.everyone():
             waiter.cooled(seconds, reason)
 
+    # Messages, which anybody may send: they say nothing but that it is time to ask.
+
+    def called(self, waiter: Waiter | None) -> None:
+        """Let a waiter ask, or the process for all of them: at once, or a moment later if it has just done so."""
+        if waiter is not None and waiter.woken:
+            return  # it is about to ask
+        now = clock.now()
+        with self._process_state.turn:
+            at_once = now >= self._asked + TOGETHER
+            if at_once and waiter is not None:
+                self._asked = now
+                waiter.wake()
+                return
+            # Of several the one that is offered the lock goes first, and a heartbeat names it.
+            self._for_all |= waiter is None or not self._called.keys() <= {waiter.member}
+            if waiter is not None:
+                self._called[waiter.member] = None
+            if self._question is not None:
+                return
+            question = self._next_question(now if at_once else self._asked + TOGETHER)
+        self._process_state.agenda.add(question.due, question)
+
+    def _next_question(self, due: float) -> Question:
+        self._asked = due
+        self._question = Question(self, due)
+        return self._question
+
+    def ask(self, now: float, due: float) -> Command[Heartbeat] | None:
+        """Return a heartbeat for the messages that came, or wake the first waiter that they name and return None."""
+        with self._process_state.turn:
+            heartbeat = self.heartbeat(now)
+            if heartbeat is not None and now < due:
+                return heartbeat
+            self._asked, self._question = now, None
+            self._called = {member: None for member in self._called if member in self.waiters}
+            for_all, self._for_all = self._for_all or heartbeat is None, False
+            if not for_all and self._called:
+                first = next(iter(self._called))
+                del self._called[first]
+                self.waiters[first].wake()
+                self._for_all = bool(self._called)
+            question = self._next_question(now + TOGETHER) if self._called else None
+        if question is not None:
+            self._process_state.agenda.add(question.due, question)
+        return heartbeat if for_all else None
+
     # The chore: a heartbeat while there are waiters.
 
     def start_heartbeat(self, left: float) -> None:
@@ -172,10 +248,17 @@ class KeyWaiters:
     def command(self, now: float) -> Command[Heartbeat] | None:
         """Return the heartbeat, or None when there are no waiters."""
         with self._process_state.turn:
-            oldest = next(iter(self.waiters), None)
-            if oldest is None:
+            heartbeat = self.heartbeat(now)
+            if heartbeat is None:
                 self._heartbeat_scheduled = False
                 self._forget_if_idle()
+            return heartbeat
+
+    def heartbeat(self, now: float) -> Command[Heartbeat] | None:
+        """Return a heartbeat, which asks for all waiters, or None when there are none."""
+        with self._process_state.turn:
+            oldest = next(iter(self.waiters), None)
+            if oldest is None:
                 return None
             timeouts = [waiter.until for waiter in self.waiters.values() if waiter.until is not None]
         heartbeat = commands.heartbeat(self.keys, self._process_state.process_id, oldest)
@@ -183,22 +266,29 @@ class KeyWaiters:
         return heartbeat
 
     def succeeded(self, command: Command[Heartbeat], result: Heartbeat, now: float) -> float:
-        """Wake the waiter that the lock is offered to; return when the next heartbeat is due."""
+        """Let the waiters know; return when the next heartbeat is due."""
         del command
+        if self.answered(result):
+            # It should have heard of an offer before: the connection for offers may be dead without showing it.
+            self._process_state.listening = False
+            for waiter in self.everyone():
+                waiter.wake()  # so that one of them listens anew
+        self._beat = now
+        return now + until_heartbeat(result.left)
+
+    def answered(self, result: Heartbeat) -> bool:
+        """Wake the waiter that the lock is offered to, and tell all of a cool-down.
+
+        Return whether a message must have been missed.
+        """
         offered = self.waiters.get(result.offered)
         late = False
         if offered is not None and not offered.woken:
             offered.wake()
             late = result.left < OFFER - _ON_THE_WAY
         removed = self.heard(result.joined)
-        if late or (removed and self._process_state.heard < self._beat):
-            # It should have heard of an offer before: the connection for offers may be dead without showing it.
-            self._process_state.listening = False
-            for waiter in self.everyone():
-                waiter.wake()  # so that one of them listens anew
-        self._beat = now
         self.cooled(result.cool_down, result.reason)
-        return now + until_heartbeat(result.left)
+        return late or (removed and self._process_state.heard < self._beat)
 
     def failed(self, error: KrakenNonceError, now: float) -> float:
         """Tell everyone."""
@@ -391,26 +481,20 @@ class ProcessState:
             chore.returned(command)
 
     def hear(self, message: Mapping[str, Any]) -> None:
-        """Take a message from the channel: an offer of the lock to a member, a cool-down, or a confirmation.
+        """Take a message from the channel: a member, a state key, or a confirmation.
 
-        Anybody may publish there, so other messages are ignored.
+        Anybody may publish there, so a message makes its waiters ask, and nothing it says is believed. Other messages
+        are ignored.
         """
         self.heard = clock.now()
         if message["type"] == "subscribe":
             self.listening = True
             return
-        member = commands.text(message["data"])
-        told = _COOL_DOWN.fullmatch(member)
-        if told is not None:
-            state, microseconds, reason = told.groups()
-            cooled = self.waiters_by_key.get(state)
-            if cooled is not None:
-                cooled.cooled(int(microseconds) / 1_000_000, reason)
-            return
-        for key_waiters in list(self.waiters_by_key.values()):
-            waiter = key_waiters.waiters.get(member)
-            if waiter is not None:
-                waiter.wake()
+        name = commands.text(message["data"])
+        for state, key_waiters in list(self.waiters_by_key.items()):
+            waiter = key_waiters.waiters.get(name)
+            if waiter is not None or name == state:
+                key_waiters.called(waiter)
                 return
 
     def rouse(self) -> None:

@@ -31,6 +31,12 @@ T = TypeVar("T")
 BLOCK = 100_000
 """Nonces that come with a lease: 0.1 ms worth of them, so that they never run ahead of the clock."""
 
+_ANOTHER: Final = "if another program uses this key, use another namespace"
+_REMEDIES: Final = {
+    "lock": "run kraken-nonce unlock, which shows it and removes it",
+    "cool_down": "run kraken-nonce unlock --cool-down, which removes it",
+    "pace": "call reset_startup(), which removes it",
+}
 _OWN = "+"  # is percent-encoded in ids themselves
 
 
@@ -89,12 +95,7 @@ class Command(Generic[T]):
         """Read what the script returned: words with a space between them. Raises `StoreError`, `NonceTooFarAhead`."""
         reply = text(raw).split(" ")
         if reply[0] == "foreign":
-            value = " ".join(reply[1:])
-            raise ForeignValue(
-                self.name,
-                self.keys[0],
-                f"it holds the nonce {value[:40]!r}, which this library did not write; use another namespace",
-            )
+            raise self._foreign(reply[1], " ".join(reply[2:]))
         if reply[0] == "overflow":
             raise NonceTooFarAhead(
                 f"{self.keys[0]}: no nonce is left below 2^63; the last one is {reply[1]}. "
@@ -107,6 +108,24 @@ class Command(Generic[T]):
             return self.read(reply)
         # Outside of the block: an error that was raised in it would carry what the server said, as its context.
         raise StoreError(self.name, self.keys[0], "what answers there is no Redis: it has run none of our scripts")
+
+    def _foreign(self, field: str, value: str) -> ForeignValue:
+        """Return the error for a field with a value that this library did not write; ``-`` stands for the whole key."""
+        if field == "-":
+            return ForeignValue(self.name, self.keys[0], f"it is no hash; {_ANOTHER}, or remove it with DEL ({value})")
+        remedy = _REMEDIES.get(field, f"remove it with HDEL {self.keys[0]} {field}")
+        error = ForeignValue(
+            self.name,
+            self.keys[0],
+            f"its field {field!r} holds {value[:40]!r}, which this library did not write; {_ANOTHER}, or {remedy}. "
+            "What each field is for: docs/faults.md",
+        )
+        error.field = field
+        return error
+
+    def key_of(self, error: Exception) -> str:
+        """Return the key that a server's error is about. Scripts say themselves if the state is of another type."""
+        return self.keys[-1] if "WRONGTYPE" in str(error) else self.keys[0]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -298,8 +317,8 @@ def advance(keys: Keyspace, target: int, max_lead: int, below: int | None = None
     )
 
 
-def inspect(keys: Keyspace) -> Command[State]:
-    """Read the state, without changing it."""
+def inspect(keys: Keyspace, *, lock_only: bool = False) -> Command[State]:
+    """Read the state, without changing it; ``lock_only`` leaves out the other fields, whatever they hold."""
 
     def read(reply: Reply) -> State:
         _, now, nonce, lease, left, waiting, member, pending, cool_down, *reason = reply
@@ -315,7 +334,7 @@ def inspect(keys: Keyspace) -> Command[State]:
             reason=" ".join(reason),
         )
 
-    return Command("inspect", (keys.state, keys.queue), (), read)
+    return Command("inspect", (keys.state, keys.queue), ("lock" if lock_only else "all",), read)
 
 
 def acquire(
@@ -421,7 +440,7 @@ def extend(
 
 
 def unlock(keys: Keyspace, member: str) -> Command[bool]:
-    """End a holder's lease by force. False: it was not the holder."""
+    """End a holder's lease by force; ``""`` removes a lock that is a `ForeignValue`. False: it was not the holder."""
     return Command("unlock", (keys.state, keys.queue), (member,), lambda reply: reply[0] == "unlocked")
 
 
@@ -430,10 +449,6 @@ def pending(keys: Keyspace) -> Command[tuple[Pending, ...]]:
 
     def read(reply: Reply) -> tuple[Pending, ...]:
         words = iter(reply[2:])
-        if len(reply[2:]) % 6:
-            raise ForeignValue(
-                "pending", keys.state, "it holds a pending call that this library did not write; use another namespace"
-            )
         found = [
             Pending(
                 nonce=int(nonce),
@@ -466,7 +481,14 @@ def cool_down(keys: Keyspace, seconds: float, reason: str) -> Command[float]:
         "cool_down",
         (keys.state, keys.queue),
         (microseconds(seconds), " ".join(reason.split())),
-        lambda reply: _seconds(reply[1]),
+        lambda reply: 0.0 if reply[0] == "ended" else _seconds(reply[1]),
+    )
+
+
+def end_cool_down(keys: Keyspace) -> Command[str]:
+    """End a cool-down, whatever the state holds; the result is its reason, ``""`` if there was none."""
+    return Command(
+        "cool_down", (keys.state, keys.queue), (0, ""), lambda reply: " ".join(reply[1:]) if reply[0] == "ended" else ""
     )
 
 

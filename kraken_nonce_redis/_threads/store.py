@@ -224,7 +224,7 @@ class Store:
             except NoScriptError:
                 return self._result(command, send(command, functools.partial(request, whole=True)))
         except (RedisError, OSError) as error:
-            raise_from_redis(error, command.name, command.keys[0])
+            raise_from_redis(error, command.name, command.key_of(error))
 
     def _result(self, command: Command[T], replies: Sequence[Any]) -> T:
         for reply in replies:

@@ -10,6 +10,7 @@ from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._texts import lead, printable, span
 from kraken_nonce_redis.cli.exit_codes import Failure
 from kraken_nonce_redis.cli.options import Answer, examples, json_option, note, target_options
+from kraken_nonce_redis.errors import ForeignValue
 
 if TYPE_CHECKING:
     from kraken_nonce_redis._redis.commands import State
@@ -58,26 +59,36 @@ def unlock(target: Target, *, cool_down: bool, yes: bool, as_json: bool) -> None
     changed in the meantime.
 
     --cool-down ends a cool-down instead: the pause of all calls after Kraken has refused one of them.
+
+    A lock or a cool-down with a value that this library did not write is shown and removed in the same way.
     """
-    state = target.run(commands.inspect(target.keys))
     if cool_down:
-        target.run(commands.cool_down(target.keys, 0, ""))
-        text = f"Ended: {printable(state.reason)}." if state.cool_down else "There is no cool-down."
-        Answer(text, {"ended": bool(state.cool_down), "reason": state.reason or None}).print(as_json=as_json)
+        reason = target.run(commands.end_cool_down(target.keys))
+        text = f"Ended: {printable(reason)}." if reason else "There is no cool-down."
+        Answer(text, {"ended": bool(reason), "reason": reason or None}).print(as_json=as_json)
         return
-    if state.holder:
-        note(f"{_lock(state)[1]}; {state.waiting} waiting.")
-        if not yes and not _confirmed():
-            raise Failure("not confirmed, so nothing was changed; in a script, give --yes")
-        if not target.run(commands.unlock(target.keys, state.holder)):
-            raise Failure("the lock has another holder by now, so nothing was changed; look at status and try again")
-    text = "Unlocked." if state.holder else "Nobody has the lock."
-    Answer(text, {"unlocked": bool(state.holder), "holder": state.holder or None}).print(as_json=as_json)
-
-
-def _confirmed() -> bool:
     try:
-        return click.confirm("End its lease?", err=True)
+        state = target.run(commands.inspect(target.keys, lock_only=True))
+    except ForeignValue as error:
+        if error.field != "lock":
+            raise
+        shown, holder, question = str(error), "", "Remove it?"
+    else:
+        shown, holder, question = f"{_lock(state)[1]}; {state.waiting} waiting.", state.holder, "End its lease?"
+        if not holder:
+            Answer("Nobody has the lock.", {"unlocked": False, "holder": None}).print(as_json=as_json)
+            return
+    note(shown)
+    if not yes and not _confirmed(question):
+        raise Failure("not confirmed, so nothing was changed; in a script, give --yes")
+    if not target.run(commands.unlock(target.keys, holder)):
+        raise Failure("the lock has another holder by now, so nothing was changed; look at status and try again")
+    Answer("Unlocked.", {"unlocked": True, "holder": holder or None}).print(as_json=as_json)
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return click.confirm(question, err=True)
     except click.Abort:
         return False
 

@@ -1,6 +1,8 @@
 -- Nonces as decimal strings. A nonce has 19 digits, but a Lua number is a double, which is exact only up to 2^53
 -- (16 digits). So a whole nonce is never converted to a number. Microseconds and counts are below 2^53 and may be.
 
+local unpack = unpack or table.unpack -- luacheck: ignore 143 (since Lua 5.2 it is there)
+
 -- greater(a, b): a > b, for decimals without leading zeros.
 local function greater(a, b)
   if #a ~= #b then return #a > #b end
@@ -18,6 +20,11 @@ local function add(a, n)
   end
   if high == '' then return string.format('%.0f', low) end
   return high .. string.format('%010.0f', low)
+end
+
+-- is_count(text): whether a stored value is a whole number that a Lua number can hold.
+local function is_count(text)
+  return #text <= 16 and text:find('^%d+$') ~= nil
 end
 
 -- whole(n): a number below 2^53 as a string, never in exponent form.

@@ -41,21 +41,81 @@ local QUEUE_LIFE = '10000'  -- milliseconds after the last heartbeat of any wait
 local MOST_OVERTAKINGS = 10
 local MOST_GONE = 64
 
--- load(key): reads the state; returns nil and the value when the stored nonce is not ours.
-local function load(key)
-  local fields = redis.call('HMGET', key, 'nonce', 'lock', 'pace', 'cool_down', 'intent', 'pending', 'gone')
-  local state = {
-    key = key, nonce = fields[1] or nil, pace = fields[3], cool_down = fields[4], intent = fields[5],
-    pending = fields[6] or '0', gone = fields[7],
-  }
-  if foreign(state.nonce) then return nil, state.nonce end
-  if fields[2] then
-    local lease
-    lease, state.since, state.term, state.ticket, state.member = fields[2]:match('^(%S+) (%d+) (%d+) (%d+) (.+)$')
-    state.overtakable = lease == '~'
-    if lease ~= '-' and lease ~= '~' then state.lease = lease end
+local LONGEST = 8192        -- bytes of a value
+
+-- read_lock(state, value): puts the stored lock into `state`; returns whether the value is one of ours.
+local function read_lock(state, value)
+  if #value > LONGEST then return false end
+  local lease, since, term, ticket, member = value:match('^(%S+) (%d+) (%d+) (%d+) ([!-9;-~]+:%S+)$')
+  if not lease or #since > 16 or #term > 16 or #ticket > 16 then return false end
+  if lease ~= '-' and lease ~= '~' then
+    if foreign(lease) then return false end
+    state.lease = lease
   end
+  state.overtakable = lease == '~'
+  state.since, state.term, state.ticket, state.member = since, term, ticket, member
+  return true
+end
+
+-- is_pace(value), is_cool_down(value), is_intent(value), is_gone(value): whether a stored value is one of ours.
+local function is_pace(value)
+  return #value <= LONGEST and value:find('^%d+ %d+ %d+[ %d]*$') ~= nil and not value:find(('%d'):rep(17))
+end
+local function is_cool_down(value)
+  local since, term = value:match('^(%d+) (%d+) ')
+  return since ~= nil and #since <= 16 and #term <= 16 and #value <= LONGEST
+end
+local function is_intent(value)
+  return #value <= LONGEST and value:find('^[1-9]%d* %S+ %S+ %S+$') ~= nil and not foreign(value:match('^%d+'))
+end
+local function is_gone(value)
+  return #value <= LONGEST and value:find('^[!-9;-~]+:[!-9;-~]+') ~= nil
+end
+
+-- read(key): reads the state. A field with a value that is not ours is left out; the first one is named in `foreign`,
+-- and a lock that is not ours in `foreign_lock`. Returns nil and a name for it when the key is no hash.
+local function read(key)
+  local fields = redis.pcall(
+    'HMGET', key, 'nonce', 'lock', 'pace', 'cool_down', 'intent', 'pending', 'gone', 'ticket', 'overtaken'
+  )
+  if fields.err then
+    if not fields.err:find('WRONGTYPE', 1, true) then redis.call('HMGET', key, 'nonce') end -- raises the error
+    return nil, '- ' .. fields.err
+  end
+  local nonce, held, pace, cool_down, intent, pending, gone, ticket, overtaken = unpack(fields)
+  local state = { key = key }
+  local function strange(field, value)
+    state.foreign = state.foreign or named(field, value)
+  end
+  if foreign(nonce) then strange('nonce', nonce) else state.nonce = nonce or nil end
+  if held and not read_lock(state, held) then
+    state.foreign_lock = named('lock', held)
+    strange('lock', held)
+  end
+  if pace then
+    if is_pace(pace) then state.pace = pace else strange('pace', pace) end
+  end
+  if cool_down then
+    if is_cool_down(cool_down) then state.cool_down = cool_down else strange('cool_down', cool_down) end
+  end
+  if intent then
+    if is_intent(intent) then state.intent = intent else strange('intent', intent) end
+  end
+  if gone then
+    if is_gone(gone) then state.gone = gone else strange('gone', gone) end
+  end
+  if pending and not is_count(pending) then strange('pending', pending) end
+  if ticket and not is_count(ticket) then strange('ticket', ticket) end
+  if overtaken and not is_count(overtaken) then strange('overtaken', overtaken) end
+  state.pending = pending or '0'
   return state
+end
+
+-- load(key): reads the state; returns nil and the name of a field with a value that is not ours, if there is one.
+local function load(key)
+  local state, value = read(key)
+  if state and state.foreign then return nil, state.foreign end
+  return state, value
 end
 
 -- lock(state, lease, since, term, ticket, member): puts a lease or offer into `state`; returns the value for the field
@@ -95,6 +155,7 @@ end
 -- note_gone(state, member): lets a request for the lock that arrives late find that its member is gone. Out of memory
 -- must not keep what is being released, so this fails in silence.
 local function note_gone(state, member)
+  if state.foreign then return end
   local members = { without_token(member) }
   for other in (state.gone or ''):gmatch('%S+') do
     if #members < MOST_GONE and other ~= members[1] then members[#members + 1] = other end
@@ -117,10 +178,16 @@ local function shelve(state, now)
   state.intent = nil
 end
 
+-- is_pending(entry): whether a stored value is a pending intent.
+local function is_pending(entry)
+  local since = entry:match('^(%d+) %l+ %S+ %S+ %S+$')
+  return since ~= nil and #since <= 16 and #entry <= LONGEST
+end
+
 -- strike(key, nonce): removes a pending intent; returns whether there was one.
 local function strike(key, nonce)
   local entry = redis.call('HGET', key, 'pending:' .. nonce)
-  if not entry then return false end
+  if not entry or not is_pending(entry) then return false end
   redis.call('HDEL', key, 'pending:' .. nonce)
   if entry:find('^%d+ new ') and redis.call('HINCRBY', key, 'pending', -1) <= 0 then
     redis.call('HDEL', key, 'pending')
@@ -199,13 +266,20 @@ local function queue_up(queue, member, score, now)
   return redis.call('ZSCORE', queue, process)
 end
 
--- hand_over(state, queue): offers the lock to the next waiter, or frees it.
-local function hand_over(state, queue)
+-- free(state): frees the lock. It needs no memory, and after it a server that is out of memory takes the rest as well.
+local function free(state)
+  redis.call('HDEL', state.key, 'lock')
+  state.member, state.lease = nil, nil
+end
+
+-- offer_next(state, queue): offers a free lock to the next waiter.
+local function offer_next(state, queue)
   local member, ticket = dequeue(state, queue)
-  if member then
-    offer(state, member, ticket, clock())
-  else
-    redis.call('HDEL', state.key, 'lock')
-    state.member, state.lease = nil, nil
-  end
+  if member then offer(state, member, ticket, clock()) end
+end
+
+-- hand_over(state, queue): frees the lock and offers it to the next waiter.
+local function hand_over(state, queue)
+  free(state)
+  offer_next(state, queue)
 end

@@ -15,6 +15,11 @@ local function foreign(stored)
   return stored and (not stored:match('^[1-9]%d*$') or greater(stored, HIGHEST))
 end
 
+-- named(field, value): how a reply names a field with a value that is not ours: its name, and the value's beginning.
+local function named(field, value)
+  return field:sub(1, 40):gsub('%s', '?') .. ' ' .. value:sub(1, 60)
+end
+
 -- allocate(stored, floor, now, count): first and last of `count` nonces, or nil when they would exceed int64.
 -- They begin at the server's time `now` (microseconds) or just above the stored nonce, whichever is higher. `floor` is
 -- the highest nonce that the caller has seen ('0': none). A floor above the stored nonce proves that state was lost;

@@ -10,7 +10,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.steps import Pause, Run, Tell
-from kraken_nonce_redis._core.waiting import ProcessState
+from kraken_nonce_redis._core.waiting import ProcessState, Question
 from kraken_nonce_redis.errors import KrakenNonceError, raise_from_redis
 from tests.simulation.pipe import Order, Pipe
 from tests.simulation.scheduler import Moment, Task, Turn
@@ -127,7 +127,7 @@ class Process:
             except NoScriptError:
                 result = await self._finish(self._begin(command, number, whole=True))
         except RedisError as error:
-            raise_from_redis(error, command.name, command.keys[0])
+            raise_from_redis(error, command.name, command.key_of(error))
         return result
 
     def _begin(
@@ -280,7 +280,8 @@ class Process:
         command = chore.command(self._scheduler.now)
         if command is None:
             return None
-        self._history.sends(self, command)
+        if not isinstance(chore, Question):
+            self._history.sends(self, command)
         return chore, self._begin(command, next(self._history.numbers))
 
     async def _finish_chore(self, chore: Chore, order: Order) -> None:
