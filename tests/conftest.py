@@ -121,7 +121,7 @@ def shared_server() -> Iterator[Callable[[Kind], Any]]:
         def give(kind: Kind) -> AnyServer:
             require(kind.unavailable)
             if kind not in servers:
-                server = FakeServer() if kind.is_fake else Server(kind)
+                server = FakeServer(kind) if kind.is_fake else Server(kind)
                 stack.callback(server.stop)
                 server.start()
                 servers[kind] = server

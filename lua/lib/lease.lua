@@ -79,8 +79,9 @@ local function read(key)
     'HMGET', key, 'nonce', 'lock', 'pace', 'cool_down', 'intent', 'pending', 'gone', 'ticket', 'overtaken'
   )
   if fields.err then
-    if not fields.err:find('WRONGTYPE', 1, true) then redis.call('HMGET', key, 'nonce') end -- raises the error
-    return nil, '- ' .. fields.err
+    local failure = tostring(fields.err)
+    if not failure:find('WRONGTYPE', 1, true) then redis.call('HMGET', key, 'nonce') end -- raises it
+    return nil, '- ' .. failure
   end
   local nonce, held, pace, cool_down, intent, pending, gone, ticket, overtaken = unpack(fields)
   local state = { key = key }

@@ -189,7 +189,7 @@ local real, now = redis, table.remove(ARGV)
 local redis = { pcall = real.pcall, call = function(name, ...)
   if name == 'TIME' then return { now:sub(1, -7), tostring(tonumber(now:sub(-6))) } end
   return real.call(name, ...)
-end }
+end, pcall = redis.pcall }
 """
 """Goes before a script and gives it the time that the test wants it to be."""
 

@@ -141,14 +141,14 @@ def test_every_key_is_declared(name: str) -> None:
     In the libraries, keys are parameters or the state's key, and those come from KEYS in the verbs.
     """
     source = re.sub(r"--.*", "", scripts.load(name).source)
-    calls = re.findall(r"redis\.p?call\('(\w+)'(?:, ([^,)]+))?", source)
+    calls = re.findall(r"redis\.p?call\(\s*'(\w+)'(?:, ([^,)]+))?", source)
     assert calls
     assert {key for word, key in calls if word not in ("TIME", "PUBLISH")} <= {
         *("KEYS[1]", "KEYS[2]", "key", "queue", "state.key"),
     }
     assert len(re.findall(r"redis\.p?call", source)) == len(calls), "a call by a computed name"
     assert "key = key" in library("lease"), "the state's key is the one that it was loaded from"
-    assert set(re.findall(r"\bload\((\S+?)\)", body(name))) <= {"KEYS[1]"}
+    assert set(re.findall(r"\b(?:load|read)\((\S+?)\)", body(name))) <= {"KEYS[1]"}
 
 
 @pytest.mark.parametrize("name", LIBRARIES)

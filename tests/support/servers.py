@@ -19,14 +19,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lupa import lua51, lua54  # before fakeredis, which lets what comes later find its own Lua's functions
+
+# isort: split
 import fakeredis
 import pytest
 import redis
+from fakeredis.commands_mixins import scripting_mixin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +61,8 @@ class Kind:
     missing: str
     """What to say when there is no binary."""
     is_fake: bool = False
+    lua: Any = lua51
+    """The Lua of a fake one; servers have 5.1 in them."""
 
     @property
     def unavailable(self) -> str | None:
@@ -106,6 +112,7 @@ def _system_redis() -> Path | None:
 
 
 FAKEREDIS = Kind(name="fakeredis", version=fakeredis.__version__, binary=None, missing="", is_fake=True)
+FAKEREDIS_LUA_54 = replace(FAKEREDIS, name="fakeredis-lua-5.4", lua=lua54)
 VALKEY = _kind(
     "valkey",
     "9.1",
@@ -126,7 +133,7 @@ REDIS_7 = _kind(
     "no Redis 7 on this machine: on Debian and Ubuntu, apt-get install redis-server",
 )
 REAL_KINDS = (VALKEY, REDIS_6, REDIS_7)
-KINDS = (FAKEREDIS, *REAL_KINDS)
+KINDS = (FAKEREDIS, FAKEREDIS_LUA_54, *REAL_KINDS)
 
 
 def require(reason: str | None) -> None:
@@ -190,16 +197,17 @@ class AnyServer(abc.ABC):
 class FakeServer(AnyServer):
     """fakeredis: its clients share data within this process."""
 
-    def __init__(self) -> None:
-        super().__init__(FAKEREDIS)
+    def __init__(self, kind: Kind = FAKEREDIS) -> None:
+        super().__init__(kind)
         self._data = fakeredis.FakeServer()
 
     def start(self) -> None:
         """Do nothing: there is no process to start."""
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Forget everything. From here on all of fakeredis has this server's Lua: it knows one at a time."""
         self.close_clients()
+        scripting_mixin.LUA_MODULE = self.kind.lua
         self._data = fakeredis.FakeServer()
 
     def stop(self) -> None:
