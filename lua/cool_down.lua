@@ -23,11 +23,11 @@ if term == 0 then
   return cool > 0 and 'ended ' .. reason or 'ok 0 '
 end
 if state.foreign then return 'foreign ' .. state.foreign end
+local processes = redis.call('ZRANGEBYSCORE', KEYS[2], whole(PROCESSES), '+inf') -- before any write
 if term > cool then
   cool, reason = term, ARGV[2]
   redis.call('HSET', KEYS[1], 'cool_down', now .. ' ' .. whole(cool) .. ' ' .. reason)
 end
-local processes = redis.call('ZRANGEBYSCORE', KEYS[2], whole(PROCESSES), '+inf')
 if state.member and not state.lease then processes[#processes + 1] = process_of(state.member) end
 for _, process in ipairs(processes) do
   redis.call('PUBLISH', 'kraken-nonce:wake:' .. process, KEYS[1])

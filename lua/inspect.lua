@@ -30,5 +30,5 @@ end
 local cool, reason = cooling(state.cool_down, now)
 return table.concat({
   'ok', now, state.nonce or '-', state.lease or '-', left(state, now), whole(waiting), state.member or '-',
-  state.pending, whole(cool), reason,
+  state.pending or '0', whole(cool), reason,
 }, ' ')

@@ -105,10 +105,9 @@ local function read(key)
   if gone then
     if is_gone(gone) then state.gone = gone else strange('gone', gone) end
   end
-  if pending and not is_count(pending) then strange('pending', pending) end
+  if is_count(pending or '0') then state.pending = pending or '0' else strange('pending', pending) end
   if ticket and not is_count(ticket) then strange('ticket', ticket) end
   if overtaken and not is_count(overtaken) then strange('overtaken', overtaken) end
-  state.pending = pending or '0'
   return state
 end
 
@@ -172,7 +171,7 @@ end
 local function shelve(state, now)
   if not state.intent then return end
   local nonce, intent = state.intent:match('^(%d+) (.+)$')
-  if redis.call('HSET', state.key, 'pending:' .. nonce, now .. ' new ' .. intent) == 1 then
+  if redis.call('HSET', state.key, 'pending:' .. nonce, now .. ' new ' .. intent) == 1 and state.pending then
     state.pending = whole(redis.call('HINCRBY', state.key, 'pending', 1))
   end
   redis.call('HDEL', state.key, 'intent')
@@ -273,8 +272,9 @@ local function free(state)
   state.member, state.lease = nil, nil
 end
 
--- offer_next(state, queue): offers a free lock to the next waiter.
+-- offer_next(state, queue): offers a free lock to the next waiter, unless all would be refused for a foreign value.
 local function offer_next(state, queue)
+  if state.foreign then return end
   local member, ticket = dequeue(state, queue)
   if member then offer(state, member, ticket, clock()) end
 end

@@ -126,7 +126,7 @@ def _nothing_is_owed(*_: object) -> tuple[()]:
 
 MUTANTS: dict[str, LuaMutant | PythonMutant] = {
     "release gives back whatever anybody has": LuaMutant(
-        "if state.member == member then\n  hand_over", "if state.member then\n  hand_over"
+        "if state.member == member then\n  free", "if state.member then\n  free"
     ),
     "a late request gets the lock for nobody": LuaMutant("if has_left(state, member) then", "if false then"),
     "extend asks for no ownership": LuaMutant("if state.member ~= ARGV[2] or not state.lease then", "if false then"),
