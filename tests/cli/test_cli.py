@@ -337,6 +337,39 @@ def test_unlock_of_a_free_lock_is_no_error(cli: Cli) -> None:
     assert json.loads(cli("unlock", "--yes", "--json").stdout) == {"unlocked": False, "holder": None}
 
 
+def test_unlock_removes_a_lock_of_another_program(cli: Cli, valkey: Server, api_key: str) -> None:
+    """It is shown, field, key and value, and removed after a yes; before, status names this command."""
+    state = Keyspace.of("kraken-nonce", api_key).state
+    valkey.client().hset(state, "lock", "\x1b[31mtheirs " + "x" * 1000)
+    result = cli("status")
+    assert result.code == 1
+    for part in (state, "'lock'", "theirs", "kraken-nonce unlock"):
+        assert part in result.stderr
+    assert "\x1b" not in result.stderr
+    assert "x" * 100 not in result.stderr
+    refused = cli("unlock", input="n\n")
+    assert refused.code == 1
+    assert valkey.client().hexists(state, "lock")
+    removed = cli("unlock", input="y\n")
+    assert "theirs" in removed.stderr
+    assert "Remove it?" in removed.stderr
+    assert removed.stdout == "Unlocked.\n"
+    assert not valkey.client().hexists(state, "lock")
+    assert re.search(r"lock +free\n", cli("status").stdout)
+
+
+def test_unlock_beside_a_value_of_another_program(cli: Cli, valkey: Server, api_key: str) -> None:
+    """The lock and the cool-down can be ended while another field can't be read."""
+    lock = CallLock(valkey.client(), api_key)
+    lock.cool_down(60, "EGeneral:Temporary lockout")
+    valkey.client().hset(lock.keys.state, "pace", "theirs")
+    assert cli("unlock", "--cool-down").stdout == "Ended: EGeneral:Temporary lockout.\n"
+    assert cli("unlock").stdout == "Nobody has the lock.\n"
+    assert "reset_startup()" in cli("status").stderr
+    valkey.client().hset(lock.keys.state, "cool_down", "theirs")
+    assert cli("unlock", "--cool-down").stdout == "Ended: a value that is not ours.\n"
+
+
 def test_unlock_ends_a_cool_down(cli: Cli, valkey: Server, api_key: str) -> None:
     """Whoever knows better can let the calls go on that wait because of Kraken's answer, and nothing else changes."""
     lock = CallLock.from_url(valkey.url, api_key)

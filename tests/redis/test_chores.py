@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import threading
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,15 +14,18 @@ from redis.credentials import CredentialProvider
 
 from kraken_nonce_redis import CallLock, StoreUnavailable
 from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis._core import waiting
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.waiting import ProcessState
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from tests.support.faces import KEY
-from tests.support.helpers import KEYS, Rival, View, eventually, fails
+from tests.support.helpers import KEYS, SECOND, Rival, View, eventually, fails
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import redis
 
     from tests.support.faces import Face
     from tests.support.servers import Server
@@ -39,6 +44,7 @@ MALFORMED = (
     f"cool-down {STATE} -5 and so on".encode(),
     f"cool-down {STATE} {'9' * 6000} and so on".encode(),
     "cool-down x ٣ and so on".encode(),
+    f"cool-down {STATE} 60000000 in its own words".encode(),
 )
 
 
@@ -62,6 +68,70 @@ def test_malformed_messages(face: Face, valkey: Server, options: dict[str, bool]
     released = time.monotonic()
     rival.release()
     assert caller.result() - released < PROMPT
+
+
+def test_a_flood_of_messages(face: Face, valkey: Server) -> None:
+    """However many messages anybody publishes, a process asks about every 50 ms, for all of its waiters together."""
+    view, rival = View(valkey.client()), Rival(valkey.client())
+    rival.take()
+    lock = face.lock(face.client(valkey))
+    nonces: list[int] = []
+
+    def wait() -> None:
+        with lock.hold(timeout=20) as lease:
+            nonces.append(lease.nonce)
+
+    callers = [face.start(wait) for _ in range(8)]
+    view.until_waiting(8)
+    [channel] = eventually(lambda: view.client.pubsub_channels("kraken-nonce:wake:*"))
+    members = view.client.zrangebyscore(KEYS.queue, "-inf", 3.9e15)
+    before, began, messages = _scripts_run(view.client), time.monotonic(), 0
+    while time.monotonic() < began + 1:
+        with view.client.pipeline(transaction=False) as pipeline:
+            for message in (*members, STATE.encode(), b"no member"):
+                pipeline.publish(channel, message)
+            messages += sum(pipeline.execute())
+        time.sleep(0.001)
+    asked = _scripts_run(view.client) - before
+    elapsed = time.monotonic() - began
+    assert messages > 500
+    assert asked <= elapsed / waiting.TOGETHER + elapsed / waiting.HEARTBEAT + 3
+    rival.release()
+    for caller in callers:
+        caller.result()
+    assert nonces == sorted(nonces)
+    assert len(nonces) == 8
+    view.assert_nothing_left()
+
+
+def test_many_waiters_of_one_process(face: Face, valkey: Server) -> None:
+    """That repeated messages are taken together slows nobody down: each offer in a row is taken when it comes."""
+    view, rival = View(valkey.client()), Rival(valkey.client())
+    rival.take()
+    lock = face.lock(face.client(valkey))
+    nonces: list[int] = []
+
+    def wait() -> None:
+        with lock.hold(timeout=20) as lease:
+            nonces.append(lease.nonce)
+
+    callers = [face.start(wait) for _ in range(30)]
+    view.until_waiting(30)
+    before = _scripts_run(view.client)
+    rival.release()
+    for caller in callers:
+        caller.result()
+    # Each asks once and releases once; a heartbeat or two may come in between.
+    assert _scripts_run(view.client) - before <= 1 + 2 * 30 + 5
+    assert len(nonces) == 30
+    gaps = [(after - before) / SECOND for before, after in pairwise(sorted(nonces))]
+    assert statistics.median(gaps) < waiting.TOGETHER / 2
+
+
+def _scripts_run(client: redis.Redis) -> int:
+    """Return how many scripts the server has run for anybody."""
+    stats: Any = client.info("commandstats")
+    return sum(stats.get(name, {"calls": 0})["calls"] for name in ("cmdstat_eval", "cmdstat_evalsha"))
 
 
 class Vault(CredentialProvider):
