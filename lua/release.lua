@@ -22,7 +22,7 @@ if not state then return 'foreign ' .. value end
 if state.member == member then
   free(state)
   pcall(offer_next, state, KEYS[2])
-  if ARGV[4] == '0' then pcall(shelve, state, clock()) end
+  if ARGV[4] == '0' then shelve(state, clock()) end
   if state.intent then redis.call('HDEL', KEYS[1], 'intent') end
   if ARGV[5] == '1' then note_gone(state, member) end
   return 'released'

@@ -9,8 +9,8 @@
 --         is removed; other fields may have any value.
 local state, value = read(KEYS[1])
 if not state then return 'foreign ' .. value end
-if state.pace then
-  local started, _, drained = unpack(numbers(state.pace))
+local started, _, drained = unpack(numbers(state.pace or ''))
+if started and math.max(started, drained) < 1e16 then
   redis.call('HSET', KEYS[1], 'pace', whole(started) .. ' 0 ' .. whole(drained))
 else
   redis.call('HDEL', KEYS[1], 'pace')

@@ -15,6 +15,6 @@ if (state.member or state.foreign_lock and '') ~= ARGV[1] then return 'free' end
 local lost = state.lease and state.member
 free(state)
 if lost then redis.pcall('HSET', KEYS[1], 'lost', lost) end
-pcall(shelve, state, clock())
+shelve(state, clock())
 pcall(offer_next, state, KEYS[2])
 return 'unlocked'

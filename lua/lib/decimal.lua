@@ -22,11 +22,6 @@ local function add(a, n)
   return high .. string.format('%010.0f', low)
 end
 
--- is_count(text): whether a stored value is a whole number that a Lua number can hold.
-local function is_count(text)
-  return #text <= 16 and text:find('^%d+$') ~= nil
-end
-
 -- whole(n): a number below 2^53 as a string, never in exponent form.
 local function whole(n)
   return string.format('%.0f', n)

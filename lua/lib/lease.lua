@@ -42,38 +42,16 @@ local MOST_OVERTAKINGS = 10
 local MOST_GONE = 64
 
 local LONGEST = 8192        -- bytes of a value
+local DIGITS = 16           -- of a number that a Lua number can hold
 
--- read_lock(state, value): puts the stored lock into `state`; returns whether the value is one of ours.
-local function read_lock(state, value)
-  if #value > LONGEST then return false end
-  local lease, since, term, ticket, member = value:match('^(%S+) (%d+) (%d+) (%d+) ([!-9;-~]+:%S+)$')
-  if not lease or #since > 16 or #term > 16 or #ticket > 16 then return false end
-  if lease ~= '-' and lease ~= '~' then
-    if foreign(lease) then return false end
-    state.lease = lease
-  end
-  state.overtakable = lease == '~'
-  state.since, state.term, state.ticket, state.member = since, term, ticket, member
-  return true
+-- strange(state, field, value): leaves a field out of `state`, since its value is not ours; `foreign` names the first.
+local function strange(state, field, value)
+  state.foreign = state.foreign or named(field, value)
+  state[field] = nil
 end
 
--- is_pace(value), is_cool_down(value), is_intent(value), is_gone(value): whether a stored value is one of ours.
-local function is_pace(value)
-  return #value <= LONGEST and value:find('^%d+ %d+ %d+[ %d]*$') ~= nil and not value:find(('%d'):rep(17))
-end
-local function is_cool_down(value)
-  local since, term = value:match('^(%d+) (%d+) ')
-  return since ~= nil and #since <= 16 and #term <= 16 and #value <= LONGEST
-end
-local function is_intent(value)
-  return #value <= LONGEST and value:find('^[1-9]%d* %S+ %S+ %S+$') ~= nil and not foreign(value:match('^%d+'))
-end
-local function is_gone(value)
-  return #value <= LONGEST and value:find('^[!-9;-~]+:[!-9;-~]+') ~= nil
-end
-
--- read(key): reads the state. A field with a value that is not ours is left out; the first one is named in `foreign`,
--- and a lock that is not ours in `foreign_lock`. Returns nil and a name for it when the key is no hash.
+-- read(key): reads the state. Fields with values that are not ours are left out, as `strange` does, and `foreign_lock`
+-- names such a lock. Returns nil and a name for it when the key is no hash.
 local function read(key)
   local fields = redis.pcall(
     'HMGET', key, 'nonce', 'lock', 'pace', 'cool_down', 'intent', 'pending', 'gone', 'ticket', 'overtaken'
@@ -83,31 +61,40 @@ local function read(key)
     if not failure:find('WRONGTYPE', 1, true) then redis.call('HMGET', key, 'nonce') end -- raises it
     return nil, '- ' .. failure
   end
-  local nonce, held, pace, cool_down, intent, pending, gone, ticket, overtaken = unpack(fields)
-  local state = { key = key }
-  local function strange(field, value)
-    state.foreign = state.foreign or named(field, value)
+  local held, pace, cool_down, intent = fields[2], fields[3], fields[4], fields[5]
+  local pending, gone, place, overtaken = fields[6], fields[7], fields[8], fields[9]
+  local state = {
+    key = key, nonce = fields[1] or nil, pace = pace, cool_down = cool_down, intent = intent, pending = pending or '0',
+    gone = gone,
+  }
+  if foreign(state.nonce) then strange(state, 'nonce', state.nonce) end
+  if held then
+    local lease, since, term, ticket, member = held:match('^([-~%d]%d*) (%d+) (%d+) (%d+) (%w+:%S+)$')
+    local offered = lease == '-' or lease == '~'
+    if not lease or #since > DIGITS or #term > DIGITS or #ticket > DIGITS or #held > LONGEST
+      or not offered and (#lease > 19 or lease < '1' or lease > HIGHEST and (#lease == 19 or lease > ':')) then
+      strange(state, 'lock', held)
+      state.foreign_lock = named('lock', held)
+    else
+      state.since, state.term, state.ticket, state.member = since, term, ticket, member
+      state.overtakable = lease == '~'
+      if not offered then state.lease = lease end
+    end
   end
-  if foreign(nonce) then strange('nonce', nonce) else state.nonce = nonce or nil end
-  if held and not read_lock(state, held) then
-    state.foreign_lock = named('lock', held)
-    strange('lock', held)
-  end
-  if pace then
-    if is_pace(pace) then state.pace = pace else strange('pace', pace) end
-  end
+  if pace and (#pace > LONGEST or not pace:find('^%d+ %d+ %d+[ %d]*$')) then strange(state, 'pace', pace) end
   if cool_down then
-    if is_cool_down(cool_down) then state.cool_down = cool_down else strange('cool_down', cool_down) end
+    local since, term = cool_down:match('^(%d+) (%d+) ')
+    if not since or #since > DIGITS or #term > DIGITS or #cool_down > LONGEST then
+      strange(state, 'cool_down', cool_down)
+    end
   end
-  if intent then
-    if is_intent(intent) then state.intent = intent else strange('intent', intent) end
+  if intent and (#intent > LONGEST or not intent:find('^[1-9]%d* %S+ %S+ %S+$') or foreign(intent:match('^%d+'))) then
+    strange(state, 'intent', intent)
   end
-  if gone then
-    if is_gone(gone) then state.gone = gone else strange('gone', gone) end
-  end
-  if is_count(pending or '0') then state.pending = pending or '0' else strange('pending', pending) end
-  if ticket and not is_count(ticket) then strange('ticket', ticket) end
-  if overtaken and not is_count(overtaken) then strange('overtaken', overtaken) end
+  if pending and (#pending > DIGITS or not pending:find('^%d+$')) then strange(state, 'pending', pending) end
+  if gone and (#gone > LONGEST or not gone:find('^%w+:%S+')) then strange(state, 'gone', gone) end
+  if place and (#place > DIGITS or not place:find('^%d+$')) then strange(state, 'ticket', place) end
+  if overtaken and (#overtaken > DIGITS or not overtaken:find('^%d+$')) then strange(state, 'overtaken', overtaken) end
   return state
 end
 
@@ -181,7 +168,7 @@ end
 -- is_pending(entry): whether a stored value is a pending intent.
 local function is_pending(entry)
   local since = entry:match('^(%d+) %l+ %S+ %S+ %S+$')
-  return since ~= nil and #since <= 16 and #entry <= LONGEST
+  return since ~= nil and #since <= DIGITS and #entry <= LONGEST
 end
 
 -- strike(key, nonce): removes a pending intent; returns whether there was one.
