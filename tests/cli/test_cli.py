@@ -342,13 +342,13 @@ def test_unlock_removes_a_lock_of_another_program(cli: Cli, valkey: Server, api_
     state = Keyspace.of("kraken-nonce", api_key).state
     valkey.client().hset(state, "lock", "\x1b[31mtheirs " + "x" * 1000)
     result = cli("status")
-    assert result.code == 1
+    assert result.exit_code == 3
     for part in (state, "'lock'", "theirs", "kraken-nonce unlock"):
         assert part in result.stderr
     assert "\x1b" not in result.stderr
     assert "x" * 100 not in result.stderr
     refused = cli("unlock", input="n\n")
-    assert refused.code == 1
+    assert refused.exit_code == 1
     assert valkey.client().hexists(state, "lock")
     removed = cli("unlock", input="y\n")
     assert "theirs" in removed.stderr

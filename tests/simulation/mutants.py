@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._core import lock as core
 from kraken_nonce_redis._core import waiting
 from kraken_nonce_redis._redis import commands, scripts
@@ -57,6 +58,13 @@ def _forget(*_: object) -> None:
 
 def _too_soon(key_waiters: waiting.KeyWaiters, command: object, result: object, now: float) -> float:
     return now + 0.4
+
+
+def _called_once(key_waiters: waiting.KeyWaiters, waiter: waiting.Waiter | None) -> None:
+    if clock.now() >= key_waiters._asked + waiting.TOGETHER:
+        key_waiters._asked = clock.now()
+        if waiter is not None:
+            waiter.wake()
 
 
 _acquire = commands.acquire
@@ -128,6 +136,8 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
     "release gives back whatever anybody has": LuaMutant(
         "if state.member == member then\n  free", "if state.member then\n  free"
     ),
+    "a freed lock is offered to nobody": LuaMutant("  if member then offer(state, member, ticket, clock()) end\n", ""),
+    "a message soon after another is lost": PythonMutant(waiting.KeyWaiters, "called", _called_once),
     "a late request gets the lock for nobody": LuaMutant("if has_left(state, member) then", "if false then"),
     "extend asks for no ownership": LuaMutant("if state.member ~= ARGV[2] or not state.lease then", "if false then"),
     "nobody is woken": LuaMutant("  redis.call('PUBLISH', 'kraken-nonce:wake:' .. process_of(member), member)", ""),
