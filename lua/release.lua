@@ -29,7 +29,7 @@ if state.member == member then
 end
 if ARGV[5] == '1' then note_gone(state, member) end
 if ARGV[4] == '1' and ARGV[3] ~= '0' and not state.foreign then strike(KEYS[1], ARGV[3]) end
-if redis.pcall('ZREM', KEYS[2], member) == 1 and not anyone_waits(KEYS[2]) then
+if redis.call('ZREM', KEYS[2], member) == 1 and not anyone_waits(KEYS[2]) then
   redis.call('DEL', KEYS[2])
 end
 if redis.call('HGET', KEYS[1], 'lost') == member or greater(ARGV[2], state.nonce or '0') then return 'lost' end

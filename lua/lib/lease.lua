@@ -69,7 +69,7 @@ local function read(key)
   }
   if foreign(state.nonce) then strange(state, 'nonce', state.nonce) end
   if held then
-    local lease, since, term, ticket, member = held:match('^([-~%d]%d*) (%d+) (%d+) (%d+) (%w+:%S+)$')
+    local lease, since, term, ticket, member = held:match('^([-~%d]%d*) (%d+) (%d+) (%d+) (%w+:%S.*)$')
     local offered = lease == '-' or lease == '~'
     if not lease or #since > DIGITS or #term > DIGITS or #ticket > DIGITS or #held > LONGEST
       or not offered and (#lease > 19 or lease < '1' or lease > HIGHEST and (#lease == 19 or lease > ':')) then

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
 import threading
 import time
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +18,7 @@ from kraken_nonce_redis._core.waiting import ProcessState
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from tests.support.faces import KEY
-from tests.support.helpers import KEYS, SECOND, Rival, View, eventually, fails
+from tests.support.helpers import KEYS, Rival, View, eventually, fails
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,30 +100,6 @@ def test_a_flood_of_messages(face: Face, valkey: Server) -> None:
     assert nonces == sorted(nonces)
     assert len(nonces) == 8
     view.assert_nothing_left()
-
-
-def test_many_waiters_of_one_process(face: Face, valkey: Server) -> None:
-    """That repeated messages are taken together slows nobody down: each offer in a row is taken when it comes."""
-    view, rival = View(valkey.client()), Rival(valkey.client())
-    rival.take()
-    lock = face.lock(face.client(valkey))
-    nonces: list[int] = []
-
-    def wait() -> None:
-        with lock.hold(timeout=20) as lease:
-            nonces.append(lease.nonce)
-
-    callers = [face.start(wait) for _ in range(30)]
-    view.until_waiting(30)
-    before = _scripts_run(view.client)
-    rival.release()
-    for caller in callers:
-        caller.result()
-    # Each asks once and releases once; a heartbeat or two may come in between.
-    assert _scripts_run(view.client) - before <= 1 + 2 * 30 + 5
-    assert len(nonces) == 30
-    gaps = [(after - before) / SECOND for before, after in pairwise(sorted(nonces))]
-    assert statistics.median(gaps) < waiting.TOGETHER / 2
 
 
 def _scripts_run(client: redis.Redis) -> int:
