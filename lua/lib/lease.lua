@@ -69,7 +69,7 @@ local function read(key)
   }
   if foreign(state.nonce) then strange(state, 'nonce', state.nonce) end
   if held then
-    local lease, since, term, ticket, member = held:match('^([-~%d]%d*) (%d+) (%d+) (%d+) (%w+:%S.*)$')
+    local lease, since, term, ticket, member = held:match('^([-~%d]%d*) (%d+) (%d+) (%d+) ([!-9;-~]+:%S.*)$')
     local offered = lease == '-' or lease == '~'
     if not lease or #since > DIGITS or #term > DIGITS or #ticket > DIGITS or #held > LONGEST
       or not offered and (#lease > 19 or lease < '1' or lease > HIGHEST and (#lease == 19 or lease > ':')) then
@@ -92,7 +92,7 @@ local function read(key)
     strange(state, 'intent', intent)
   end
   if pending and (#pending > DIGITS or not pending:find('^%d+$')) then strange(state, 'pending', pending) end
-  if gone and (#gone > LONGEST or not gone:find('^%w+:%S+')) then strange(state, 'gone', gone) end
+  if gone and (#gone > LONGEST or not gone:find('^[!-9;-~]+:%S+')) then strange(state, 'gone', gone) end
   if place and (#place > DIGITS or not place:find('^%d+$')) then strange(state, 'ticket', place) end
   if overtaken and (#overtaken > DIGITS or not overtaken:find('^%d+$')) then strange(state, 'overtaken', overtaken) end
   return state

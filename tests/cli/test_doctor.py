@@ -386,7 +386,8 @@ def test_a_clock_that_is_wrong(faketime_server: Server) -> None:
 
 def commands_of_scripts() -> list[str]:
     """Return the commands that scripts run."""
-    called = {name for one in scripts.names() for name in re.findall(r"redis\.call\('(\w+)'", scripts.load(one).source)}
+    sources = (scripts.load(one).source for one in scripts.names())
+    called = {name for source in sources for name in re.findall(r"redis\.p?call\(\s*'(\w+)'", source)}
     return sorted(name.lower() for name in called)
 
 
