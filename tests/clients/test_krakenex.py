@@ -171,7 +171,7 @@ class TestTime:
         def sign(*_: Any) -> str:
             lease = api._guard.lock(api.key).lease
             assert lease is not None
-            lease._deadline = 0.0
+            lease.grant.deadline = 0.0
             return "signature"
 
         monkeypatch.setattr(api, "_sign", sign)

@@ -340,8 +340,8 @@ class Lock(LockCore[LeaseCore]):
         process_state = ProcessState(Agenda(lambda: None))
         super().__init__(lambda: process_state, KEY, namespace="test")
 
-    def _lease(self, acquired: Any) -> LeaseCore:
-        return LeaseCore(self, acquired)
+    def _lease(self, acquired: Any, owner: object) -> LeaseCore:
+        return LeaseCore(self, acquired, owner)
 
 
 def calling(lock: Lock, call: Call, on_unknown: OnUnknown, on_event: Hook | None = None) -> CallFlow[Heard]:
