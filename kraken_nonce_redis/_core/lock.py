@@ -229,11 +229,13 @@ class LeaseCore:
 
     def _extended(self, term: float, intent: str = "", *, replace: bool = False) -> Flow[None]:
         """Let the lease last so many seconds from now, or longer unless that replaces its end; note an intent."""
-        result: Extended | Literal["late", "lost"] = "late"
-        while result == "late":  # a renewal that was made later has come before it
+        result: Extended | Literal["late", "lost"]
+        while True:
             started = clock.now()
             command = self._extension(term, intent, replace=replace)
             result = yield from running(command.durable(of_every_nonce(self._lock.durability)))
+            if result != "late":  # a renewal that was made later has come before it
+                break
         if result == "lost":
             self.grant.end()
             self.check()

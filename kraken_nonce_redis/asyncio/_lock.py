@@ -32,11 +32,11 @@ class Lease(LeaseCore):
 
     def __init__(self, store: Store, lock: CallLock, acquired: Acquired, owner: object) -> None:
         super().__init__(lock, acquired, owner)
-        self._store = store
+        self.store = store
 
     async def extend(self, seconds: float) -> None:
         """Make the lease end ``seconds`` later, and give it fresh nonces. Raises `LeaseLost` and `StoreError`."""
-        await self._store.drive(self._extending(seconds))
+        await self.store.drive(self._extending(seconds))
 
 
 # The latest hold in this context or one that it was copied from, by store and state key. It may have ended.
@@ -131,7 +131,8 @@ class CallLock(LockCore[Lease]):
         _holds.set({**(_holds.get() or {}), (self.store, self.keys.state): lease})
 
     def _mine(self, owner: object) -> Lease | None:
-        acquired = (lease for lease in reversed(self._acquired) if not lease.ended)
+        store = self.store  # another one in another loop, and in a forked child
+        acquired = (lease for lease in reversed(self._acquired) if not lease.ended and lease.store is store)
         return self._held(owner) or next(acquired, None)
 
     async def acquire(

@@ -394,6 +394,7 @@ class TestLease:
         """While a call waits for the lock, the rest of the event loop runs as ever."""
 
         async def wait() -> None:
+            lock.acquire()
             call = asyncio.create_task(bot.exchange.privatePostBalance())
             for _ in range(100):
                 await asyncio.sleep(0.005)
@@ -401,7 +402,6 @@ class TestLease:
             lock.release()
             await asyncio.wait_for(call, 20)
 
-        lock.acquire()
         bot.run(wait())
 
 

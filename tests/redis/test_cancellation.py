@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import random
 import sys
+from contextvars import Context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,8 @@ def test_no_cancellation_is_swallowed(valkey: Server) -> None:
     async def one_round(number: int) -> None:
         lock = CallLock.from_url(valkey.url, f"key {number}")
         async with lock.hold():
-            cancelled, other = asyncio.create_task(turn(lock)), asyncio.create_task(turn(lock))
+            # Other callers, and no child tasks within the hold.
+            cancelled, other = (asyncio.create_task(turn(lock), context=Context()) for _ in range(2))
             await asyncio.sleep(pauses.random() * 0.01)
             cancelled.cancel()
             ended, _ = await asyncio.wait({cancelled}, timeout=5)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import traceback
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -160,7 +161,7 @@ def in_running_loop(fork: Callable[[], int], url: str, record: str) -> None:
         lock = AsyncCallLock.from_url(url, KEY, ttl=TTL)
         await async_turn(lock, record)
         async with lock.hold():
-            others = [asyncio.create_task(async_turn(lock, record)) for _ in range(3)]
+            others = [asyncio.create_task(async_turn(lock, record), context=Context()) for _ in range(3)]
             await asyncio.sleep(0.1)
             children = []
             for _ in range(PROCESSES - 1):
