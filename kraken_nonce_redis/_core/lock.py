@@ -447,7 +447,6 @@ class LockCore(Generic[L]):
             yield from self._taking_turns(outer, timeout)
         if outer.ended:
             return None
-        outer.check()
         nested, key, held = outer._nested(owner), (owner, self.keys.state), self._process_state().held
         outer._inner = held[key] = nested  # here and in the next line no interruption strikes
         outer.grant.holds += 1

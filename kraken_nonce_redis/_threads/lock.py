@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Unpack
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis._core.lock import LeaseCore, LockCore
@@ -26,14 +26,8 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._threads.store import Store
 
 
-class _OwnerInLoop(NamedTuple):
-    """A task, or a callback, in a thread that runs an event loop of asyncio."""
-
-    thread: threading.Thread
-    task: asyncio.Task[Any] | None
-
-
-Owner: TypeAlias = threading.Thread | _OwnerInLoop
+# In a thread that runs an event loop of asyncio, with the task, or None in a callback.
+Owner: TypeAlias = threading.Thread | tuple[threading.Thread, asyncio.Task[Any] | None]
 
 
 def current_owner() -> Owner:
@@ -43,7 +37,7 @@ def current_owner() -> Owner:
     """
     thread = threading.current_thread()
     loop = asyncio._get_running_loop()  # noqa: SLF001 - the public function raises where none runs, as usual here
-    return thread if loop is None else _OwnerInLoop(thread, asyncio.current_task(loop))
+    return thread if loop is None else (thread, asyncio.current_task(loop))
 
 
 class Lease(LeaseCore):
@@ -178,11 +172,11 @@ class CallLock(LockCore[Lease]):
         return Lease(self.store, self, acquired, owner)
 
     def _check_waiting(self, owner: object) -> None:
-        if not isinstance(owner, _OwnerInLoop):
+        if not isinstance(owner, tuple):
             return
         for (other, state), lease in list(self._process_state().held.items()):
-            thread = other.thread if isinstance(other, _OwnerInLoop) else other
-            if thread is owner.thread and state == self.keys.state and not lease.lost:
+            thread = other[0] if isinstance(other, tuple) else other
+            if thread is owner[0] and state == self.keys.state and not lease.lost:
                 raise CallLockError(
                     f"can't wait for the lock on {state}: another task of this thread holds it, and waiting would stop "
                     "the event loop that it needs to go on. In coroutines, use kraken_nonce_redis.asyncio",

@@ -111,19 +111,25 @@ def test_a_hold_around_a_loop_is_not_its_tasks(for_threads: kraken_nonce_redis.C
 
 
 def test_other_threads_wait_for_a_task(for_threads: kraken_nonce_redis.CallLock) -> None:
-    """A call that a coroutine gives to a thread waits there, while the loop goes on."""
+    """A call that a coroutine gives to a thread waits there, while the loop goes on; so in another thread's loop."""
 
     def other() -> int:
         with for_threads.hold(10) as lease:
             return lease.nonce
 
+    async def in_another_loop() -> int:
+        return other()
+
     async def main() -> None:
         with for_threads.hold() as lease:
-            waiting = asyncio.create_task(asyncio.to_thread(other))
+            waiting = [
+                asyncio.create_task(asyncio.to_thread(other)),
+                asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(in_another_loop()))),
+            ]
             await asyncio.sleep(0.1)
-            assert not waiting.done()
+            assert not any(task.done() for task in waiting)
             last = lease.next_nonce()
-        assert await waiting > last
+        assert min(await asyncio.gather(*waiting)) > last
 
     run(main())
 
@@ -215,6 +221,21 @@ def test_child_tasks_take_turns(lock: CallLock, view: View) -> None:
     view.assert_nothing_left()
 
 
+def test_nobody_goes_before_those_who_wait_for_a_turn(lock: CallLock) -> None:
+    """A parent that nests again at once goes behind the child that has waited meanwhile."""
+    alone = OneAtATime()
+
+    async def main() -> None:
+        async with lock.hold():
+            async with lock.hold():
+                child = asyncio.create_task(call(lock, alone))
+                await asyncio.sleep(0.01)
+            own = await call(lock, alone)
+            assert alone.order == [(await child).nonce, own.nonce]
+
+    run(main())
+
+
 def test_who_waits_for_a_child_holds_it_up_at_no_depth(lock: CallLock) -> None:
     """A parent may wait for its child in a nested hold, and that one for its own child."""
     depth = 0
@@ -288,7 +309,7 @@ def test_a_child_that_outlives_the_hold_asks_for_itself(lock: CallLock, view: Vi
     async def main() -> None:
         async with lock.hold() as lease:
             holder = view.state.holder
-            busy = asyncio.create_task(call(lock, alone, seconds=0.1))
+            busy = asyncio.create_task(call(lock, alone, seconds=0.5))
             await asyncio.sleep(0.01)
             waits = asyncio.create_task(call(lock, alone, seconds=0.1))
             late = asyncio.create_task(later())
@@ -296,6 +317,7 @@ def test_a_child_that_outlives_the_hold_asks_for_itself(lock: CallLock, view: Vi
         assert lease.lost
         assert lock.lease is None
         assert (view.state.holder, view.state.leased) == (holder, True)
+        await asyncio.to_thread(view.until_waiting, 1)
         assert not busy.done()
         await busy
         eventually(lambda: view.state.holder != holder)
