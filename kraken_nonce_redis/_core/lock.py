@@ -533,9 +533,7 @@ class LockCore(Generic[L]):
 
     def _release(self, lease: L) -> Command[Release]:
         grant, call = lease.grant, lease.grant.record
-        return commands.release(
-            self.keys, grant.member, grant.nonce, call.intent, known=call.known, late=grant.late
-        )
+        return commands.release(self.keys, grant.member, grant.nonce, call.intent, known=call.known, late=grant.late)
 
     def _leaving(self, lease: L, *, failed: bool, wait: bool = False) -> Flow[None]:
         """Release at the end of a ``with`` block.

@@ -227,8 +227,8 @@ def test_nobody_goes_before_those_who_wait_for_a_turn(lock: CallLock) -> None:
 
     async def main() -> None:
         async with lock.hold():
+            child = asyncio.create_task(call(lock, alone))
             async with lock.hold():
-                child = asyncio.create_task(call(lock, alone))
                 await asyncio.sleep(0.01)
             own = await call(lock, alone)
             assert alone.order == [(await child).nonce, own.nonce]
