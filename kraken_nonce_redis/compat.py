@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final, TypedDict
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _process, urls
 from kraken_nonce_redis._threads.allocator import NonceAllocator
-from kraken_nonce_redis._threads.lock import CallLock
+from kraken_nonce_redis._threads.lock import CallLock, current_owner
 from kraken_nonce_redis.errors import CallLockError, HoldTimeout, InvalidArgument, LeaseLost, NoncesUsedUp
 from kraken_nonce_redis.pace import Pace
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import TracebackType
 
-    from kraken_nonce_redis._threads.lock import Lease
+    from kraken_nonce_redis._threads.lock import Lease, Owner
 
 __all__ = [
     "ApiLock",
@@ -80,8 +80,8 @@ class ApiLock:
 
     def __init__(self, url: str) -> None:
         self._lock = CallLock.from_url(url, _ANY_KEY, scope="global")
-        self._holds: dict[threading.Thread, list[AbstractContextManager[Lease]]] = {}
-        """The holds of each thread, the innermost last."""
+        self._holds: dict[Owner, list[AbstractContextManager[Lease]]] = {}
+        """The holds of each thread or task, the innermost last."""
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002 - as in threading
         """Take the lock; return whether that worked.
@@ -96,7 +96,7 @@ class ApiLock:
             hold.__enter__()
         except HoldTimeout:
             return False
-        self._holds.setdefault(threading.current_thread(), []).append(hold)
+        self._holds.setdefault(current_owner(), []).append(hold)
         return True
 
     def release(self) -> None:
@@ -113,13 +113,13 @@ class ApiLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        thread = threading.current_thread()
-        holds = self._holds.get(thread)
+        owner = current_owner()
+        holds = self._holds.get(owner)
         if holds is None:
             raise CallLockError("can't release the API lock: this thread does not hold it")
         hold = holds.pop()
         if not holds:
-            del self._holds[thread]
+            del self._holds[owner]
         hold.__exit__(kind, error, traceback)
 
     @property

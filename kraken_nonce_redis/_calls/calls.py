@@ -156,7 +156,7 @@ class _Attempt:
         except CallUnsettled:
             raise
         except Exception as error:
-            if not self._nonce or lease.record.known:
+            if not self._nonce or lease.grant.record.known:
                 raise
             # Whatever kept us from finding out: a client's exceptions may hold a key, so only ours are quoted.
             known = str(error) if isinstance(error, KrakenNonceError) else type(error).__name__
@@ -165,7 +165,7 @@ class _Attempt:
 
     def tell_of_interruption(self) -> None:
         """Tell of a call whose caller will not get what was heard."""
-        if not self._nonce or self._lease.record.known:
+        if not self._nonce or self._lease.grant.record.known:
             return
         call, heard = self._call, self._heard
         logger.warning("%s (nonce %d) was interrupted after it was sent", call.method, self._nonce)
@@ -177,7 +177,7 @@ class _Attempt:
 
     def _making(self) -> CallFlow[Heard]:
         call, lease = self._call, self._lease
-        if lease.inherited:
+        if lease.grant.inherited:
             yield from self._settling_inherited()
         nonce = yield from lease.beginning(call.intent, call.seconds)
         heard = yield from self._sending(nonce)
@@ -204,13 +204,13 @@ class _Attempt:
     def _note(self, stage: Stage, nonce: int) -> None:
         """Take note of what is known of a request that may have changed something."""
         self._nonce = nonce
-        self._lease.record = self._lease.record.at(stage)
+        self._lease.grant.record = self._lease.grant.record.at(stage)
 
     def _sending(self, nonce: int) -> CallFlow[Heard]:
         """Send the call, once."""
         call, lease = self._call, self._lease
         yield from lease.lasting(call.seconds)
-        before = lease.record.stage, self._nonce
+        before = lease.grant.record.stage, self._nonce
         if call.changes:
             self._note(Stage.SENT, nonce)  # from now on, whatever may happen
         try:
@@ -323,7 +323,7 @@ class _Attempt:
         for entry in entries:
             if entry.reported or entry.key != call.key:
                 continue
-            self._lease.record, self._lease.inherited = self._lease.record.begun(), 0
+            self._lease.grant.record, self._lease.grant.inherited = self._lease.grant.record.begun(), 0
             if entry.cl_ord_ids and self._calls.on_unknown != "raise":
                 opened = None if entry.own_ids else min(entry.nonce, entry.since) / 1e9
                 settlement = yield from self._settling(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack
 
@@ -13,7 +12,7 @@ from kraken_nonce_redis._arguments import DEFAULT_CALL_TIMEOUT, DEFAULT_WAIT_TIM
 from kraken_nonce_redis._calls.call import LONGEST_CALL
 from kraken_nonce_redis._calls.calls import Calls
 from kraken_nonce_redis._core.steps import Sleep
-from kraken_nonce_redis._threads.lock import CallLock
+from kraken_nonce_redis._threads.lock import CallLock, current_owner
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from kraken_nonce_redis.asyncio._store import leave_to_parent
 from kraken_nonce_redis.errors import InvalidArgument
@@ -103,8 +102,7 @@ class Guard(_GuardCore[CallLock]):
                 return None
             return send(step)
 
-        owner = threading.current_thread()
-        return lock.store.drive(self._calls.calling(lock, owner, call), carry_out).unwrap()
+        return lock.store.drive(self._calls.calling(lock, current_owner(), call), carry_out).unwrap()
 
 
 class AsyncGuard(_GuardCore[AsyncCallLock]):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _process, events
 from kraken_nonce_redis._arguments import DEFAULT_NAMESPACE, DEFAULT_TTL
 from kraken_nonce_redis._core.record import CallRecord, Stage
-from kraken_nonce_redis._core.steps import Run, Tell, running
-from kraken_nonce_redis._core.waiting import Acquired, acquiring
+from kraken_nonce_redis._core.steps import Pause, Run, Tell, running
+from kraken_nonce_redis._core.waiting import Acquired, Waiter, acquiring
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.durability import Durability, of_every_nonce
@@ -54,47 +55,107 @@ _NO_CALL: Final = CallRecord()
 logger = logging.getLogger("kraken_nonce_redis")
 
 
-class LeaseCore:
-    """A lock held until its deadline, as its holder sees it.
+class Grant:
+    """What all holds of one lease share.
 
     Attributes:
-        nonce: the first nonce of the lease, for its first call; ns since 1970.
+        member: the lease's name in Redis.
+        nonce: its first nonce.
+        record: for clients' calls: what became of the latest one under this lease.
+        inherited: for clients' calls: how many calls of earlier holders the first call under this lease has to settle.
+        late: whether a copy of a request for it may still arrive.
+        nonces: those still to be used.
+        deadline: its end on `clock.now`.
+        holds: how many holds of it have not ended; the last one releases it.
+        over: whether it was released or lost.
+        mark: its first item is 0 in a forked child, which does not own the lease.
+        term: seconds for which a renewal lets it last at least.
+        renewal: what renews it in the background, if anything does.
+        newest: the first nonce of the newest extension.
+        extensions: the numbers of its extensions.
     """
 
-    def __init__(self, lock: LockCore[Any], acquired: Acquired) -> None:
-        self.nonce: Final[int] = acquired.nonces[0]
-        self.record = _NO_CALL
-        """For clients' calls: what became of the latest one under this lease."""
+    nonces: Iterator[int]
+    deadline: float
+
+    def __init__(self, acquired: Acquired, term: float) -> None:
+        self.member: Final = acquired.member
+        self.nonce: Final = acquired.nonces[0]
+        self.late: Final = acquired.late
         self.inherited = acquired.pending
-        """For clients' calls: how many calls of earlier holders the first call under this lease has to settle."""
+        self.record = _NO_CALL
+        self.holds = 1
+        self.over = False
+        self.mark: Final = _process.current().mark
+        self.term = term
+        self.renewal: _Renewal | None = None
+        self.newest = 0
+        self.extensions: Final = itertools.count(1)
+
+    def remaining(self) -> float:
+        """Return the seconds left, 0.0 when the lease has ended."""
+        if self.over or not self.holds or not self.mark[0]:
+            return 0.0
+        return max(0.0, self.deadline - clock.now())
+
+    def end(self) -> bool:
+        """Take note that the lease ends here; False in a forked child, which does not own it."""
+        self.over = True
+        self.deadline = 0.0
+        return self.mark[0] != 0
+
+
+class LeaseCore:
+    """A lock held until its deadline, as its holder sees it: one hold, which may be nested in another one.
+
+    Attributes:
+        grant: what it shares with the other holds of the lease.
+        outer: the hold that it is nested in, which may be another owner's; None for the first one of the lease.
+        ended: whether this hold has ended.
+    """
+
+    def __init__(self, lock: LockCore[Any], acquired: Acquired, owner: object) -> None:
+        self.grant = Grant(acquired, lock.ttl)
         self._lock = lock
-        self._member = acquired.member
-        self._mark = _process.current().mark
+        self._nonce = acquired.nonces[0]
+        self._owner = owner
+        self.outer: Self | None = None
         self._depth = 1
-        self._over = False
-        self._extensions = itertools.count(1)
-        self._term = lock.ttl
-        """Seconds for which a renewal lets it last at least."""
-        self._renewal: _Renewal | None = None
-        self._late = acquired.late
-        self._newest = 0
-        """The first nonce of the newest renewal."""
-        self._nonces: Iterator[int]
-        self._deadline: float
+        """How many holds of the lease its owner has with this one."""
+        self._begin()
         self._renewed(acquired.nonces[1:], acquired.deadline)
+
+    def _begin(self) -> None:
+        self.ended = False
+        self._inner: Self | None = None
+        """The hold that is nested in this one; there is one at a time."""
+        self._line: list[Waiter] = []
+        """Those who wait to nest another one, the oldest first."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._lock.keys.state} nonce={self.nonce} remaining={self.remaining():.3f}>"
 
+    @property
+    def nonce(self) -> int:
+        """The first nonce of this hold, for its first call; ns since 1970. It never changes.
+
+        Kraken refuses it once a later one was used, also in a nested hold. So sign with it at the beginning only, and
+        with `next_nonce` whenever something may have come before.
+        """
+        return self._nonce
+
     def next_nonce(self) -> int:
         """Return the next nonce of this lease, above `nonce` and all earlier ones, without a round trip.
+
+        All holds of the lease take from the same nonces, so it is also above those of nested holds.
 
         Raises `LeaseLost` once the lease has ended, and `NoncesUsedUp` after 99,999 calls; ``extend()`` brings
         fresh nonces.
         """
-        if clock.now() >= self._deadline or not self._mark[0]:
+        grant = self.grant
+        if clock.now() >= grant.deadline or self.ended or not grant.mark[0]:
             self.check()
-        for nonce in self._nonces:
+        for nonce in grant.nonces:
             return nonce
         raise NoncesUsedUp(
             f"the {commands.BLOCK} nonces of the lease on {self._lock.keys.state} are used up; "
@@ -103,9 +164,7 @@ class LeaseCore:
 
     def remaining(self) -> float:
         """Return the seconds left, 0.0 when the lease has ended. Counted from before the lock was asked for."""
-        if self._over or not self._mark[0]:
-            return 0.0
-        return max(0.0, self._deadline - clock.now())
+        return 0.0 if self.ended else self.grant.remaining()
 
     @property
     def lost(self) -> bool:
@@ -123,17 +182,33 @@ class LeaseCore:
             )
 
     def _renewed(self, nonces: range, deadline: float) -> None:
-        if nonces.start < self._newest:
+        grant = self.grant
+        if nonces.start < grant.newest:
             return  # the reply to an earlier renewal, after that to a later one
-        self._newest = nonces.start
-        self._nonces = iter(nonces)
-        self._deadline = deadline - _CLOCK_DRIFT * max(0.0, deadline - clock.now())
+        grant.newest = nonces.start
+        grant.nonces = iter(nonces)
+        grant.deadline = deadline - _CLOCK_DRIFT * max(0.0, deadline - clock.now())
 
-    def _end(self) -> bool:
-        """Take note that the lease ends here; False in a forked child, which does not own it."""
-        self._over = True
-        self._deadline = 0.0
-        return self._mark[0] != 0
+    def _nested(self, owner: object) -> Self:
+        """Return a hold of an owner, to be nested in this one."""
+        nested = copy.copy(self)
+        nested._begin()
+        nested._owner, nested.outer = owner, self
+        nested._depth = self._depth + 1 if owner == self._owner else 1
+        return nested
+
+    def _fresh_nonce(self) -> Flow[int]:
+        """Return the next nonce, from an extension if all are used. Raises `LeaseLost` and `StoreError`."""
+        try:
+            return self.next_nonce()
+        except NoncesUsedUp:
+            yield from self._extended(self.remaining())
+            return self.next_nonce()
+
+    def _let_in(self) -> None:
+        """Wake the first who waits to nest a hold in this one, if it need not wait any longer."""
+        if self._line and (self.ended or self._inner is None):
+            self._line[0].wake()
 
     def _extending(self, seconds: float, *, replace: bool = False, name: str = "seconds") -> Flow[None]:
         """Make the lease end ``seconds`` later, or that long from now; ``name`` is the parameter's name."""
@@ -144,35 +219,39 @@ class LeaseCore:
                 name,
                 f"must be above 0 and leave the lease at most {arguments.LONGEST_TTL:g} s, not {seconds!r}",
             )
-        if self._over or not self._mark[0]:
+        if self.ended or self.grant.over or not self.grant.mark[0]:
             self.check()
         yield from self._extended(term, replace=replace)
         if replace:
-            self._term = seconds
-            if self._renewal is not None:
+            self.grant.term = seconds
+            if self.grant.renewal is not None:
                 self._lock.renew(self)
 
     def _extended(self, term: float, intent: str = "", *, replace: bool = False) -> Flow[None]:
         """Let the lease last so many seconds from now, or longer unless that replaces its end; note an intent."""
-        result: Extended | Literal["late", "lost"] = "late"
-        while result == "late":  # a renewal that was made later has come before it
+        result: Extended | Literal["late", "lost"]
+        while True:
             started = clock.now()
             command = self._extension(term, intent, replace=replace)
             result = yield from running(command.durable(of_every_nonce(self._lock.durability)))
+            if result != "late":  # a renewal that was made later has come before it
+                break
         if result == "lost":
-            self._end()
+            self.grant.end()
             self.check()
             return
         if intent:
             # Redis has it under this name from now on, whether or not the call will be sent.
-            self.record = CallRecord(result.nonces.start, Stage.BEGUN)
+            self.grant.record = CallRecord(result.nonces.start, Stage.BEGUN)
         self._renewed(result.nonces, started + result.left)
 
     def _extension(
         self, term: float, intent: str = "", *, replace: bool = False
     ) -> Command[Extended | Literal["late", "lost"]]:
-        known, number = self.record.known, next(self._extensions)
-        return commands.extend(self._lock.keys, self._member, term, intent, known=known, number=number, replace=replace)
+        known, number = self.grant.record.known, next(self.grant.extensions)
+        return commands.extend(
+            self._lock.keys, self.grant.member, term, intent, known=known, number=number, replace=replace
+        )
 
     # For clients' calls
 
@@ -181,9 +260,10 @@ class LeaseCore:
 
         The lease is long enough for the call then. Raises `LeaseLost` and `StoreError`.
         """
-        first = self.record.stage is Stage.UNUSED and self._depth == 1
-        self.record, self.inherited = self.record.begun(), 0
-        if first and self.remaining() > seconds and (self.record.intent or not intent):
+        grant = self.grant
+        first = grant.record.stage is Stage.UNUSED and self.outer is None
+        grant.record, grant.inherited = grant.record.begun(), 0
+        if first and self.remaining() > seconds and (grant.record.intent or not intent):
             return self.nonce
         yield from self._extended(seconds + _SLACK, intent)
         return self.next_nonce()
@@ -191,7 +271,7 @@ class LeaseCore:
     def lasting(self, seconds: float) -> Flow[None]:
         """Make sure that the lease lasts ``seconds``. Raises `LeaseLost` and `StoreError`."""
         if self.remaining() <= seconds:
-            yield from self._extended(max(self._term, seconds + _SLACK))
+            yield from self._extended(max(self.grant.term, seconds + _SLACK))
         self.check(seconds)
 
 
@@ -205,37 +285,43 @@ class _Renewal:
 
     def command(self, now: float) -> Command[Extended | Literal["late", "lost"]] | None:
         """Return the renewal, or None when the lease is over or another renewal keeps it."""
-        if self._lease.lost or self._lease._renewal is not self:
+        grant = self._lease.grant
+        if not grant.remaining() or grant.renewal is not self:
             return None
         self._asked = now
-        return self._lease._extension(self._lease._term)
+        return self._lease._extension(grant.term)
 
     def succeeded(self, command: object, result: Extended | Literal["late", "lost"], now: float) -> float | None:
         """Take the new deadline and nonces."""
         del command
-        if self._lease._over:
+        grant = self._lease.grant
+        if grant.over or not grant.holds:
             return None
         if result == "lost":
-            self._lease._end()
+            grant.end()
             self._lock.ended_early(self._lease)
             return None
         if result != "late":
             self._lease._renewed(result.nonces, self._asked + result.left)
-        return now + self._lease._term / 3
+        return now + grant.term / 3
 
     def failed(self, error: KrakenNonceError, now: float) -> float:
         """Try again; the lease may outlast the trouble."""
         logger.warning("The lease on %s could not be renewed: %s", self._lock.keys.state, error)
-        return now + self._lease._term / 30
+        return now + self._lease.grant.term / 30
 
 
 class LockCore(Generic[L]):
     """What a `CallLock` says to Redis, and the leases that its callers have.
 
     An owner is a thread or a task. Subclasses make the leases.
+
+    Holds form a tree. The first one is that of the lease, the others are nested: in the owner's innermost hold, or
+    else in the one around the owner's context. One hold at a time is nested in another. Each hold may end before
+    those nested in it; the last one to end releases the lease.
     """
 
-    _lease: Callable[[Acquired], L]
+    _lease: Callable[[Acquired, object], L]
 
     def __init__(
         self,
@@ -267,13 +353,27 @@ class LockCore(Generic[L]):
         lease: L | None = self._process_state().held.get((owner, self.keys.state))
         return lease
 
+    def _around(self) -> L | None:
+        """Return the innermost hold around the caller's context, where there are contexts."""
+        return None
+
+    def _entered(self, lease: L) -> None:
+        """Take note that the caller's context is within a hold from now on."""
+
+    def _mine(self, owner: object) -> L | None:
+        """Return the hold that an owner may release and extend."""
+        return self._held(owner)
+
+    def _check_waiting(self, owner: object) -> None:
+        """Raise `CallLockError` if an owner would keep the holder from going on by waiting for it."""
+
     def _depth(self, owner: object) -> int:
         """Return how many holds of its lease an owner has not left yet."""
         lease = self._held(owner)
         return 0 if lease is None else lease._depth
 
     def _own(self, owner: object, doing: str) -> L:
-        lease = self._held(owner)
+        lease = self._mine(owner)
         if lease is None:
             raise CallLockError(
                 f"can't {doing} {self.keys.state}: this thread or task does not hold it",
@@ -289,64 +389,105 @@ class LockCore(Generic[L]):
         depth, before = self._depth(owner), _NO_CALL
         try:
             lease = yield from self._holding(owner, wishes)
-            before = lease.record
+            before = lease.grant.record
             result = yield from body(lease)
-            yield from self._leaving(owner, lease, failed=True)
+            yield from self._leaving(lease, failed=True)
         except BaseException as error:
             if self._depth(owner) > depth:
                 lease = self._own(owner, "release")
-                if not isinstance(error, Exception) and lease.record != before:
-                    lease.record = lease.record.unheard()  # of this flow's call, not of one before it
+                if not isinstance(error, Exception) and lease.grant.record != before:
+                    lease.grant.record = lease.grant.record.unheard()  # of this flow's call, not of one before it
                 if isinstance(error, GeneratorExit):
                     self._abandon(owner, depth)
                 else:
-                    yield from self._leaving(owner, lease, failed=True)
+                    yield from self._leaving(lease, failed=True)
             raise
         return result
 
     def _holding(self, owner: object, wishes: Wishes) -> Flow[L]:
-        """Get a lease, or one more hold on the one that the owner has."""
+        """Get a lease, or a hold nested in one that the owner has or is within."""
         wishes.check()
         pace = self.pace.settings(wishes.cost, startup_protection=wishes.startup_protection) if self.pace else ""
-        held = self._held(owner)
-        if held is not None:
-            held._depth += 1
-            return held
+        while (outer := self._held(owner) or self._around()) is not None:
+            started = clock.now()
+            nested = yield from self._nesting(owner, outer, wishes.timeout)
+            if nested is not None:
+                self._entered(nested)
+                return nested
+            if wishes.timeout is not None:
+                wishes = wishes._replace(timeout=max(0.0, wishes.timeout - (clock.now() - started)))
+        if wishes.timeout != 0:
+            self._check_waiting(owner)
         process_state = self._process_state()
         member, durability = process_state.new_member(wishes.token), of_every_nonce(self.durability)
         try:
             acquired = yield from acquiring(
                 process_state, self.keys, member, wishes, ttl=self.ttl, pace=pace, durability=durability
             )
-            lease = self._lease(acquired)
+            lease = self._lease(acquired, owner)
             if wishes.intent:
-                lease.record = CallRecord(lease.nonce)
+                lease.grant.record = CallRecord(lease.nonce)
             process_state.held[owner, self.keys.state] = lease
         except BaseException as error:
             if not isinstance(error, Exception | GeneratorExit):
                 # It may have struck after the grant, where nobody else gives the lock back.
                 process_state.give_back(commands.release(self.keys, member, late=True), self.ttl)
             raise
+        self._entered(lease)
         if wishes.auto_renew:
             self.renew(lease)
         return lease
 
+    def _nesting(self, owner: object, outer: L, timeout: float | None) -> Flow[L | None]:
+        """Get a hold nested in another one when it is this caller's turn, or None when that has ended before.
+
+        Raises `HoldTimeout`, `LeaseLost` and `StoreError`.
+        """
+        if outer._inner is not None or outer._line:
+            yield from self._taking_turns(outer, timeout)
+        if outer.ended:
+            return None
+        nested, key, held = outer._nested(owner), (owner, self.keys.state), self._process_state().held
+        outer._inner = held[key] = nested  # here and in the next line no interruption strikes
+        outer.grant.holds += 1
+        try:
+            nested._nonce = yield from nested._fresh_nonce()
+        except BaseException:
+            self._end(nested)
+            raise
+        return nested
+
+    def _taking_turns(self, outer: L, timeout: float | None) -> Flow[None]:
+        """Wait until no hold is nested in another one, or that has ended. Raises `HoldTimeout`."""
+        waiter = Waiter(self.keys, "", None if timeout is None else clock.now() + timeout)
+        outer._line.append(waiter)
+        try:
+            while not outer.ended and (outer._inner is not None or outer._line[0] is not waiter):
+                waiter.woken = False
+                yield Pause(waiter, waiter.until)
+                if not waiter.woken:
+                    raise waiter.too_late(outer.grant.remaining(), "held")
+        finally:
+            outer._line.remove(waiter)
+            outer._let_in()
+
     def renew(self, lease: LeaseCore) -> None:
         """Renew a lease in the background from now on, three times in its term."""
-        lease._renewal = _Renewal(lease)
-        self._process_state().agenda.add(clock.now() + lease._term / 3, lease._renewal)
+        lease.grant.renewal = _Renewal(lease)
+        self._process_state().agenda.add(clock.now() + lease.grant.term / 3, lease.grant.renewal)
 
-    def _releasing(self, owner: object, lease: L) -> Flow[None]:
+    def _releasing(self, lease: L) -> Flow[None]:
         """End one hold, and with the last one the lease. Raises `LeaseLost` and `StoreError`."""
-        left, command = lease.remaining(), self._release(lease)
+        grant, command = lease.grant, self._release(lease)
+        left = grant.remaining()
         try:
-            if not self._end(owner, lease):
+            if not self._end(lease):
                 return
             release: Release = yield Run(command)
         except BaseException as error:
-            if self._held(owner) is not lease:
+            if not grant.holds:
                 if not isinstance(error, Exception):
-                    lease.record = lease.record.unheard()
+                    grant.record = grant.record.unheard()
                 self._process_state().give_back(self._release(lease), left)
             raise
         # A release sent twice may have worked the first time. After a single one, another caller has ended the lease.
@@ -361,38 +502,51 @@ class LockCore(Generic[L]):
         """End the holds of an owner that are more than ``depth``; the lock is released in the background."""
         while self._depth(owner) > depth:
             lease = self._own(owner, "release")
-            left = lease.remaining()
-            if self._end(owner, lease):
+            left = lease.grant.remaining()
+            if self._end(lease):
                 self._process_state().give_back(self._release(lease), left)
 
-    def _end(self, owner: object, lease: L) -> bool:
-        """End one hold; return whether the lease is to be released now.
+    def _end(self, lease: L) -> bool:
+        """End the innermost hold that a hold's owner has of its lease; return whether that is to be released now.
 
-        When an interruption strikes in here, the owner still has its hold, or nobody has the lease any more.
+        When an interruption strikes in here, the owner still has its hold, or it has ended as a whole.
         """
-        if lease._depth > 1:
-            lease._depth -= 1
-            return False
-        self._process_state().held.pop((owner, self.keys.state), None)
-        lease._depth = 0
-        return lease._end()
+        held, key = self._process_state().held, (lease._owner, self.keys.state)
+        innermost = held.get(key)
+        if innermost is not None and innermost.grant is lease.grant:
+            lease = innermost
+        outer, grant = lease.outer, lease.grant
+        if not lease.ended:
+            lease.ended = True
+            if lease is innermost:  # not so in a forked child
+                if lease._depth > 1:
+                    held[key] = outer
+                else:
+                    del held[key]
+            if outer is not None:
+                outer._inner = None
+            grant.holds -= 1  # up to here no interruption strikes, since nothing is called
+            for hold in (lease, outer):
+                if hold is not None and hold._line:
+                    hold._let_in()
+        return not grant.holds and grant.end()
 
     def _release(self, lease: L) -> Command[Release]:
-        call = lease.record
-        return commands.release(self.keys, lease._member, lease.nonce, call.intent, known=call.known, late=lease._late)
+        grant, call = lease.grant, lease.grant.record
+        return commands.release(self.keys, grant.member, grant.nonce, call.intent, known=call.known, late=grant.late)
 
-    def _leaving(self, owner: object, lease: L, *, failed: bool, wait: bool = False) -> Flow[None]:
+    def _leaving(self, lease: L, *, failed: bool, wait: bool = False) -> Flow[None]:
         """Release at the end of a ``with`` block.
 
         While the lease is known to last, its holder needs no answer to go on, unless it wants to wait. A failure of
         Redis is no news about what was done in the block, so it must not hide that: the lock is given back when Redis
         is there again, or ends with its lease.
         """
-        if not wait and self.durability is None and lease.remaining() > _ON_THE_WAY:
-            yield from self._telling(owner, lease)
+        if not wait and self.durability is None and lease.grant.remaining() > _ON_THE_WAY:
+            yield from self._telling(lease)
             return
         try:
-            yield from self._releasing(owner, lease)
+            yield from self._releasing(lease)
         except StoreError as error:
             logger.warning("%s stays locked until Redis is back or its lease ends: %s", self.keys.state, error)
         except LeaseLost as error:
@@ -405,14 +559,15 @@ class LockCore(Generic[L]):
         logger.warning(
             "The lease on %s was lost while it was held (nonce %d): another caller may have held the lock",
             self.keys.state,
-            lease.nonce,
+            lease.grant.nonce,
         )
-        event = events.LeaseEndedEarly(self.keys.tag, lease.nonce)
+        event = events.LeaseEndedEarly(self.keys.tag, lease.grant.nonce)
         self._process_state().later(lambda: events.tell(event, self._on_event))
 
-    def _telling(self, owner: object, lease: L) -> Flow[None]:
+    def _telling(self, lease: L) -> Flow[None]:
         """End one hold, and with the last one hand the release to the server; what comes of it is heard later."""
-        process_state, command, left = self._process_state(), self._release(lease), lease.remaining()
+        process_state, command, grant = self._process_state(), self._release(lease), lease.grant
+        left = grant.remaining()
 
         def answered(release: Release) -> None:
             if release == "lost" or (release == "gone" and not command.repeated):
@@ -422,13 +577,13 @@ class LockCore(Generic[L]):
             process_state.give_back(self._release(lease), left)
 
         try:
-            if self._end(owner, lease):
+            if self._end(lease):
                 yield Tell(command, answered, lost)
         except BaseException as error:
-            if self._held(owner) is lease:
+            if grant.holds:
                 raise
             if not isinstance(error, Exception):
-                lease.record = lease.record.unheard()
+                grant.record = grant.record.unheard()
             lost()
             if not isinstance(error, StoreError):
                 raise
@@ -441,8 +596,8 @@ class LockCore(Generic[L]):
 
     def _owning(self, owner: object) -> Flow[bool]:
         """Return whether an owner holds the lock, as Redis sees it."""
-        lease = self._held(owner)
+        lease = self._mine(owner)
         if lease is None:
             return False
         state = yield from running(commands.inspect(self.keys))
-        return state.leased and state.holder == lease._member
+        return state.leased and state.holder == lease.grant.member

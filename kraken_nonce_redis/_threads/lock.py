@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
-from typing import TYPE_CHECKING, Literal, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Unpack
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis._core.lock import LeaseCore, LockCore
@@ -12,7 +13,7 @@ from kraken_nonce_redis._core.wishes import LockSettings, Wishes
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._threads.connections import client_from_url
 from kraken_nonce_redis._threads.store import store_for
-from kraken_nonce_redis.errors import HoldTimeout
+from kraken_nonce_redis.errors import CallLockError, HoldTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -25,15 +26,25 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._threads.store import Store
 
 
-class Lease(LeaseCore):
-    """The lock, held until its deadline; `CallLock.hold` gives it.
+# In a thread that runs an event loop of asyncio, with the task, or None in a callback.
+Owner: TypeAlias = threading.Thread | tuple[threading.Thread, asyncio.Task[Any] | None]
 
-    Attributes:
-        nonce: the first nonce of the lease, for its first call; ns since 1970.
+
+def current_owner() -> Owner:
+    """Return who calls: the thread, together with the task if it runs an event loop.
+
+    Where gevent or eventlet has patched `threading`, each greenlet is a thread.
     """
+    thread = threading.current_thread()
+    loop = asyncio._get_running_loop()  # noqa: SLF001 - the public function raises where none runs, as usual here
+    return thread if loop is None else (thread, asyncio.current_task(loop))
 
-    def __init__(self, store: Store, lock: CallLock, acquired: Acquired) -> None:
-        super().__init__(lock, acquired)
+
+class Lease(LeaseCore):
+    """The lock, held until its deadline; `CallLock.hold` gives it. Each nested hold gives one of its own."""
+
+    def __init__(self, store: Store, lock: CallLock, acquired: Acquired, owner: object) -> None:
+        super().__init__(lock, acquired, owner)
         self._store = store
 
     def extend(self, seconds: float) -> None:
@@ -49,8 +60,12 @@ class CallLock(LockCore[Lease]):
     """A lock that lets one private call of an API key run at a time, over threads, processes and machines.
 
     First come, first served. Waiting costs no polling: the server offers the lock to the next waiter. Re-entrant: a
-    nested hold in the same thread gets the same lease, through any `CallLock` with equal connection settings and key.
+    nested hold in the same thread shares the lease, through any `CallLock` with equal connection settings and key.
     After a fork the child holds nothing.
+
+    In coroutines, use `kraken_nonce_redis.asyncio`. If one uses this lock all the same, each task holds for itself,
+    and one that would have to wait for another task of its thread gets `CallLockError`, since it would stop the loop
+    that the other needs. Greenlets of gevent wait for each other.
 
     Besides `hold` it has the interface of `redis.lock.Lock`. It differs on purpose: it is re-entrant; waiting is not
     polling, so there is no ``sleep``; a lease always ends, so there is no lock without a timeout; a lease that ran
@@ -107,14 +122,19 @@ class CallLock(LockCore[Lease]):
             auto_renew: renew the lease in the background, three times a ``ttl``, until the block ends.
             startup_protection: whether the startup window of the pace counts for this call.
 
-        Raises `HoldTimeout` when the lock was not free in time (`CoolDown` when Kraken is the reason),
+        Within another hold of this thread the block gets a `Lease` of its own, with the same end and a later nonce.
+        After a nested hold, the outer block takes `Lease.next_nonce`, since Kraken has seen a nonce above
+        `Lease.nonce`.
+
+        Raises `HoldTimeout` when the lock was not free in time (`CoolDown` when Kraken is the reason), `LeaseLost` for
+        a nested hold when the lease has ended, `CallLockError` when another task of this thread holds the lock,
         `StoreError` when Redis can't be used, and, at the end of a block that did not fail by itself, `LeaseLost`
         when the block has outlived the lease and another caller has got the lock since. The answer to the release is
         not waited for while the lease lasts: a lease that was lost inside its term is told by a warning and by
         `LeaseEndedEarly`. When Redis fails at the end of the block, nothing is raised: the lock is given back in the
         background or ends with its lease.
         """
-        owner = threading.current_thread()
+        owner = current_owner()
         wishes = Wishes(timeout, cost, priority, auto_renew, startup_protection)
         depth, failed = self._depth(owner), True
         try:
@@ -123,15 +143,15 @@ class CallLock(LockCore[Lease]):
                 yield lease
                 failed = False
             finally:
-                self.store.drive(self._leaving(owner, lease, failed=failed))
+                self.store.drive(self._leaving(lease, failed=failed))
         except BaseException:
             self._abandon(owner, depth)  # what an interruption has kept from being returned or released
             raise
 
     @property
     def lease(self) -> Lease | None:
-        """The lease that this thread holds, or None."""
-        return self._held(threading.current_thread())
+        """The lease that this thread holds, or None; the innermost if several holds are nested."""
+        return self._held(current_owner())
 
     def cool_down(self, seconds: float, reason: str) -> float:
         """Let no call of this key start for a while, in no process; return how many seconds that goes on.
@@ -148,8 +168,20 @@ class CallLock(LockCore[Lease]):
         """Let the next call open a new startup window, as after a silence."""
         self.store.run(commands.reset_startup(self.keys))
 
-    def _lease(self, acquired: Acquired) -> Lease:
-        return Lease(self.store, self, acquired)
+    def _lease(self, acquired: Acquired, owner: object) -> Lease:
+        return Lease(self.store, self, acquired, owner)
+
+    def _check_waiting(self, owner: object) -> None:
+        if not isinstance(owner, tuple):
+            return
+        for (other, state), lease in list(self._process_state().held.items()):
+            thread = other[0] if isinstance(other, tuple) else other
+            if thread is owner[0] and state == self.keys.state and not lease.lost:
+                raise CallLockError(
+                    f"can't wait for the lock on {state}: another task of this thread holds it, and waiting would stop "
+                    "the event loop that it needs to go on. In coroutines, use kraken_nonce_redis.asyncio",
+                    state,
+                )
 
     # The interface of redis.lock.Lock
 
@@ -168,7 +200,7 @@ class CallLock(LockCore[Lease]):
         """
         timeout = arguments.timeout(blocking_timeout, "blocking_timeout") if blocking else 0
         wishes = Wishes(timeout, token=arguments.token(token))
-        owner = threading.current_thread()
+        owner = current_owner()
         depth = self._depth(owner)
         try:
             self.store.drive(self._holding(owner, wishes))
@@ -181,8 +213,8 @@ class CallLock(LockCore[Lease]):
 
     def release(self) -> None:
         """Give the lock back. Raises `CallLockError`, `LeaseLost` and `StoreError`."""
-        owner = threading.current_thread()
-        self._ending(owner, self._releasing(owner, self._own(owner, "release")))
+        owner = current_owner()
+        self._ending(owner, self._releasing(self._own(owner, "release")))
 
     def _ending(self, owner: object, flow: Flow[None]) -> None:
         """Carry out a flow that ends a hold; it also ends when the flow is interrupted before that."""
@@ -198,7 +230,7 @@ class CallLock(LockCore[Lease]):
 
         Raises `CallLockError`, `LeaseLost` and `StoreError`.
         """
-        self.store.drive(self._extending(threading.current_thread(), additional_time, replace=replace_ttl))
+        self.store.drive(self._extending(current_owner(), additional_time, replace=replace_ttl))
         return True
 
     def reacquire(self) -> Literal[True]:
@@ -211,7 +243,7 @@ class CallLock(LockCore[Lease]):
 
     def owned(self) -> bool:
         """Return whether this thread holds the lock, as Redis sees it."""
-        return self.store.drive(self._owning(threading.current_thread()))
+        return self.store.drive(self._owning(current_owner()))
 
     def __enter__(self) -> Self:
         self.acquire()
@@ -223,6 +255,6 @@ class CallLock(LockCore[Lease]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        owner = threading.current_thread()
+        owner = current_owner()
         lease = self._own(owner, "release")
-        self._ending(owner, self._leaving(owner, lease, failed=kind is not None, wait=True))
+        self._ending(owner, self._leaving(lease, failed=kind is not None, wait=True))

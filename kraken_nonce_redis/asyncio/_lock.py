@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Literal, Self, Unpack
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias, Unpack
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis._core.lock import LeaseCore, LockCore
@@ -15,7 +16,7 @@ from kraken_nonce_redis.asyncio._store import store_for
 from kraken_nonce_redis.errors import HoldTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
     from types import TracebackType
 
     from kraken_nonce_redis._arguments import Priority
@@ -23,29 +24,34 @@ if TYPE_CHECKING:
     from kraken_nonce_redis.asyncio._connections import Client
     from kraken_nonce_redis.asyncio._store import Store
 
+    _Holds: TypeAlias = Mapping[tuple[Store, str], "Lease"]
+
 
 class Lease(LeaseCore):
-    """The lock, held until its deadline; `kraken_nonce_redis.Lease` for asyncio. Only `extend` is a coroutine.
+    """The lock, held until its deadline; `kraken_nonce_redis.Lease` for asyncio. Only `extend` is a coroutine."""
 
-    Attributes:
-        nonce: the first nonce of the lease, for its first call; ns since 1970.
-    """
-
-    def __init__(self, store: Store, lock: CallLock, acquired: Acquired) -> None:
-        super().__init__(lock, acquired)
-        self._store = store
+    def __init__(self, store: Store, lock: CallLock, acquired: Acquired, owner: object) -> None:
+        super().__init__(lock, acquired, owner)
+        self.store = store
 
     async def extend(self, seconds: float) -> None:
         """Make the lease end ``seconds`` later, and give it fresh nonces. Raises `LeaseLost` and `StoreError`."""
-        await self._store.drive(self._extending(seconds))
+        await self.store.drive(self._extending(seconds))
+
+
+# The latest hold in this context or one that it was copied from, by store and state key. It may have ended.
+_holds: Final[ContextVar[_Holds | None]] = ContextVar("holds", default=None)
 
 
 class CallLock(LockCore[Lease]):
     """A lock that makes private calls of an API key run one at a time; `kraken_nonce_redis.CallLock` for asyncio.
 
     Arguments, meanings and errors are the same; ``redis`` is a client of redis.asyncio. Leases belong to tasks: a
-    nested hold in the same task gets the same lease, other tasks wait, child tasks too. A lock may be made outside of
-    an event loop, and each loop that uses it has its own connections.
+    nested hold in the same task shares the lease, other tasks wait. A child task that was started inside a hold shares
+    the lease, too: the holds in one hold, of its own task and of child tasks, take turns, and the last one to end
+    releases the lock. A child task that asks when the hold has ended asks for itself. What `acquire` has taken, any
+    task may release and extend with the same lock object. A lock may be made outside of an event loop, and each loop
+    that uses it has its own connections.
 
     A task that is cancelled while it waits leaves nothing behind.
     """
@@ -55,6 +61,8 @@ class CallLock(LockCore[Lease]):
 
     def _begin(self, target: Target, api_key: str, **settings: Unpack[LockSettings]) -> None:
         self._target = target
+        self._acquired: list[Lease] = []
+        """What was taken by `acquire`, the latest last."""
         super().__init__(lambda: self.store.process_state, api_key, **settings)
 
     @classmethod
@@ -88,11 +96,11 @@ class CallLock(LockCore[Lease]):
             yield lease
             failed = False
         finally:
-            await store.drive(self._leaving(owner, lease, failed=failed))
+            await store.drive(self._leaving(lease, failed=failed))
 
     @property
     def lease(self) -> Lease | None:
-        """The lease that this task holds, or None."""
+        """The lease that this task holds, or None; the innermost if several holds are nested."""
         return self._held(asyncio.current_task())
 
     async def cool_down(self, seconds: float, reason: str) -> float:
@@ -110,8 +118,22 @@ class CallLock(LockCore[Lease]):
         """Make the next call open a new startup window, as after a pause."""
         await self.store.run(commands.reset_startup(self.keys))
 
-    def _lease(self, acquired: Acquired) -> Lease:
-        return Lease(self.store, self, acquired)
+    def _lease(self, acquired: Acquired, owner: object) -> Lease:
+        return Lease(self.store, self, acquired, owner)
+
+    def _around(self) -> Lease | None:
+        lease = (_holds.get() or {}).get((self.store, self.keys.state))
+        while lease is not None and lease.ended:
+            lease = lease.outer
+        return lease
+
+    def _entered(self, lease: Lease) -> None:
+        _holds.set({**(_holds.get() or {}), (self.store, self.keys.state): lease})
+
+    def _mine(self, owner: object) -> Lease | None:
+        store = self.store  # another one in another loop, and in a forked child
+        acquired = (lease for lease in reversed(self._acquired) if not lease.ended and lease.store is store)
+        return self._held(owner) or next(acquired, None)
 
     async def acquire(
         self,
@@ -123,23 +145,26 @@ class CallLock(LockCore[Lease]):
         timeout = arguments.timeout(blocking_timeout, "blocking_timeout") if blocking else 0
         wishes = Wishes(timeout, token=arguments.token(token))
         try:
-            await self.store.drive(self._holding(asyncio.current_task(), wishes))
+            lease = await self.store.drive(self._holding(asyncio.current_task(), wishes))
         except HoldTimeout:
             return False
+        self._acquired = [*(lease for lease in self._acquired if not lease.ended), lease]
         return True
 
     async def release(self) -> None:
-        """Release the lock. Raises `CallLockError`, `LeaseLost` and `StoreError`."""
-        owner = asyncio.current_task()
-        await self.store.drive(self._releasing(owner, self._own(owner, "release")))
+        """Release what this task holds, or what another one has taken by `acquire` of this object.
+
+        Raises `CallLockError`, `LeaseLost` and `StoreError`.
+        """
+        await self.store.drive(self._releasing(self._own(asyncio.current_task(), "release")))
 
     async def extend(self, additional_time: float, replace_ttl: bool = False) -> Literal[True]:  # noqa: FBT001, FBT002
-        """Make this task's lease end a number of seconds later, or that many seconds from now."""
+        """Make the lease that `release` would end end a number of seconds later, or that many seconds from now."""
         await self.store.drive(self._extending(asyncio.current_task(), additional_time, replace=replace_ttl))
         return True
 
     async def reacquire(self) -> Literal[True]:
-        """Make this task's lease end ``ttl`` from now."""
+        """Make the lease that `release` would end end ``ttl`` from now."""
         return await self.extend(self.ttl, replace_ttl=True)
 
     async def locked(self) -> bool:
@@ -147,7 +172,7 @@ class CallLock(LockCore[Lease]):
         return (await self.store.run(commands.inspect(self.keys))).leased
 
     async def owned(self) -> bool:
-        """Return whether this task holds the lock, as Redis sees it."""
+        """Return whether there is a lease that `release` would end, as Redis sees it."""
         return await self.store.drive(self._owning(asyncio.current_task()))
 
     async def __aenter__(self) -> Self:
@@ -160,6 +185,5 @@ class CallLock(LockCore[Lease]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        owner = asyncio.current_task()
-        lease = self._own(owner, "release")
-        await self.store.drive(self._leaving(owner, lease, failed=kind is not None, wait=True))
+        lease = self._own(asyncio.current_task(), "release")
+        await self.store.drive(self._leaving(lease, failed=kind is not None, wait=True))

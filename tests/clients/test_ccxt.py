@@ -244,6 +244,21 @@ class TestCalls:
             bot.run(calls())
         assert_in_nonce_order(sim, 3)
 
+    @pytest.mark.parametrize("face", ["async", "pro"])
+    def test_calls_of_child_tasks_under_one_lease(self, sim: KrakenSimulator, bot: Bot, valkey: Server) -> None:
+        """Inside a hold, calls of child tasks run one at a time under its lease."""
+        sim.configure(latency=(0.0, 0.01))
+
+        async def calls() -> None:
+            async with AsyncCallLock.from_url(valkey.url, sim.key).hold() as lease:
+                await asyncio.gather(*(bot.exchange.privatePostBalance() for _ in range(5)))
+                await asyncio.wait_for(bot.exchange.privatePostBalance(), 5)
+                last = max(request.nonce or 0 for request in sim.requests())
+                assert lease.nonce < last < lease.next_nonce()
+
+        bot.run(calls())
+        assert_in_nonce_order(sim, 6)
+
     def test_one_client_for_many_callers(self, sim: KrakenSimulator, bot: Bot) -> None:
         """Threads or tasks that share one client take turns: no nonce is refused, none overtakes another."""
         sim.configure(latency=(0.0, 0.01))
@@ -379,6 +394,7 @@ class TestLease:
         """While a call waits for the lock, the rest of the event loop runs as ever."""
 
         async def wait() -> None:
+            lock.acquire()
             call = asyncio.create_task(bot.exchange.privatePostBalance())
             for _ in range(100):
                 await asyncio.sleep(0.005)
@@ -386,7 +402,6 @@ class TestLease:
             lock.release()
             await asyncio.wait_for(call, 20)
 
-        lock.acquire()
         bot.run(wait())
 
 

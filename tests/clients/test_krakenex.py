@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import logging
 import pickle
@@ -19,6 +20,7 @@ import requests
 import kraken_nonce_redis.krakenex as ours
 from kraken_nonce_redis import (
     CallLock,
+    CallLockError,
     CoolDown,
     HoldTimeout,
     IncompatibleClient,
@@ -123,6 +125,23 @@ class TestCalls:
             assert lease.next_nonce() > max(request.nonce or 0 for request in sim.requests())
         assert all(not request.error for request in sim.requests())
 
+    def test_in_coroutines(self, api: ours.API, sim: KrakenSimulator, valkey: Server) -> None:
+        """A call in a second task of a thread whose first one holds the lock is refused; it would stop the loop."""
+        lock = CallLock.from_url(valkey.url, sim.key)
+
+        async def intrude() -> None:
+            with pytest.raises(CallLockError, match="event loop"):
+                api.query_private("Balance")
+
+        async def main() -> None:
+            with lock.hold():
+                await asyncio.create_task(intrude())
+                assert api.query_private("Balance")["error"] == []
+            assert api.query_private("Balance")["error"] == []
+
+        asyncio.run(main())
+        assert len(sim.requests()) == 2
+
     def test_orders_go_first(self, api: ours.API, sim: KrakenSimulator, valkey: Server) -> None:
         """An order is sent before queries that have waited longer."""
         callers = []
@@ -171,7 +190,7 @@ class TestTime:
         def sign(*_: Any) -> str:
             lease = api._guard.lock(api.key).lease
             assert lease is not None
-            lease._deadline = 0.0
+            lease.grant.deadline = 0.0
             return "signature"
 
         monkeypatch.setattr(api, "_sign", sign)

@@ -340,8 +340,8 @@ class Lock(LockCore[LeaseCore]):
         process_state = ProcessState(Agenda(lambda: None))
         super().__init__(lambda: process_state, KEY, namespace="test")
 
-    def _lease(self, acquired: Any) -> LeaseCore:
-        return LeaseCore(self, acquired)
+    def _lease(self, acquired: Any, owner: object) -> LeaseCore:
+        return LeaseCore(self, acquired, owner)
 
 
 def calling(lock: Lock, call: Call, on_unknown: OnUnknown, on_event: Hook | None = None) -> CallFlow[Heard]:
@@ -469,7 +469,7 @@ class Bot:
             raise NotSent
         step.check()
         # The lease is the caller's, and lasts until the answer is there.
-        assert world.redis.holder == step.lease._member
+        assert world.redis.holder == step.lease.grant.member
         assert world.redis.until >= world.now + SECONDS
         if self.trouble:
             return self.send(step)
@@ -590,7 +590,7 @@ def test_an_intent_without_a_call(world: World, *, known: bool) -> None:
     with pytest.raises(LeaseLost):
         flow.send(extended)
     with pytest.raises(LeaseLost):
-        carry_out(world, lock._releasing("owner", lease))
+        carry_out(world, lock._releasing(lease))
     assert nonces.start not in world.redis.journal
     assert len(world.redis.journal) == (not known)
 
@@ -629,7 +629,7 @@ def test_an_intent_has_the_name_that_redis_has_for_it(world: World) -> None:
     assert set(world.redis.journal) == {nonces.start}
     carry_out(world, flow, _error("EOrder:Insufficient funds"), step)
     with pytest.raises(LeaseLost):
-        carry_out(world, lock._releasing("owner", lease))
+        carry_out(world, lock._releasing(lease))
     assert not world.redis.journal
 
 

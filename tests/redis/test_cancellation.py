@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import random
 import sys
+from contextvars import Context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,8 @@ def test_no_cancellation_is_swallowed(valkey: Server) -> None:
     async def one_round(number: int) -> None:
         lock = CallLock.from_url(valkey.url, f"key {number}")
         async with lock.hold():
-            cancelled, other = asyncio.create_task(turn(lock)), asyncio.create_task(turn(lock))
+            # Other callers, and no child tasks within the hold.
+            cancelled, other = (asyncio.create_task(turn(lock), context=Context()) for _ in range(2))
             await asyncio.sleep(pauses.random() * 0.01)
             cancelled.cancel()
             ended, _ = await asyncio.wait({cancelled}, timeout=5)
@@ -92,3 +94,23 @@ def test_interrupted_at_any_point(valkey: Server) -> None:
         assert lock.lease is None, f"after {number} steps"
         eventually(lambda: not view.state.holder)
     assert number > 200
+
+
+def test_a_nested_hold_interrupted_at_any_point(valkey: Server) -> None:
+    """Wherever Ctrl-C strikes in a nested hold, the outer one is as before, and its end frees the lock."""
+    view = View(valkey.client())
+    lock = kraken_nonce_redis.CallLock(valkey.client(), KEY)
+    number, interrupted = 0, True
+    while interrupted:
+        number += 1
+        interruption = Interruption(number)
+        with lock.hold(5) as outer:
+            with contextlib.suppress(KeyboardInterrupt), interruption, lock.hold(5):
+                pass
+            interrupted = interruption.left <= 0
+            assert lock.lease is outer, f"after {number} steps"
+            with lock.hold(0) as inner:
+                assert outer.nonce < inner.nonce
+            assert view.state.leased
+        eventually(lambda: not view.state.holder)
+    assert number > 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ from redis.exceptions import LockError
 
 from kraken_nonce_redis import CallLockError, HoldTimeout, LeaseLost, NoncesUsedUp, events
 from kraken_nonce_redis._redis import commands
-from tests.support.faces import KEY
 from tests.support.helpers import KEYS, ON_VALKEY, SECOND, OneAtATime, Rival, Stopwatch, View, eventually, fails, run
 
 if TYPE_CHECKING:
@@ -399,18 +397,64 @@ def test_auto_renew_notices_a_lost_lease(face: Face, server: AnyServer, view: Vi
 # Re-entrance.
 
 
-def test_a_nested_hold_is_the_same_lease(face: Face, server: AnyServer, view: View) -> None:
-    """A hold within a hold, also through another lock object, is the same lease and does not wait for itself."""
+def test_a_nested_hold_is_within_the_same_lease(face: Face, server: AnyServer, view: View) -> None:
+    """A hold within a hold, also through another lock object, shares the lease and does not wait for itself."""
     client = face.client(server)
     one, other = face.lock(client), face.lock(client)
     with one.hold() as outer:
+        holder = view.state.holder
         with other.hold(0) as inner:
-            assert inner == outer
+            assert inner != outer
+            inner.extend(60)
+            assert outer.remaining() == pytest.approx(inner.remaining(), abs=1)
+            assert outer.remaining() > 80
             with one.hold(0):
                 pass
-        assert view.state.leased
+            assert not inner.lost
+        assert inner.lost
+        with fails(LeaseLost):
+            inner.next_nonce()
+        assert (view.state.holder, view.state.leased) == (holder, True)
         assert outer.next_nonce()
     view.assert_nothing_left()
+
+
+def test_a_nested_hold_has_a_nonce_of_its_own(face: Face, server: AnyServer) -> None:
+    """Each hold has its first nonce, which stays as it is; `next_nonce` is above those of all holds before."""
+    lock = face.lock(face.client(server))
+    with lock.hold() as outer:
+        first = outer.nonce
+        with lock.hold() as inner:
+            own = inner.nonce
+            assert first < own < inner.next_nonce() < outer.next_nonce() < inner.next_nonce()
+            assert (outer.nonce, inner.nonce) == (first, own)
+        last = outer.next_nonce()
+        with lock.hold() as another:
+            assert last < another.nonce
+        assert another.nonce < outer.next_nonce()
+
+
+def test_a_nested_hold_brings_nonces(face: Face, server: AnyServer) -> None:
+    """When all nonces of the lease are used up, a nested hold still has its own."""
+    lock = face.lock(face.client(server))
+    with lock.hold() as outer:
+        last = [outer.next_nonce() for _ in range(commands.BLOCK - 1)][-1]
+        with lock.hold() as inner:
+            assert last < inner.nonce < outer.next_nonce()
+
+
+@ON_VALKEY
+def test_a_nested_hold_of_a_lost_lease(face: Face, server: AnyServer, rival: Rival) -> None:
+    """Within a hold whose lease has run out, a nested one raises `LeaseLost`, and the outer one can still be left."""
+    lock = face.lock(face.client(server), ttl=1)
+    with fails(LeaseLost), running_out(lock):
+        for nested in (lock.hold, lambda: lock):
+            with fails(LeaseLost, KEYS.state), nested():
+                pass
+        eventually(lambda: isinstance(rival.ask(ticket=None), commands.Granted), 1)
+    rival.release()
+    with lock.hold(5) as lease:
+        assert not lease.lost
 
 
 def test_a_nested_hold_survives_an_error(face: Face, server: AnyServer, view: View) -> None:
@@ -433,24 +477,6 @@ def test_others_do_not_share_a_hold(face: Face, lock: CallLock) -> None:
 
     with lock.hold(), fails(HoldTimeout):
         face.start(intrude).result()
-
-
-def test_a_hold_is_not_inherited_by_child_tasks(valkey: Server) -> None:
-    """A task that a holder starts is another caller: it waits, although it runs in the holder's context."""
-    import redis.asyncio  # noqa: PLC0415
-
-    from kraken_nonce_redis.asyncio import CallLock  # noqa: PLC0415
-
-    async def main() -> None:
-        client = redis.asyncio.Redis.from_url(valkey.url)
-        lock = CallLock(client, KEY)
-        async with lock.hold():
-            child = asyncio.create_task(lock.acquire(blocking=False))
-            assert not await child
-            assert await lock.owned()
-        await getattr(client, "aclose", client.close)()
-
-    asyncio.run(main())
 
 
 def test_only_one_at_a_time(face: Face, server: AnyServer, view: View) -> None:

@@ -30,10 +30,10 @@ class Interrupted(BaseException):
 class Lease(LeaseCore):
     """A lease that reports when it is renewed."""
 
-    def __init__(self, lock: LockCore[Lease], acquired: Acquired, acquisition: Acquisition, history: History) -> None:
+    def __init__(self, lock: LockCore[Lease], acquired: Acquired, caller: Caller, acquisition: Acquisition) -> None:
         self._acquisition = acquisition
-        self._history = history
-        super().__init__(lock, acquired)
+        self._history = caller._history
+        super().__init__(lock, acquired, caller)
 
     def _renewed(self, nonces: range, deadline: float) -> None:
         super()._renewed(nonces, deadline)
@@ -98,7 +98,7 @@ class Caller:
         until = None if timeout is None else clock.now() + timeout
         acquisition = self.acquisition = Acquisition(name, self.process, lock.keys.state, high, until)
         history.asks(acquisition)
-        lock._lease = lambda acquired: Lease(lock, acquired, acquisition, history)
+        lock._lease = lambda acquired, _: Lease(lock, acquired, self, acquisition)
         try:
             lease = await self.process.drive(
                 lock._holding(
@@ -135,7 +135,7 @@ class Caller:
         history.releases(acquisition)
         wait = self._random.random() < 0.5
         try:
-            await self.process.drive(self._lock._leaving(self, lease, failed=failed, wait=wait))
+            await self.process.drive(self._lock._leaving(lease, failed=failed, wait=wait))
         except LeaseLost as error:
             history.released(acquisition, error)
         except BaseException as error:
@@ -167,7 +167,7 @@ class Caller:
                 elif chance < 0.1:
                     await self.process.drive(lease._extending(self._lock.ttl, replace=True))
                 elif chance < 0.15:
-                    await self._nest(lease)
+                    await self._nest(lease, acquisition)
                 elif chance < 0.2:
                     terms = random.choice([2.5] if renews else [0.5, 1.001, 1.5])
                     await self.process.sleep(self._lock.ttl * terms)
@@ -176,7 +176,10 @@ class Caller:
             except LeaseLost:
                 return
 
-    async def _nest(self, lease: Lease) -> None:
+    async def _nest(self, lease: Lease, acquisition: Acquisition) -> None:
         inner = await self.process.drive(self._lock._holding(self, Wishes(timeout=0)))
-        assert inner is lease
-        await self.process.drive(self._lock._leaving(self, inner, failed=False))
+        assert inner.outer is lease
+        assert inner.grant is lease.grant
+        if not lease.lost:
+            self._history.calls_kraken(acquisition, inner.nonce)
+        await self.process.drive(self._lock._leaving(inner, failed=False))

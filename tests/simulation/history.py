@@ -105,7 +105,7 @@ class History:
 
     def granted(self, acquisition: Acquisition, lease: LeaseCore) -> None:
         """Take note that a caller knows that it holds the lock."""
-        self.note("%s has the lock until %.6f, nonce %d", acquisition.name, lease._deadline, lease.nonce)
+        self.note("%s has the lock until %.6f, nonce %d", acquisition.name, lease.grant.deadline, lease.nonce)
         acquisition.state = "held"
         acquisition.lease = lease
         acquisition.has_place = False
@@ -144,7 +144,7 @@ class History:
         """Take note that a caller begins to give back the lock."""
         self.note("%s releases", acquisition.name)
         acquisition.state = "leaving"
-        acquisition.deadline = acquisition.lease._deadline if acquisition.lease is not None else 0.0
+        acquisition.deadline = acquisition.lease.grant.deadline if acquisition.lease is not None else 0.0
 
     def released(self, acquisition: Acquisition, error: BaseException | None = None) -> None:
         """Take note that a caller is done with the lock."""

@@ -76,8 +76,8 @@ def _another_member(keys: Keyspace, member: str, ttl: float, **options: Any) -> 
 
 
 def _deadline_from_the_answer(lease: core.LeaseCore, nonces: range, deadline: float) -> None:
-    lease._nonces = iter(nonces)
-    lease._deadline = deadline + 0.05
+    lease.grant.nonces = iter(nonces)
+    lease.grant.deadline = deadline + 0.05
 
 
 _hear, _take, _lose = Stream.hear, Pipeline.take, Pipeline.lose

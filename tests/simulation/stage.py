@@ -166,7 +166,7 @@ class Stage:
             pace=self._pace,
             namespace=NAMESPACE,
         )
-        lock._lease = lambda acquired: LeaseCore(lock, acquired)  # type: ignore[method-assign]
+        lock._lease = lambda acquired, owner: LeaseCore(lock, acquired, owner)  # type: ignore[method-assign]
         self._locks[process] = lock
         return process
 
@@ -202,7 +202,7 @@ class Stage:
             turn.granted = self.now
             await process.sleep(keep)
             turn.released = self.now
-            await process.drive(lock._leaving(owner, lease, failed=False, wait=wait))
+            await process.drive(lock._leaving(lease, failed=False, wait=wait))
         except KrakenNonceError as error:
             turn.error = error
         if not process.crashed:

@@ -16,12 +16,13 @@ import subprocess
 import sys
 import time
 import traceback
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from requests.adapters import HTTPAdapter
 
-from kraken_nonce_redis import CallLock, HoldTimeout, NonceAllocator, StoreUnavailable, StoreUnsupported
+from kraken_nonce_redis import CallLock, CallLockError, HoldTimeout, NonceAllocator, StoreUnavailable, StoreUnsupported
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from tests.support.faces import KEY
 from tests.support.helpers import ROOT, environment
@@ -49,6 +50,8 @@ runpy.run_module("tests.support.forks", run_name="__main__")
 PATCHES: Final = {
     "gevent": _PATCHED.format(""),
     "gevent without threads": _PATCHED.format("thread=False"),
+    "gevent owners": _PATCHED.format(""),
+    "gevent owners with a loop": _PATCHED.format(""),
 }
 """What has to be patched before anything else is imported."""
 
@@ -158,7 +161,7 @@ def in_running_loop(fork: Callable[[], int], url: str, record: str) -> None:
         lock = AsyncCallLock.from_url(url, KEY, ttl=TTL)
         await async_turn(lock, record)
         async with lock.hold():
-            others = [asyncio.create_task(async_turn(lock, record)) for _ in range(3)]
+            others = [asyncio.create_task(async_turn(lock, record), context=Context()) for _ in range(3)]
             await asyncio.sleep(0.1)
             children = []
             for _ in range(PROCESSES - 1):
@@ -257,6 +260,47 @@ def greenlets(url: str, record: str) -> None:
     with lock.hold():
         assert gevent.spawn(_timed_out, lock).get(timeout=5)
     assert max(later - earlier for earlier, later in itertools.pairwise(ticks)) < 1, "all greenlets stood still"
+
+
+def greenlet_owners(url: str, _: str) -> None:
+    """Let one greenlet wait for the hold of another, which nests, and goes on meanwhile."""
+    import gevent  # noqa: PLC0415
+
+    lock = CallLock.from_url(url, KEY, ttl=TTL)
+
+    def nonce_after_waiting() -> int:
+        with lock.hold(timeout=20) as lease:
+            return lease.nonce
+
+    with lock.hold() as lease:
+        waiting = gevent.spawn(nonce_after_waiting)
+        gevent.sleep(0.1)
+        assert not waiting.ready()
+        with lock.hold(timeout=0) as inner:
+            assert lease.nonce < inner.nonce
+        last = lease.next_nonce()
+    assert waiting.get(timeout=5) > last
+
+
+def greenlet_owners_with_a_loop(url: str, record: str) -> None:
+    """Do the same while a loop of asyncio runs in one greenlet, whose tasks may not wait for each other."""
+    import gevent  # noqa: PLC0415
+
+    lock = CallLock.from_url(url, KEY, ttl=TTL)
+
+    async def intrude() -> str:
+        try:
+            with lock.hold(timeout=20):
+                return ""
+        except CallLockError as error:
+            return str(error)
+
+    async def main() -> None:
+        with lock.hold():
+            assert "event loop" in await asyncio.create_task(intrude())
+
+    gevent.spawn(asyncio.run, main()).get(timeout=10)
+    greenlet_owners(url, record)
 
 
 def _timed_out(lock: CallLock) -> bool:
@@ -526,6 +570,8 @@ WAYS: Final[dict[str, Callable[[str, str], None]]] = {
     "asyncio sessions, the same loop": partial(async_sessions_between_loop_runs, os.fork),
     "gevent": greenlets,
     "gevent without threads": half_patched,
+    "gevent owners": greenlet_owners,
+    "gevent owners with a loop": greenlet_owners_with_a_loop,
 }
 
 if __name__ == "__main__":
