@@ -82,9 +82,9 @@ def test_how_many_are_remembered(redis_client: redis.Redis) -> None:
     assert ask(redis_client, "process:99.a") == commands.Busy(0.0, "gone")
 
 
-def test_what_is_sent_once_leaves_no_trace(face: Face, valkey: Server, view: View) -> None:
+def test_what_is_sent_once_leaves_no_trace(face: Face, valkey: Server) -> None:
     """Members whose requests went out once, over one connection, are not remembered."""
-    lock = face.lock(face.client(valkey))
+    view, lock = View(valkey.client()), face.lock(face.client(valkey))
     for _ in range(3):
         with lock.hold():
             pass
@@ -92,9 +92,9 @@ def test_what_is_sent_once_leaves_no_trace(face: Face, valkey: Server, view: Vie
     assert not view.client.hexists(KEYS.state, "gone")
 
 
-def test_a_request_whose_connection_was_given_up(face: Face, valkey: Server, view: View, proxy: MakeProxy) -> None:
+def test_a_request_whose_connection_was_given_up(face: Face, valkey: Server, proxy: MakeProxy) -> None:
     """The member of a caller that had to give up is remembered, whether or not its request has arrived."""
-    way = proxy(valkey)
+    view, way = View(valkey.client()), proxy(valkey)
     lock = face.lock(face.client_at(f"{way.url}?socket_timeout=0.3"))
     with lock.hold():
         pass
@@ -107,8 +107,9 @@ def test_a_request_whose_connection_was_given_up(face: Face, valkey: Server, vie
         pass
 
 
-def test_renewal_keeps_a_later_end(face: Face, valkey: Server, view: View) -> None:
+def test_renewal_keeps_a_later_end(face: Face, valkey: Server) -> None:
     """A lease that was extended past its ttl keeps that end when it is renewed in the background."""
+    view = View(valkey.client())
     with face.lock(face.client(valkey), ttl=1).hold(auto_renew=True) as lease:
         lease.extend(120)
         newest = view.state.last
@@ -117,9 +118,9 @@ def test_renewal_keeps_a_later_end(face: Face, valkey: Server, view: View) -> No
         assert lease.remaining() > 100
 
 
-def test_renewal_keeps_to_what_replaced_the_ttl(face: Face, valkey: Server, view: View) -> None:
+def test_renewal_keeps_to_what_replaced_the_ttl(face: Face, valkey: Server) -> None:
     """After a shorter end was set, the lease is renewed for that length, in time."""
-    lock = face.lock(face.client(valkey), ttl=60)
+    view, lock = View(valkey.client()), face.lock(face.client(valkey), ttl=60)
     seconds = by_tier(1.0, 3.0, 10.0)
     with lock.hold(auto_renew=True) as lease:
         lock.extend(1, replace_ttl=True)
