@@ -332,21 +332,21 @@ class Store:
 
     def _keep(self) -> None:
         """Do the chores, until there are none and every connection is closed. Nothing ends it but that."""
-        agenda = self._process_state.agenda
-        while True:
+        agenda, turn = self._process_state.agenda, self._chores_turn
+        while turn is self._chores_turn:  # else the store has begun anew
             try:
                 rest = self._keep_up()
             except Exception:
                 logger.exception("What is done beside the callers has failed; it is tried again")
                 rest = clock.now() + _AGAIN
-            with self._chores_turn:
+            with turn:
                 if self._closed is not None:
                     continue
                 due = min((time for time in (agenda.next_due(), self._tend_at, rest) if time is not None), default=None)
                 if due is None:
                     self._chores = None
                     return
-                self._chores_turn.wait(max(0.0, due - clock.now()))
+                turn.wait(max(0.0, due - clock.now()))
 
     def _keep_up(self) -> float | None:
         """Do what is due; return when to look whether connections are used."""
