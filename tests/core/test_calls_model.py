@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.once
 
-SCHEDULES = int(os.environ.get("KRAKEN_NONCE_SCHEDULES") or by_tier(1_000, 6_000, 60_000))
+SCHEDULES = int(os.environ.get("KRAKEN_NONCE_SCHEDULES") or by_tier(600, 6_000, 60_000))
 KEY = "key"
 WAITS = (1.0, 2.0, 5.0)
 LATEST = 4.5

@@ -94,7 +94,8 @@ def test_a_flood_of_messages(face: Face, valkey: Server) -> None:
     asked = _scripts_run(view.client) - before
     elapsed = time.monotonic() - began
     assert messages > 500
-    assert asked <= elapsed / waiting.TOGETHER + elapsed / waiting.HEARTBEAT + 3
+    # Beside one in 50 ms: the first one, one that was under way, and those that a busy machine is late with.
+    assert asked <= elapsed / waiting.TOGETHER + elapsed / waiting.HEARTBEAT + 6
     rival.release()
     for caller in callers:
         caller.result()

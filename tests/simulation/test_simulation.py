@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tests.simulation.server import Lua
     from tests.support.servers import Server
 
-SCHEDULES = int(os.environ.get("KRAKEN_NONCE_SCHEDULES", by_tier(800, 6_000, 60_000)))
+SCHEDULES = int(os.environ.get("KRAKEN_NONCE_SCHEDULES", by_tier(600, 6_000, 60_000)))
 PARTS = 6
 """So many tests share the schedules, for several processes to run them."""
 SEED = os.environ.get("KRAKEN_NONCE_SEED")
