@@ -29,6 +29,12 @@ def lock(valkey: Server) -> CallLock:
 
 
 @pytest.fixture
+def view(valkey: Server) -> View:
+    """Look into Redis."""
+    return View(valkey.client())
+
+
+@pytest.fixture
 def for_threads(valkey: Server) -> kraken_nonce_redis.CallLock:
     """Make a lock for threads, which the tests use in coroutines all the same."""
     return kraken_nonce_redis.CallLock.from_url(valkey.url, KEY)
