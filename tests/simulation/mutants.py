@@ -185,6 +185,7 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
 """By what is wrong."""
 
 RARE = {
+    "a late request gets the lock for nobody",
     "a dead waiter gets an offer for each of its places",
     "a clock set back is not noticed",
     "a pace is not noticed to lie ahead",
