@@ -126,8 +126,8 @@ class Stream:
             self._replies.append(reply)
             if len(self._replies) == slot.due:
                 replies, self._replies = self._replies, []
-                self.in_flight.popleft()
                 slot.answer(replies)
+                self.in_flight.popleft()  # not before it is answered, or an interruption between the two would lose it
                 answered.append(slot)
         self.proven = self.proven or bool(answered)
         return answered

@@ -204,6 +204,7 @@ class Pipe:
                     pass
             else:
                 while link.lost is None and not slot.done:
+                    self._write(slot)  # a writer that was interrupted has left what waits
                     link.read(_LOOK_UP)
         except Exception as error:  # noqa: BLE001 - the callers whose replies are lost are told
             link.lose(_told(error))

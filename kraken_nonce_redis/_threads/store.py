@@ -263,6 +263,9 @@ class Store:
             self._busy.add(thread)
             self._told[step.command.keys[0]] = pipe, slot
             pipe.tell(slot)
+        except BaseException:
+            self._told.pop(step.command.keys[0], None)  # nobody may wait for what was perhaps never sent
+            raise
         finally:
             self._busy.discard(thread)
         if self._tend_at is None:

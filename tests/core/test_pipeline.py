@@ -275,3 +275,24 @@ def test_what_is_no_reply_is_refused(data: bytes) -> None:
     parser.feed(data)
     with pytest.raises(redis.InvalidResponse):
         parser.next()
+
+
+def test_an_interruption_in_the_middle_of_an_answer_loses_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads for another one may be interrupted when its reply is there: the request then goes out once more."""
+    pipeline = Pipeline()
+    slot = Slot(b"request")
+    pipeline.put(slot)
+    stream = pipeline.connected()
+    stream.proven = True
+    pipeline.take()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Slot, "answer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stream.hear(b"+reply\r\n")
+    pipeline.lose(ConnectionError("interrupted"))
+    pipeline.connected()
+    assert pipeline.take() == [slot]
