@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import threading
 import time
@@ -543,4 +544,5 @@ def test_certificates_are_asked_for(face: Face, tls: TlsTopology, missing: str) 
     nonces = face.allocator_from_url(f"rediss://{tls.address}?{'&'.join(options.values())}")
     with fails(StoreUnavailable):
         nonces.next()
+    gc.collect()
     assert face.allocator_from_url(tls.url).next()
