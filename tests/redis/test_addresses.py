@@ -50,7 +50,7 @@ SHAPES = [
     "redis+cluster://{login}@known-host:6379,b",
 ]
 FORGETS_SOCKETS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-"""For what is left to the garbage collector when TLS can't begin: sockets by redis-py before 5.1, transports by asyncio."""
+"""When TLS can't begin, redis-py before 5.1 leaves a socket to the garbage collector, and asyncio a transport."""
 SHORT = "socket_timeout=0.3&socket_connect_timeout=0.3"
 
 
