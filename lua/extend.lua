@@ -21,7 +21,7 @@ if not state then return 'foreign ' .. value end
 if state.member ~= ARGV[2] or not state.lease then return 'lost' end
 if tonumber(ARGV[7]) < tonumber(state.ticket) then return 'late' end
 local now, term = clock(), ARGV[3]
-if ARGV[8] == 'keep' and tonumber(left(state, now)) > tonumber(term) then term = left(state, now) end
+if ARGV[8] == 'keep' then term = whole(math.max(tonumber(term), tonumber(left(state, now)))) end
 local first, last = allocate(state.nonce, ARGV[1], now, tonumber(ARGV[4]))
 if not first then return 'overflow ' .. state.nonce end
 redis.call('HSET', KEYS[1], 'nonce', last, 'lock', lock(state, state.lease, now, term, ARGV[7], ARGV[2]))

@@ -179,9 +179,13 @@ class KeyWaiters:
         removed = joined == _GONE or self._joined not in (_GONE, joined)
         self._joined = joined
         if removed:
-            for waiter in self.everyone():
-                waiter.wake()
+            self.ask_again()
         return removed
+
+    def ask_again(self) -> None:
+        """Make all waiters ask again."""
+        for waiter in self.everyone():
+            waiter.wake()
 
     def cooled(self, seconds: float, reason: str) -> None:
         """Tell all waiters of a cool-down."""
@@ -271,8 +275,7 @@ class KeyWaiters:
         if self.answered(result):
             # It should have heard of an offer before: the connection for offers may be dead without showing it.
             self._process_state.listening = False
-            for waiter in self.everyone():
-                waiter.wake()  # so that one of them listens anew
+            self.ask_again()  # so that one of them listens anew
         self._beat = now
         return now + until_heartbeat(result.left)
 
@@ -406,8 +409,7 @@ class ProcessState:
     def ask_again(self) -> None:
         """Make all waiters ask again, since offers may have been missed."""
         for key_waiters in list(self.waiters_by_key.values()):
-            for waiter in key_waiters.everyone():
-                waiter.wake()
+            key_waiters.ask_again()
 
     def fail(self, error: KrakenNonceError) -> None:
         """Tell all waiters that they can't get the lock any more."""
@@ -416,8 +418,8 @@ class ProcessState:
 
     def new_member(self, token: str | None) -> str:
         """Return the id of a new acquisition; a caller's token is a part of it."""
-        # A process can be copied with all that it knows, as snapshots of small machines are.
         round_trip = math.ceil(min(self.round_trip, LONGEST_WAY) * 1000)
+        # A process can be copied with all that it knows, as snapshots of small machines are.
         member = f"{self.process_id}:{next(self._numbers)}-{round_trip}.{os.urandom(4).hex()}"
         return member if token is None else f"{member}:{token}"
 

@@ -430,11 +430,7 @@ class Store:
     def _begin_command(self, pipe: Pipe, command: Command[Any]) -> Slot:
         request = functools.partial(self._process_state.request, command)
         slot = Slot(request(), command.due, renew=request)
-        try:
-            pipe.begin(slot)
-        except BaseException:
-            slot.left = True
-            raise
+        pipe.begin(slot)
         return slot
 
     def _finish(self, pipe: Pipe, command: Command[T], slot: Slot) -> T:
