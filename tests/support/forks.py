@@ -106,23 +106,37 @@ def run(way: str, url: str, record: Path, *, seconds: float = 60, **more: str) -
 # The ways.
 
 
-def in_children(fork: Callable[[], int], work: Callable[[], object]) -> None:
-    """Fork so many children that do some work, do it as well, and wait for them."""
+def begin_children(fork: Callable[[], int], work: Callable[[int], object]) -> list[int]:
+    """Fork children that do some work, each with its number, and then end; return them."""
     children = []
-    for _ in range(PROCESSES - 1):
+    for number in range(PROCESSES - 1):
         child = fork()
         if child == 0:
             code = 1
             try:
-                work()
+                work(number)
                 code = 0
+            except BaseException:
+                traceback.print_exc()
+                raise
             finally:
                 sys.stderr.flush()
                 os._exit(code)
         children.append(child)
-    work()
+    return children
+
+
+def wait_for(children: list[int]) -> None:
+    """Wait until children have ended, and assert that none has failed."""
     codes = [os.waitpid(child, 0)[1] for child in children]
     assert not any(codes), codes
+
+
+def in_children(fork: Callable[[], int], work: Callable[[], object]) -> None:
+    """Do some work in children and in this process at once."""
+    children = begin_children(fork, lambda _: work())
+    work()
+    wait_for(children)
 
 
 def libc_fork() -> int:
@@ -163,22 +177,10 @@ def in_running_loop(fork: Callable[[], int], url: str, record: str) -> None:
         async with lock.hold():
             others = [asyncio.create_task(async_turn(lock, record), context=Context()) for _ in range(3)]
             await asyncio.sleep(0.1)
-            children = []
-            for _ in range(PROCESSES - 1):
-                child = fork()
-                if child == 0:
-                    code = 1
-                    try:
-                        asyncio.run(_hold_often(lock, record))
-                        code = 0
-                    finally:
-                        sys.stderr.flush()
-                        os._exit(code)
-                children.append(child)
+            children = begin_children(fork, lambda _: asyncio.run(_hold_often(lock, record)))
         await _hold_often(lock, record)
         await asyncio.gather(*others)
-        codes = [(await asyncio.to_thread(os.waitpid, child, 0))[1] for child in children]
-        assert not any(codes), codes
+        await asyncio.to_thread(wait_for, children)
 
     asyncio.run(main())
 
@@ -495,25 +497,11 @@ def async_sessions(fork: Callable[[], int], url: str, record: str) -> None:
             await asyncio.sleep(0.03)  # so that one is under way
             ports = _async_ports(client.session())
             assert ports
-            children = []
-            for number in range(PROCESSES - 1):
-                child = fork()
-                if child == 0:
-                    code = 1
-                    try:
-                        asyncio.run(in_child(client, close, ports, use=number > 0))
-                        code = 0
-                    except BaseException:
-                        traceback.print_exc()
-                        raise
-                    finally:
-                        sys.stderr.flush()
-                        os._exit(code)
-                children.append(child)
+            work = partial(in_child, client, close, ports)
+            children = begin_children(fork, lambda number: asyncio.run(work(use=number > 0)))  # noqa: B023 - used at once
             await _async_work(client, record)
             await asyncio.gather(*others)
-            codes = [(await asyncio.to_thread(os.waitpid, child, 0))[1] for child in children]
-            assert not any(codes), codes
+            await asyncio.to_thread(wait_for, children)
             assert ports <= _async_ports(client.session())
             await _async_place(client, record)
             await close()
