@@ -119,9 +119,6 @@ class ServerConnections:
         slot = Slot(request(), command.due, renew=request)
         try:
             return self.pipe(command).ask(slot)
-        except BaseException:
-            command.late = True  # an interruption may have struck the one who read or wrote
-            raise
         finally:
             command.repeated |= slot.sent > 1
             command.unsent = not slot.sent
@@ -158,11 +155,7 @@ class ClusterConnections:
     def send(self, command: Command[Any], request: Callable[[], bytes]) -> Sequence[Any]:
         """Send a command's request to the node that has its keys; return the replies. Raises redis-py's errors."""
         flow = self._nodes.sending(command, request, command.due)
-        try:
-            replies: Sequence[Any] = drive(flow, self._carry_out, command)
-        except BaseException:
-            command.late = True
-            raise
+        replies: Sequence[Any] = drive(flow, self._carry_out, command)
         return replies
 
     def _carry_out(self, step: Exchange | Sleep, command: Command[Any]) -> Sequence[Any] | None:

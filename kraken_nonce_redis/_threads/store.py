@@ -216,15 +216,21 @@ class Store:
             time.sleep(threading.TIMEOUT_MAX)
 
     def _run(self, command: Command[T], *, whole: bool = False) -> T:
-        request = functools.partial(self._process_state.request, command)
-        send = self._connections.send
         try:
             try:
-                return self._result(command, send(command, functools.partial(request, whole=whole)))
+                return self._result(command, self._send(command, whole=whole))
             except NoScriptError:
-                return self._result(command, send(command, functools.partial(request, whole=True)))
+                return self._result(command, self._send(command, whole=True))
         except (RedisError, OSError) as error:
             raise_from_redis(error, command.name, command.key_of(error))
+
+    def _send(self, command: Command[Any], *, whole: bool) -> Sequence[Any]:
+        try:
+            request = functools.partial(self._process_state.request, command, whole=whole)
+            return self._connections.send(command, request)
+        except BaseException:
+            command.late = True  # an interruption may have struck the one who read or wrote
+            raise
 
     def _result(self, command: Command[T], replies: Sequence[Any]) -> T:
         for reply in replies:

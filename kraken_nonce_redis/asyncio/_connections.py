@@ -79,11 +79,7 @@ class ServerConnections:
             command.repeated |= slot.sent > 1
             command.unsent = not slot.sent
 
-        try:
-            return await self.pipe(command).ask(request(), command.due, note, request)
-        except (RedisError, OSError):  # a caller that is cancelled leaves the connection as it is
-            command.late = True
-            raise
+        return await self.pipe(command).ask(request(), command.due, note, request)
 
     def pubsub(self) -> PubSub:
         """Return what to subscribe with."""
@@ -120,11 +116,7 @@ class ClusterConnections:
     async def send(self, command: Command[Any], request: Callable[[], bytes]) -> Sequence[Any]:
         """Send a command's request to the node that has its keys; return the replies. Raises redis-py's errors."""
         flow = self._nodes.sending(command, request, command.due)
-        try:
-            replies: Sequence[Any] = await drive(flow, self._carry_out, command)
-        except (RedisError, OSError):
-            command.late = True
-            raise
+        replies: Sequence[Any] = await drive(flow, self._carry_out, command)
         return replies
 
     async def _carry_out(self, step: Exchange | Sleep, command: Command[Any]) -> Sequence[Any] | None:

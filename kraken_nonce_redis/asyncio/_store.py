@@ -80,15 +80,21 @@ class Store:
         return await self._run(command)
 
     async def _run(self, command: Command[T], *, whole: bool = False) -> T:
-        request = functools.partial(self.process_state.request, command)
-        send = self._connections.send
         try:
             try:
-                return self._result(command, await send(command, functools.partial(request, whole=whole)))
+                return self._result(command, await self._send(command, whole=whole))
             except NoScriptError:
-                return self._result(command, await send(command, functools.partial(request, whole=True)))
+                return self._result(command, await self._send(command, whole=True))
         except (RedisError, OSError) as error:
             raise_from_redis(error, command.name, command.key_of(error))
+
+    async def _send(self, command: Command[Any], *, whole: bool) -> Sequence[Any]:
+        try:
+            request = functools.partial(self.process_state.request, command, whole=whole)
+            return await self._connections.send(command, request)
+        except (RedisError, OSError):  # a caller that is cancelled leaves the connection as it is
+            command.late = True
+            raise
 
     def _result(self, command: Command[T], replies: Sequence[Any]) -> T:
         for reply in replies:
