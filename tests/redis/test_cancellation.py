@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import kraken_nonce_redis
 from kraken_nonce_redis.asyncio import CallLock
 from tests.support.faces import KEY
-from tests.support.helpers import View, eventually
+from tests.support.helpers import View
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -92,7 +92,7 @@ def test_interrupted_at_any_point(valkey: Server) -> None:
             pass
         interrupted = interruption.left <= 0
         assert lock.lease is None, f"after {number} steps"
-        eventually(lambda: not view.state.holder)
+        view.until_free()
     assert number > 200
 
 
@@ -112,5 +112,5 @@ def test_a_nested_hold_interrupted_at_any_point(valkey: Server) -> None:
             with lock.hold(0) as inner:
                 assert outer.nonce < inner.nonce
             assert view.state.leased
-        eventually(lambda: not view.state.holder)
+        view.until_free()
     assert number > 20

@@ -94,8 +94,8 @@ def test_a_flood_of_messages(face: Face, valkey: Server) -> None:
     asked = _scripts_run(view.client) - before
     elapsed = time.monotonic() - began
     assert messages > 500
-    # Beside one in 50 ms: the first one, one that was under way, and those that a busy machine is late with.
-    assert asked <= elapsed / waiting.TOGETHER + elapsed / waiting.HEARTBEAT + 6
+    # Heartbeats and what a busy machine was late with come on top; one question a waiter would be eight times as many.
+    assert asked <= 2 * elapsed / waiting.TOGETHER
     rival.release()
     for caller in callers:
         caller.result()

@@ -95,7 +95,7 @@ def test_every_nonce(face: Face, master: Server, private_server: PrivateServer) 
         nonces.next()
     with fails(NotDurable), lock.hold(5):
         pytest.fail("a lease that no replica knows of")
-    eventually(lambda: view.state.holder == "")
+    view.until_free()
     replica = private_server(VALKEY)
     replica.client().replicaof("127.0.0.1", master.port)
     eventually(lambda: master.client().info("replication")["connected_slaves"] == 1, 20)

@@ -399,4 +399,4 @@ def test_kill_right_behind_a_hold(valkey: Server) -> None:
     view = View(valkey.client())
     subprocess.run([sys.executable, "-c", _KILLED, valkey.url, KEY], cwd=ROOT, env=environment(), check=False)
     assert view.state.last is not None
-    eventually(lambda: not view.state.holder)
+    view.until_free()

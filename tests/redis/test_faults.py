@@ -188,7 +188,7 @@ def test_a_failed_acquire_is_given_back(face: Face, way: Proxy, view: View, faul
         getattr(way, fault)(n)
     with fails(StoreUnavailable, "acquire", KEYS.state), lock.hold():
         pass
-    eventually(lambda: view.state.holder == "")
+    view.until_free()
     view.assert_nothing_left()
 
 
@@ -213,7 +213,7 @@ def test_a_failed_release_raises(face: Face, way: Proxy, view: View) -> None:
     with fails(StoreUnavailable, "release"):
         lock.release()
     assert not lock.owned()
-    eventually(lambda: view.state.holder == "")
+    view.until_free()
 
 
 def test_a_token_after_a_failed_release(face: Face, way: Proxy, view: View) -> None:
@@ -300,7 +300,7 @@ def test_a_black_hole_takes_the_socket_timeout(face: Face, way: Proxy, view: Vie
     eventually(lambda: answers(nonces.next))
     assert nonces.next() > last
     assert turn(lock, 5) > last
-    eventually(lambda: view.state.holder == "")
+    view.until_free()
 
 
 def test_what_was_under_way_arrives_late(face: Face, way: Proxy, view: View) -> None:

@@ -88,7 +88,7 @@ def test_what_is_sent_once_leaves_no_trace(face: Face, valkey: Server) -> None:
     for _ in range(3):
         with lock.hold():
             pass
-    eventually(lambda: not view.state.holder)
+    view.until_free()
     assert not view.client.hexists(KEYS.state, "gone")
 
 

@@ -334,7 +334,7 @@ def test_a_child_that_outlives_the_hold_asks_for_itself(lock: CallLock, view: Vi
             await late
 
     run(main())
-    eventually(lambda: not view.state.holder)
+    view.until_free()
 
 
 def test_a_child_waits_with_its_own_timeout_when_the_hold_ends(lock: CallLock) -> None:

@@ -256,7 +256,7 @@ def test_ctrl_c_again_and_again(worker: Callable[..., Worker], view: View) -> No
         _, what = one.hear()
         if what != "KeyboardInterrupt":
             one.do("release")
-        eventually(lambda: view.state.holder == "")
+        view.until_free()
     view.assert_nothing_left()
 
 

@@ -208,7 +208,7 @@ def test_a_release_at_the_timeout(face: Face, server: AnyServer, rival: Rival, v
         time.sleep(0.045 + number * 0.002)
         rival.release(number)
         assert waiter.result() in (True, False)
-        eventually(lambda: view.state.holder == "")
+        view.until_free()
     view.assert_nothing_left()
 
 

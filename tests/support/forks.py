@@ -141,7 +141,9 @@ def in_children(fork: Callable[[], int], work: Callable[[], object]) -> None:
 
 def libc_fork() -> int:
     """Fork as C code does, of which Python does not hear."""
-    time.sleep(0.05)  # no child of such a fork can live if a thread waited for the interpreter's lock at that moment
+    # No child of such a fork can live if a thread waited for the interpreter's lock at that moment. By then the thread
+    # for the chores has nothing to do any more.
+    time.sleep(0.6)
     return ctypes.PyDLL(None).fork()
 
 

@@ -172,6 +172,10 @@ class View:
         """Wait until so many were given out: unlike the number of those who wait, it only ever goes up."""
         eventually(lambda: self.places >= number)
 
+    def until_free(self) -> None:
+        """Wait until nobody holds the lock: a release may still be on its way when `hold()` has ended."""
+        eventually(lambda: not self.state.holder)
+
     def unlock(self) -> None:
         """End the current lease by force, as an operator may."""
         assert run(self.client, commands.unlock(self.keys, self.state.holder))
@@ -182,7 +186,7 @@ class View:
 
     def assert_nothing_left(self) -> None:
         """Assert that no lock, no place and no key but the state is there, and that this one has no TTL."""
-        eventually(lambda: not self.state.holder)  # a release is on its way when hold() ends
+        self.until_free()
         assert self.state.waiting == 0
         assert self.client.keys("*") == [_like(self.client, self.keys.state)]
         assert self.client.ttl(self.keys.state) == -1

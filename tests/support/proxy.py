@@ -112,6 +112,7 @@ class Proxy:
     def close(self) -> None:
         """Close everything."""
         self._loop.call_soon_threadsafe(self._server.close)
+        self._run(asyncio.sleep(0))  # what was just accepted becomes a link
         self.cut_all()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -131,12 +132,12 @@ class Proxy:
         task = self._loop.create_task(self._link(reader, writer))
         self._links.add(task)
         task.add_done_callback(self._links.discard)
+        task.add_done_callback(lambda _: _close(writer))  # also of one that was cancelled before it began
 
     async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             server = await asyncio.open_connection(HOST, self.target_port)
         except (OSError, asyncio.CancelledError):
-            _close(writer)
             return
         await _Link(self, (reader, writer), server).run()
 
