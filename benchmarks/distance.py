@@ -53,6 +53,7 @@ CALL: Final = 0.2  # seconds
 IDEAL: Final = CALL + 2 * NEAR
 CALLS: Final = 10  # ideal calls of a key in a round
 SETTLE: Final = 1.0  # seconds before the time that counts
+ROUND_TRIPS_TO_BEGIN: Final = 10  # two connections, a place in the queue, and the end of an offer that nobody heard
 MANY, MANY_KEYS = 1_000, 200
 FAIR: Final = [(10, 0.1), (50, 0.05), (150, 0.3)]
 ALL_FAIR: Final = list(itertools.product((10, 50, 150), (0.01, 0.05, 0.1, 0.3)))
@@ -405,9 +406,10 @@ def measure_fair(bench: common.Bench, face: Face, args: argparse.Namespace) -> N
     """Note the share of a far process beside a near one."""
     for callers, distance in ALL_FAIR if args.full else FAIR:
         where = f"{callers} {face.name}, {milliseconds(distance)} away, beside a near one"
+        settle = SETTLE + ROUND_TRIPS_TO_BEGIN * distance
         with at(bench, distance) as url:
             rounds = [
-                contend(bench, face, args.fair_seconds, f"{where}, {number}", (url, callers), (bench.url, 1))
+                contend(bench, face, settle, args.fair_seconds, f"{where}, {number}", (url, callers), (bench.url, 1))
                 for number in range(args.fair_rounds)
             ]
         bench.note(f"{where}: its holds", "holds", [far for far, _ in rounds])
@@ -416,7 +418,9 @@ def measure_fair(bench: common.Bench, face: Face, args: argparse.Namespace) -> N
         bench.ratios.append(common.Ratio(f"{where}: holds, by its share", statistics.median(shares), ">= 0.9"))
 
 
-def contend(bench: common.Bench, face: Face, seconds: float, key: str, *processes: tuple[str, int]) -> list[int]:
+def contend(
+    bench: common.Bench, face: Face, settle: float, seconds: float, key: str, *processes: tuple[str, int]
+) -> list[int]:
     """Let processes want one lock; return how often each had it in the time that counts."""
     context: Any = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
@@ -434,7 +438,7 @@ def contend(bench: common.Bench, face: Face, seconds: float, key: str, *processe
             assert pipe.recv() == "ready"
         for pipe in pipes:
             pipe.send("go")
-        start = time.monotonic() + SETTLE
+        start = time.monotonic() + settle
         for pipe in pipes:
             pipe.send(start + seconds)
         return [sum(start <= moment < start + seconds for moment in pipe.recv()) for pipe in pipes]
