@@ -130,7 +130,7 @@ class TestLate:
     def test_arrives(self, sim: KrakenSimulator, api: Api, before: Point, window: int, fence: int, error: str) -> None:
         """The client sees a cut at once. Later the order is placed, unless its nonce is dead by then."""
         sim.configure(nonce_window=window)
-        ends(api, Fault("cut", before, methods=["AddOrder"], late=0.3))
+        ends(api, Fault("cut", before, methods=["AddOrder"], late=1.5))
         assert sim.requests()[0].decided is None
         assert sim.orders() == []
         if fence is not None:

@@ -111,9 +111,7 @@ class Proxy:
 
     def close(self) -> None:
         """Close everything."""
-        self._loop.call_soon_threadsafe(self._server.close)
-        self._run(asyncio.sleep(0))  # what was just accepted becomes a link
-        self.cut_all()
+        self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -146,6 +144,12 @@ class Proxy:
             self._passable.set()
         else:
             self._passable.clear()
+
+    async def _end(self) -> None:
+        self._server.close()
+        for _ in range(5):  # steps in which asyncio makes a link of what it has just accepted
+            await asyncio.sleep(0)
+        await self._cut_all()
 
     async def _cut_all(self) -> None:
         for link in self._links:
