@@ -83,6 +83,7 @@ class Waiter:
     late: bool = False
     failure: KrakenNonceError | None = None
     signal: Signal | None = None
+    left: bool = False
 
     def cooled(self, seconds: float, reason: str) -> None:
         """Take note of a cool-down: a caller that would not wait that long gets an error at once."""
@@ -154,6 +155,7 @@ class KeyWaiters:
         """Remove a waiter."""
         with self._process_state.turn:
             self.waiters.pop(waiter.member, None)
+            waiter.left = True
             self._asked = -math.inf  # the offer was true, as a rule, and the next one is for another waiter
             if not self.waiters:
                 self._joined = _GONE  # the next stay in the queue is a new one, and no waiter has to ask again for it

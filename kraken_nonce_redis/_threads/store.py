@@ -23,6 +23,7 @@ from kraken_nonce_redis._core.waiting import ProcessState
 from kraken_nonce_redis._redis.pipeline import Slot
 from kraken_nonce_redis._threads.connections import Target, checked
 from kraken_nonce_redis._threads.drive import drive
+from kraken_nonce_redis._threads.role import Role
 from kraken_nonce_redis.errors import KrakenNonceError, StoreUnavailable, StoreUnsupported, raise_from_redis
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 
@@ -49,22 +50,33 @@ _AT_EXIT = 1.0
 _AGAIN = 1.0
 
 
+class _Visitor:
+    """Who opens or closes the connection for offers and does not listen."""
+
+    left = False
+
+
 class _OfferListener:
-    """The connection on which the server offers the lock to waiters. Whoever has the `turn` listens for all."""
+    """The connection on which the server offers the lock to waiters. Whoever has the `role` listens for all."""
 
     def __init__(self, connections: Connections, process_state: ProcessState) -> None:
-        self.turn = threading.Lock()
+        self.role = Role()
         self.used = clock.now()
+        self._opening = threading.Lock()
         self._connections = connections
         self._process_state = process_state
         self._subscription: PubSub | None = None
 
     def open(self) -> None:
         """Begin to listen, anew if need be. Raises `StoreError`."""
-        with self.turn:
+        # Who comes meanwhile waits for this alone: the next listener keeps the role for as long as it waits.
+        with self._opening:
             if self._process_state.listening:
                 return
+            visitor = _Visitor()
             try:
+                while not self.role.take(visitor):
+                    time.sleep(_LOOK_UP / 100)  # a listener is about to hear that its connection is no good
                 try:
                     self._subscribe()
                 except redis.ConnectionError:
@@ -74,6 +86,8 @@ class _OfferListener:
                 if isinstance(error, RedisError | OSError):
                     raise_from_redis(error, "subscribe", self._process_state.channel)
                 raise
+            finally:
+                self.role.leave(visitor)
 
     def _subscribe(self) -> None:
         self._close()
@@ -86,8 +100,9 @@ class _OfferListener:
             self._process_state.hear(message)
 
     def listen(self, seconds: float) -> None:
-        """Listen for one offer, by whoever has the turn."""
+        """Listen for one offer, by whoever has the role."""
         if self._subscription is None:
+            self._process_state.ask_again()  # then somebody opens it
             return
         self.used = clock.now()
         try:
@@ -103,12 +118,13 @@ class _OfferListener:
 
     def close(self) -> None:
         """Stop listening unless somebody does; whoever waits has to ask again."""
-        if self.turn.acquire(blocking=False):
-            try:
+        visitor = _Visitor()
+        try:
+            if self.role.take(visitor):
                 self._close()
-            finally:
-                self.turn.release()
-            self._process_state.ask_again()
+                self._process_state.ask_again()
+        finally:
+            self.role.leave(visitor)
 
     @property
     def idle_since(self) -> float:
@@ -304,24 +320,22 @@ class Store:
     def _pause(self, waiter: Waiter, until: float | None) -> None:
         """Sleep until woken. The first to sleep listens for offers; leaving, it lets another one do so."""
         # A waiter that listens itself, as the only one of a process does, hears without a switch of threads.
-        turn = self._listener.turn
+        role = self._listener.role
         waiter.signal = signal = threading.Event()
         try:
             while not waiter.woken:
                 left = threading.TIMEOUT_MAX if until is None else until - clock.now()
                 if left <= 0:
                     return
-                if turn.acquire(blocking=False):
-                    try:
-                        self._listener.listen(min(left, _LOOK_UP))
-                    finally:
-                        turn.release()
+                if role.take(waiter):
+                    self._listener.listen(min(left, _LOOK_UP))
                 else:
                     signal.wait(min(left, threading.TIMEOUT_MAX))
                     signal.clear()
         finally:
+            role.leave(waiter)
             waiter.signal = None
-            if not turn.locked():
+            if not role.taken:
                 self._process_state.rouse()
 
     # Chores

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kraken_nonce_redis import HoldTimeout
+from kraken_nonce_redis import CallLock, HoldTimeout
 from kraken_nonce_redis._core import waiting
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.steps import Pause, Run
@@ -22,7 +22,6 @@ from tests.support.helpers import KEYS, ON_VALKEY, OneAtATime, Rival, Stopwatch,
 from tests.support.tiers import by_tier
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis import CallLock
     from kraken_nonce_redis._arguments import Priority
     from tests.conftest import MakeProxy
     from tests.support.faces import Caller, Face
@@ -117,6 +116,25 @@ def test_hand_over_is_prompt(face: Face, server: AnyServer, queue: Queue, rival:
         time.sleep(0.05 * turn)
         rival.release(turn)
         caller.result()
+
+
+@ON_VALKEY
+def test_who_begins_to_wait_does_not_wait_for_the_listener(
+    server: Server, rival: Rival, view: View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Callers that come while another one subscribes go on as soon as it has, however long one of them then listens."""
+    monkeypatch.setattr("kraken_nonce_redis._threads.store._LOOK_UP", 30.0)
+    rival.take()
+    lock = CallLock(server.client(), KEY)
+    waiter = threading.Thread(target=lambda: lock.acquire() and lock.release())
+    waiter.start()
+    view.until_waiting(1)
+    time.sleep(0.5)  # then it listens, and looks up after 30 s
+    watch = Stopwatch()
+    lock.store._listener.open()
+    assert watch() < 5
+    rival.release()
+    waiter.join()
 
 
 def test_high_priority_goes_first(face: Face, server: AnyServer, queue: Queue, rival: Rival) -> None:
