@@ -146,9 +146,12 @@ class Proxy:
             self._passable.clear()
 
     async def _end(self) -> None:
-        self._server.close()
-        for _ in range(5):  # steps in which asyncio makes a link of what it has just accepted
+        # asyncio loses a connection that it has just accepted when the server closes before its transport is made.
+        for listening in self._server.sockets:
+            self._loop.remove_reader(listening.fileno())
+        for _ in range(5):
             await asyncio.sleep(0)
+        self._server.close()
         await self._cut_all()
 
     async def _cut_all(self) -> None:
