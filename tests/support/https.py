@@ -7,6 +7,7 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from tests.support.proxy import stop_accepting
 from tests.support.servers import HOST
 from tests.support.topologies import Certificates
 
@@ -44,27 +45,28 @@ class HttpsFront:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=10)
 
     async def _close(self) -> None:
-        self._server.close()
+        await stop_accepting(self._server)
         for link in self._links:
             link.cancel()
         await asyncio.gather(*self._links, return_exceptions=True)
+        await asyncio.sleep(0)  # one more round, in which the aborted transports give their sockets back
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # A task of our own: asyncio's, for a coroutine function, may not be cancelled in Python 3.12.
         link = self._loop.create_task(self._connect(reader, writer))
         self._links.add(link)
         link.add_done_callback(self._links.discard)
+        link.add_done_callback(lambda _: writer.transport.abort())  # also of one that was cancelled before it began
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         from_server, to_server = await asyncio.open_connection(HOST, self._target)
+        ways = [self._loop.create_task(_pass_on(*way)) for way in ((reader, to_server), (from_server, writer))]
         try:
-            await asyncio.wait(
-                [self._loop.create_task(_pass_on(*way)) for way in ((reader, to_server), (from_server, writer))],
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for end in (writer, to_server):
-                end.transport.abort()
+            for way in ways:
+                way.cancel()
+            to_server.transport.abort()
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -146,12 +146,7 @@ class Proxy:
             self._passable.clear()
 
     async def _end(self) -> None:
-        # asyncio loses a connection that it has just accepted when the server closes before its transport is made.
-        for listening in self._server.sockets:
-            self._loop.remove_reader(listening.fileno())
-        for _ in range(5):
-            await asyncio.sleep(0)
-        self._server.close()
+        await stop_accepting(self._server)
         await self._cut_all()
 
     async def _cut_all(self) -> None:
@@ -255,6 +250,18 @@ class _Link:
         await self._proxy._passage(self._proxy._reply_delay)
         self._to_client.write(data)
         await self._to_client.drain()
+
+
+async def stop_accepting(server: asyncio.Server) -> None:
+    """Close a server, after what it has just accepted has become a connection.
+
+    asyncio loses a connection, and leaves its socket open, when the server closes before its transport is made.
+    """
+    for listening in server.sockets:
+        asyncio.get_running_loop().remove_reader(listening.fileno())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    server.close()
 
 
 def _close(writer: asyncio.StreamWriter) -> None:
