@@ -13,11 +13,13 @@ import random
 import time
 from typing import TYPE_CHECKING, Any
 
+from kraken_nonce_redis.events import LeaseEndedEarly
 from tests.support.faces import KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kraken_nonce_redis.events import Event
     from tests.support.faces import Face
 
 PATIENCE = 4.0
@@ -31,7 +33,9 @@ class Recorder:
 
     def __init__(self, face: Face, url: str, path: str, ttl: float, to_the_end: float) -> None:
         self._nonces = face.allocator_from_url(url, KEY)
-        self._lock = face.lock_from_url(url, KEY, ttl=ttl)
+        self._lock = face.lock_from_url(url, KEY, ttl=ttl, on_event=self._hear)
+        self._held: dict[int, int] = {}
+        """Nonces of leases, and the numbers of their calls."""
         self._to_the_end = to_the_end
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._numbers = itertools.count()
@@ -48,10 +52,15 @@ class Recorder:
                 caller.result(3 * PATIENCE)
             except AssertionError:
                 break
+        time.sleep(0.5)  # what became of the last releases is heard a little later
         os.close(self._file)
 
     def _note(self, number: int, event: str, *details: Any) -> None:
         os.write(self._file, json.dumps([number, event, time.monotonic(), *details]).encode() + b"\n")
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, LeaseEndedEarly):
+            self._note(self._held[event.nonce], "told")
 
     def _keep_on(self, call: Callable[[int], None]) -> None:
         while self._going:
@@ -78,6 +87,7 @@ class Recorder:
         self._note(number, "asked", "hold")
         with self._lock.hold(self._chance.choice((PATIENCE, None))) as lease:
             until = time.monotonic() + lease.remaining()
+            self._held[lease.nonce] = number
             self._note(number, "had", lease.nonce, lease.nonce, until)
             if self._chance.random() < self._to_the_end:
                 while lease.remaining() > 0:

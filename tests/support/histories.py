@@ -35,6 +35,7 @@ class Call:
         left: when the holder had done what it wanted the lease for.
         over: when the call came back, None if it never did.
         error: the name of the error that it raised.
+        told: whether an event said afterwards that the lease had ended early.
     """
 
     process: str
@@ -47,6 +48,7 @@ class Call:
     left: float | None = None
     over: float | None = None
     error: str = ""
+    told: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class History:
         elif event == "left":
             call.left = at
             call.last = details[0]
+        elif event == "told":
+            call.told = True
         else:
             call.over = at
             call.error = details[0]
@@ -187,7 +191,7 @@ def untold(calls: Iterable[Call], losses: Sequence[Loss]) -> list[Call]:
         if call.what == "hold"
         and call.had is not None
         and call.left is not None
-        and not call.error
+        and not (call.error or call.told)
         and any(call.had < loss.begin and loss.end < call.left for loss in losses)
     ]
 
