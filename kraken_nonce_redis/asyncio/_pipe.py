@@ -99,15 +99,17 @@ class Pipe:
     async def end(self) -> None:
         """Close the connection for good: the loop ends."""
         error = redis.ConnectionError("the event loop ends")
-        link, self._link = self._link, None
-        if link is not None:
-            link.close()
-            self._pipeline.lose(error)
-        self._pipeline.fail(error)
-        connecting = self._connecting
-        self.close()
-        if connecting is not None:
-            await asyncio.wait([connecting])
+        while True:
+            link, self._link = self._link, None
+            if link is not None:
+                link.close()
+                self._pipeline.lose(error)
+            self._pipeline.fail(error)
+            connecting = self._connecting
+            if connecting is None:
+                return
+            connecting.cancel()
+            await asyncio.wait([connecting])  # which may connect all the same: up to Python 3.11 wait_for loses that
 
     def disown(self) -> None:
         """Leave the connection to the parent, in a forked child that goes on with its parent's loop."""

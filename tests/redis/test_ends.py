@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import resource
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis
+from redis.asyncio import Connection, ConnectionPool
 
 import kraken_nonce_redis
 import kraken_nonce_redis.asyncio
 from kraken_nonce_redis import CallLock, NonceAllocator, _process
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from kraken_nonce_redis.asyncio import NonceAllocator as AsyncNonceAllocator
+from kraken_nonce_redis.asyncio._pipe import Pipe
 from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.testing import KrakenSimulator
 from tests.support.faces import KEY
@@ -68,6 +71,29 @@ def test_end_of_a_loop(valkey: Server, view: View, cancelled: int) -> None:
     assert view.waiting == 0
     rival.release()
     view.assert_nothing_left()
+
+
+def test_end_of_a_loop_that_connects(valkey: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is made although the attempt was cancelled, as wait_for lets it be, is closed all the same."""
+    connect = Connection.connect
+
+    async def stubborn(connection: Connection) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(30)
+        await connect(connection)
+
+    async def main() -> None:
+        monkeypatch.setattr(Connection, "connect", stubborn)
+        pipe = Pipe(ConnectionPool.from_url(valkey.url).make_connection)
+        asking = asyncio.create_task(pipe.ask(b"PING\r\n", 1))
+        await asyncio.sleep(0.05)
+        await pipe.end()
+        with pytest.raises(redis.ConnectionError, match="the event loop ends"):
+            await asking
+        assert not pipe.is_open
+
+    asyncio.run(main())
+    gc.collect()  # which shows what is still open
 
 
 def test_end_of_a_loop_with_a_holder(valkey: Server, view: View) -> None:
@@ -186,7 +212,7 @@ sys.stdin.readline()
 """
 
 
-@contextmanager
+@contextlib.contextmanager
 def program(source: str, *arguments: str, tmp_path: Path) -> Iterator[Callable[[], float]]:
     """Start a program; give what lets it end, and returns the seconds until it has."""
     (tmp_path / "program.py").write_text(source)
