@@ -143,7 +143,7 @@ class Pipeline:
     def __init__(self, *, resend: bool = True) -> None:
         self.stream: Stream | None = None
         self._outbox: deque[Slot] = deque()
-        self._resend = resend
+        self.resend = resend
 
     @property
     def waiting(self) -> bool:
@@ -206,7 +206,7 @@ class Pipeline:
         for slot in list(stream.in_flight):
             if slot.done or slot.left:
                 continue  # nobody wants it sent late
-            if self._resend and stream.proven and slot.sent == 1:
+            if self.resend and stream.proven and slot.sent == 1:
                 again.append(slot)
             else:
                 slot.fail(error)

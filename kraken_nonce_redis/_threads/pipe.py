@@ -123,7 +123,10 @@ class Pipe:
             self._hand_over()
 
     def tend(self) -> bool:
-        """Read what nobody waits for, as far as it has come; return whether more is due."""
+        """Read what nobody waits for, as far as it has come; return whether more is due.
+
+        It connects only where requests are sent again, since that takes long when a node of a cluster is silent.
+        """
         me = Slot(b"")
         try:
             if self._pipeline.due and self._reading.take(me):
@@ -131,9 +134,14 @@ class Pipe:
                     self._read(None)
                 finally:
                     self._reading.leave(me)
-            self._write(me)
+            link = self._link
+            if self._pipeline.resend or (link is not None and link.lost is None):
+                self._write(me)
+            elif link is not None and self._writing.take(me):
+                self._drop(link)
         finally:
             me.left = True
+            self._writing.leave(me)
             self._hand_over()
         return self._pipeline.due
 

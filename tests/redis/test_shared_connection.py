@@ -354,3 +354,18 @@ def test_unused_connections_close(face: Face, valkey: Server, monkeypatch: pytes
     admin = valkey.client()
     eventually(lambda: not [each for each in admin.client_list() if each["name"] == name])
     assert nonces.next()
+
+
+@pytest.mark.parametrize("resend", [True, False])
+def test_only_callers_wait_for_a_node_of_a_cluster(*, resend: bool) -> None:
+    """What is done beside callers connects to a server on its own, and not to a node, which may be silent for long."""
+    connections: list[str] = []
+
+    def make() -> object:
+        connections.append("made")
+        raise redis.ConnectionError("it is away")
+
+    pipe = Pipe(make, resend=resend)
+    pipe._pipeline.put(Slot(b"PING\r\n", 1))  # of a caller that is about to connect
+    pipe.tend()
+    assert connections == ["made"] * resend
