@@ -57,10 +57,8 @@ class ServerConnections:
     def __init__(self, client: redis.asyncio.Redis, sentinels: tuple[redis.asyncio.Redis, ...] = ()) -> None:
         self._client = client  # its Sentinels live as long as it does
         self._sentinels = sentinels
-        pool = client.connection_pool
-        self._pool = _pool(pool.connection_class, pool.connection_kwargs)
-        self._pipe = Pipe(self._pool.make_connection)
-        self._durable = Pipe(self._pool.make_connection)
+        self._pipe = Pipe(self._new_pool().make_connection)
+        self._durable = Pipe(self._new_pool().make_connection)
 
     @property
     def pipes(self) -> Iterable[Pipe]:
@@ -82,8 +80,8 @@ class ServerConnections:
         return await self.pipe(command).ask(request(), command.due, note, request)
 
     def pubsub(self) -> PubSub:
-        """Return what to subscribe with."""
-        return redis.asyncio.Redis(connection_pool=self._pool, **silent).pubsub()
+        """Return what to subscribe with, with a pool of its own."""
+        return redis.asyncio.Redis(connection_pool=self._new_pool(), **silent).pubsub()
 
     async def close(self) -> None:
         """Close the connections, and those to Sentinels of our own; a later command opens them again."""
@@ -91,6 +89,10 @@ class ServerConnections:
             pipe.close()
         for sentinel in self._sentinels:
             await sentinel.connection_pool.disconnect()
+
+    def _new_pool(self) -> ConnectionPool:
+        pool = self._client.connection_pool
+        return _pool(pool.connection_class, pool.connection_kwargs)
 
 
 class ClusterConnections:
@@ -140,7 +142,7 @@ class ClusterConnections:
         return pipe
 
     def pubsub(self) -> PubSub:
-        """Return what to subscribe with, on another node than last time."""
+        """Return what to subscribe with, with a pool of its own, on another node than last time."""
         pool = _node_pool(self._nodes.listening_post(), self._options)
         return redis.asyncio.Redis(connection_pool=pool, **silent).pubsub()
 

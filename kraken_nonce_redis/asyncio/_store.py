@@ -177,7 +177,7 @@ class Store:
             raise listener.failure
 
     def pubsub(self) -> PubSub:
-        """Return what to subscribe with."""
+        """Return what to subscribe with, with a pool of its own."""
         return self._connections.pubsub()
 
     # Chores
@@ -396,6 +396,8 @@ class _OfferListener:
         finally:
             # Before 5.0.1 redis-py had only close(), which later versions call deprecated.
             await getattr(subscription, "aclose", subscription.close)()
+            # A connection that was cancelled while it was made may have gone back to the pool, open.
+            await subscription.connection_pool.disconnect()
 
     async def _confirmed(self, subscription: PubSub) -> bool:
         message = await subscription.get_message(timeout=SOCKET_TIMEOUT)

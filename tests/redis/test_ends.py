@@ -21,7 +21,9 @@ import kraken_nonce_redis.asyncio
 from kraken_nonce_redis import CallLock, NonceAllocator, _process
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from kraken_nonce_redis.asyncio import NonceAllocator as AsyncNonceAllocator
+from kraken_nonce_redis.asyncio._connections import Target
 from kraken_nonce_redis.asyncio._pipe import Pipe
+from kraken_nonce_redis.asyncio._store import _OfferListener, store_for
 from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.testing import KrakenSimulator
 from tests.support.faces import KEY
@@ -93,6 +95,21 @@ def test_end_of_a_loop_that_connects(valkey: Server, monkeypatch: pytest.MonkeyP
         assert not pipe.is_open
 
     asyncio.run(main())
+    gc.collect()  # which shows what is still open
+
+
+def test_end_of_a_loop_that_begins_to_listen(valkey: Server) -> None:
+    """The connection for offers is closed wherever the one who opens it is cancelled."""
+
+    async def main(turns: int) -> None:
+        listener = _OfferListener(store_for(Target.of_url(valkey.url)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        listener.task.cancel()
+        await asyncio.wait([listener.task])
+
+    for turns in range(50):
+        asyncio.run(main(turns))
     gc.collect()  # which shows what is still open
 
 
