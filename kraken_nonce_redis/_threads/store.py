@@ -212,6 +212,8 @@ class Store:
             )
         try:
             self._busy.add(thread)
+            if self._chores is None:
+                self._chores_changed()  # if only to give back at the end, and to close what nobody uses any more
             if self._ended and command.name == "acquire" and threading.current_thread().daemon:
                 self._stand_still(thread)
             if command.durability is not None and command.keys[0] in self._told:
@@ -222,8 +224,6 @@ class Store:
             return self._run(command)
         finally:
             self._busy.discard(thread)
-            if self._chores is None:
-                self._chores_changed()  # if only to close what nobody uses any more
 
     def _stand_still(self, thread: int) -> NoReturn:
         """Keep a daemon thread from asking for what nobody would give back; the end of the process stops it anyway."""
@@ -354,7 +354,10 @@ class Store:
             self._chores_turn.notify()
 
     def _keep(self) -> None:
-        """Do the chores, until there are none and every connection is closed. Nothing ends it but that."""
+        """Do the chores, until there are none, nobody runs a command, and every connection is closed.
+
+        Nothing ends it but that.
+        """
         agenda, turn = self._process_state.agenda, self._chores_turn
         while turn is self._chores_turn:  # else the store has begun anew
             try:
@@ -367,8 +370,10 @@ class Store:
                     continue
                 due = min((time for time in (agenda.next_due(), self._tend_at, rest) if time is not None), default=None)
                 if due is None:
-                    self._chores = None
-                    return
+                    chores, self._chores = self._chores, None
+                    if not self._busy:  # who is from now on sees that there is no thread
+                        return
+                    self._chores, due = chores, clock.now() + _IDLE
                 turn.wait(max(0.0, due - clock.now()))
 
     def _keep_up(self) -> float | None:
@@ -483,7 +488,7 @@ class Store:
         # The chores' thread does it: nobody knows how long Redis takes, and this may be the end of the interpreter.
         with self._chores_turn:
             if end and self._chores is None:
-                return None  # nothing is open without it, and it is too late for another thread
+                return None  # nothing is open or being opened without it, and it is too late for another thread
             closed = self._closed = self._closed or threading.Event()
             self._chores_changed()
             if self._chores is not None:
@@ -492,8 +497,8 @@ class Store:
             return None
 
     def _give_back_and_close(self) -> None:
-        until = clock.now() + _AT_EXIT
-        while self._ended and self._busy and clock.now() < until:
+        start = clock.now()
+        while self._ended and self._busy and clock.now() < start + _AT_EXIT / 2:
             time.sleep(0.001)  # what these threads are about to get has to be given back, too
         begun: list[tuple[Command[Any], Callable[[], object]]] = []
         try:
@@ -509,7 +514,7 @@ class Store:
                 self._process_state.returned(release)
         except KrakenNonceError as error:
             logger.warning("What this process has could not be given back: %s", error)
-        while self._tend() and clock.now() < until:
+        while self._tend() and clock.now() < start + _AT_EXIT:
             time.sleep(0.005)
         for connection in self._all():
             connection.close()

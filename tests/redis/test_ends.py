@@ -28,6 +28,7 @@ from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.testing import KrakenSimulator
 from tests.support.faces import KEY
 from tests.support.helpers import ROOT, SECOND, Rival, View, environment, eventually
+from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -271,6 +272,23 @@ def test_end_of_a_process(valkey: Server, view: View, tmp_path: Path, source: st
         eventually(lambda: view.waiting == 5, 20)
         end()
         assert view.waiting == 0
+    rival.release()
+    view.assert_nothing_left()
+
+
+def test_end_of_a_process_whose_first_command_is_not_answered_yet(valkey: Server, view: View, tmp_path: Path) -> None:
+    """What it is about to get is given back as well."""
+    with CallLock.from_url(valkey.url, KEY).hold():
+        pass  # the server knows the scripts, so that one reply is awaited, and not two
+    view.until_free()
+    rival = Rival(valkey.client())
+    rival.take()
+    with Proxy(valkey.port) as proxy:
+        proxy.delay(0, replies=0.2)
+        with program(WAIT.replace("range(5)", "range(1)"), proxy.url, KEY, tmp_path=tmp_path) as end:
+            eventually(lambda: view.waiting == 1, 20)
+            end()
+            assert view.waiting == 0
     rival.release()
     view.assert_nothing_left()
 
