@@ -187,11 +187,9 @@ def in_running_loop(fork: Callable[[], int], url: str, record: str) -> None:
     asyncio.run(main())
 
 
-def between_loop_runs(
-    fork: Callable[[], int], url: str, record: str, new_loop: Callable[[], Any] = asyncio.new_event_loop
-) -> None:
+def between_loop_runs(fork: Callable[[], int], url: str, record: str) -> None:
     """Fork between two uses of a loop, beside a task that waits; parent and children go on with that loop at once."""
-    loop = new_loop()
+    loop = asyncio.new_event_loop()
     lock = AsyncCallLock.from_url(url, KEY, ttl=TTL)
     over = asyncio.Event()
 
@@ -538,10 +536,20 @@ def async_sessions_between_loop_runs(fork: Callable[[], int], url: str, record: 
 
 
 def between_uvloop_runs(url: str, record: str) -> None:
-    """Do the same as between two uses of asyncio's loop."""
+    """Fork between two uses of a loop of uvloop; the children begin such loops of their own."""
     import uvloop  # noqa: PLC0415
 
-    between_loop_runs(os.fork, url, record, uvloop.new_event_loop)
+    loop, parent = uvloop.new_event_loop(), os.getpid()
+    lock = AsyncCallLock.from_url(url, KEY, ttl=TTL)
+    loop.run_until_complete(_hold_often(lock, record))
+
+    def go_on() -> None:
+        my_loop = loop if os.getpid() == parent else uvloop.new_event_loop()
+        my_loop.run_until_complete(_hold_often(lock, record))
+
+    in_children(os.fork, go_on)
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
 
 
 WAYS: Final[dict[str, Callable[[str, str], None]]] = {
