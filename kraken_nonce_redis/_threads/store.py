@@ -371,7 +371,8 @@ class Store:
                 due = min((time for time in (agenda.next_due(), self._tend_at, rest) if time is not None), default=None)
                 if due is None:
                     chores, self._chores = self._chores, None
-                    if not self._busy:  # who is from now on sees that there is no thread
+                    # Who is busy from now on sees that there is no thread; who was until now may have opened something.
+                    if not self._busy and not any(connection.is_open for connection in self._all()):
                         return
                     self._chores, due = chores, clock.now() + _IDLE
                 turn.wait(max(0.0, due - clock.now()))

@@ -265,7 +265,9 @@ class Store:
         for pipe in self._connections.pipes:
             if pipe.is_open and pipe.idle_since + _IDLE <= clock.now():
                 pipe.close()
-        due = min((pipe.idle_since + _IDLE for pipe in self._connections.pipes if pipe.is_open), default=None)
+        due = min(
+            (pipe.idle_since + _IDLE for pipe in self._connections.pipes if pipe.is_open or pipe.due), default=None
+        )
         if due is not None:
             self._idle = self.loop.call_at(self._time(due), self._close_idle)
 

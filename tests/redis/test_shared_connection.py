@@ -21,6 +21,7 @@ from kraken_nonce_redis._redis.commands import BLOCK
 from kraken_nonce_redis._redis.pipeline import Slot
 from kraken_nonce_redis._redis.resp import pack
 from kraken_nonce_redis._threads.pipe import Pipe
+from kraken_nonce_redis._threads.store import Store
 from kraken_nonce_redis.asyncio._pipe import Pipe as AsyncPipe
 from tests.support.faces import KEY
 from tests.support.helpers import Rival, View, eventually
@@ -354,6 +355,24 @@ def test_unused_connections_close(face: Face, valkey: Server, monkeypatch: pytes
     admin = valkey.client()
     eventually(lambda: not [each for each in admin.client_list() if each["name"] == name])
     assert nonces.next()
+
+
+def test_unused_connections_close_although_the_thread_for_chores_was_late(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is opened after that thread has looked, and before it would end, is closed as well."""
+    keep_up = Store._keep_up
+
+    def keep_up_slowly(store: Store) -> float | None:
+        rest = keep_up(store)
+        time.sleep(0.1)
+        return rest
+
+    monkeypatch.setattr(Store, "_keep_up", keep_up_slowly)
+    monkeypatch.setattr("kraken_nonce_redis._threads.store._IDLE", 0.3)
+    NonceAllocator(valkey.client(client_name="late"), KEY).next()
+    admin = valkey.client()
+    eventually(lambda: not [each for each in admin.client_list() if each["name"] == "late"])
 
 
 @pytest.mark.parametrize("resend", [True, False])
