@@ -134,14 +134,9 @@ class Pipe:
                     self._read(None)
                 finally:
                     self._reading.leave(me)
-            link = self._link
-            if self._pipeline.resend or (link is not None and link.lost is None):
-                self._write(me)
-            elif link is not None and self._writing.take(me):
-                self._drop(link)
+            self._write(me, connect=self._pipeline.resend)
         finally:
             me.left = True
-            self._writing.leave(me)
             self._hand_over()
         return self._pipeline.due
 
@@ -159,28 +154,32 @@ class Pipe:
 
     # Whoever writes
 
-    def _write(self, me: Slot) -> None:
-        """Send all that waits, unless somebody does so already; connect first where need be.
+    def _write(self, me: Slot, *, connect: bool = True) -> None:
+        """Send all that waits, unless somebody does so already; connect first where need be and ``connect`` allows it.
 
         Who has failed to connect for its own request leaves the others' to those who wait for them.
         """
-        while me.failure is None and (
-            self._pipeline.waiting or (self._link is not None and self._link.lost is not None)
-        ):
+        while me.failure is None and self._has_to_write(connect=connect):
             if not self._writing.take(me):
                 return  # who writes looks again afterwards
             try:
-                self._write_alone()
+                self._write_alone(connect=connect)
             finally:
                 self._writing.leave(me)
 
-    def _write_alone(self) -> None:
+    def _has_to_write(self, *, connect: bool) -> bool:
+        link = self._link
+        if link is not None and link.lost is not None:
+            return True
+        return self._pipeline.waiting and (connect or link is not None)
+
+    def _write_alone(self, *, connect: bool) -> None:
         link = self._link
         if link is not None and link.lost is not None:
             self._drop(link)
             link = None
         waiting = self._pipeline.number
-        if not waiting:
+        if not waiting or (link is None and not connect):
             return
         try:
             if link is None:
