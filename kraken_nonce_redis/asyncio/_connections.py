@@ -57,8 +57,9 @@ class ServerConnections:
     def __init__(self, client: redis.asyncio.Redis, sentinels: tuple[redis.asyncio.Redis, ...] = ()) -> None:
         self._client = client  # its Sentinels live as long as it does
         self._sentinels = sentinels
-        self._pipe = Pipe(self._new_pool().make_connection)
-        self._durable = Pipe(self._new_pool().make_connection)
+        make = self._new_pool().make_connection
+        self._pipe = Pipe(make)
+        self._durable = Pipe(make)
 
     @property
     def pipes(self) -> Iterable[Pipe]:
