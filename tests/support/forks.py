@@ -539,17 +539,11 @@ def between_uvloop_runs(url: str, record: str) -> None:
     """Fork between two uses of a loop of uvloop; the children begin such loops of their own."""
     import uvloop  # noqa: PLC0415
 
-    loop, parent = uvloop.new_event_loop(), os.getpid()
+    new_runner, parent = partial(asyncio.Runner, loop_factory=uvloop.new_event_loop), os.getpid()
     lock = AsyncCallLock.from_url(url, KEY, ttl=TTL)
-    loop.run_until_complete(_hold_often(lock, record))
-
-    def go_on() -> None:
-        my_loop = loop if os.getpid() == parent else uvloop.new_event_loop()
-        my_loop.run_until_complete(_hold_often(lock, record))
-
-    in_children(os.fork, go_on)
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.close()
+    with new_runner() as runner:
+        runner.run(_hold_often(lock, record))
+        in_children(os.fork, lambda: (runner if os.getpid() == parent else new_runner()).run(_hold_often(lock, record)))
 
 
 WAYS: Final[dict[str, Callable[[str, str], None]]] = {
