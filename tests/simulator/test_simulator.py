@@ -180,7 +180,7 @@ class TestNonces:
 
     def test_used_even_if_the_method_fails(self, api: Client) -> None:
         """A request that passed the nonce check has used its nonce, whatever comes after."""
-        assert api.error("QueryOrders", nonce=5, txid="OXXXXX") == "EOrder:Unknown order"
+        assert api.error("QueryOrders", nonce=5, txid="O00000") == "EOrder:Unknown order"
         assert api.error("Balance", nonce=5) == "EAPI:Invalid nonce"
 
     def test_window(self, sim: KrakenSimulator, api: Client) -> None:

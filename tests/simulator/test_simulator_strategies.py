@@ -120,7 +120,7 @@ class TestAfterwards:
         caller = Caller()
         name = caller.result(0, "AddStrategy", **MARKET | {"starttm": "+100", "expiretm": "200"})["strategy_id"]
         for now, status in ((99, "pending"), (100, "open"), (199, "open"), (200, "expired")):
-            found = caller.result(now, "QueryStrategies", strategy_ids=f"{name},ASXXXX")["strategies"]
+            found = caller.result(now, "QueryStrategies", strategy_ids=f"{name},AS0000")["strategies"]
             assert {name: each["status"] for name, each in found.items()} == {name: status}
             assert len(caller.result(now, "GetOpenStrategies")["open"]) == (status != "expired")
             assert len(caller.result(now, "GetClosedStrategies")["closed"]) == (status == "expired")
