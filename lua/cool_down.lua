@@ -18,7 +18,9 @@ local cool, reason = cooling(state.cool_down, now)
 local term = tonumber(ARGV[1])
 if term == 0 then
   local removed = redis.call('HDEL', KEYS[1], 'cool_down') == 1
-  if state.member and not state.lease then wake(state.member) end
+  if state.member and not state.lease and tonumber(now) < due(state) then
+    offer(state, state.member, state.ticket, now) -- not only for a later time, or one that has died would keep it
+  end
   if removed and not state.cool_down then return 'ended a value that is not ours' end
   return cool > 0 and 'ended ' .. reason or 'ok 0 '
 end

@@ -29,8 +29,9 @@ if state.member == member then
 end
 if ARGV[5] == '1' then note_gone(state, member) end
 if ARGV[4] == '1' and ARGV[3] ~= '0' and not state.foreign then strike(KEYS[1], ARGV[3]) end
-if redis.call('ZREM', KEYS[2], member) == 1 and not anyone_waits(KEYS[2]) then
-  redis.call('DEL', KEYS[2])
+local was_first = state.asked and first_to_ask(state, KEYS[2]) == member
+if remove(KEYS[2], member) and was_first and not state.foreign then
+  pcall(invite, state, KEYS[2], clock(), state.asked)
 end
 if redis.call('HGET', KEYS[1], 'lost') == member or greater(ARGV[2], state.nonce or '0') then return 'lost' end
 return 'gone'

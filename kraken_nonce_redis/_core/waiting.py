@@ -78,6 +78,8 @@ class Waiter:
     member: str
     until: float | None
     ticket: int = 0
+    queued: bool = False
+    """Whether it was in the queue when it was last answered, and not booked for a later time."""
     asked: bool = False
     woken: bool = False
     late: bool = False
@@ -263,9 +265,10 @@ class KeyWaiters:
     def heartbeat(self, now: float) -> Command[Heartbeat] | None:
         """Return a heartbeat, which asks for all waiters, or None when there are none."""
         with self._process_state.turn:
-            oldest = next(iter(self.waiters), None)
-            if oldest is None:
+            if not self.waiters:
                 return None
+            queued = (member for member, waiter in self.waiters.items() if waiter.queued)
+            oldest = next(queued, next(iter(self.waiters)))
             timeouts = [waiter.until for waiter in self.waiters.values() if waiter.until is not None]
         heartbeat = commands.heartbeat(self.keys, self._process_state.process_id, oldest)
         heartbeat.until = max(now + QUEUE_LIFE, *timeouts) if timeouts else now + QUEUE_LIFE
@@ -602,7 +605,7 @@ def _asking(
             return Acquired(waiter.member, answer.nonces, started + answer.left, answer.pending, waiter.late)
         if isinstance(answer, Busy):
             raise waiter.too_late(answer.left, answer.cause)
-        waiter.ticket = answer.ticket
+        waiter.ticket, waiter.queued = answer.ticket, isinstance(answer, Waiting)
         if isinstance(answer, Waiting):
             key_waiters.heard(answer.joined)
             key_waiters.start_heartbeat(answer.left)

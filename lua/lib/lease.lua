@@ -3,8 +3,9 @@
 --
 -- State hash fields, next to `nonce`:
 --   lock      who has the lock: '<lease> <since> <term> <ticket> <member>', absent when it is free.
---             lease   first nonce of the lease; '-' while the lock is only offered to the member; '~' while it is
---                     offered for a later time and a high-priority waiter may go before the member
+--             lease   first nonce of the lease; '-' while the lock is only offered to the member; '~<asked>' while it
+--                     is offered for a later time and high-priority waiters may go before the member, one after the
+--                     other: of those in the queue the first with a ticket above `asked` was told so at `since`
 --             since   start of the lease or offer, server time in microseconds
 --             term    its length in microseconds
 --             ticket  the member's place in the queue, '0' if it was never there; for a lease, the number of its
@@ -30,8 +31,8 @@
 -- Queue, a sorted set, exists only while there are waiters:
 --   waiters   member -> ticket (normal priority) or ticket - 4e15 (high)
 --   processes process -> 4e15 + the time in microseconds when it joined
--- When a member misses an offer, the entry of its process is removed. So a process that died with many waiters costs
--- the others the time of one offer, and not of one for each waiter.
+-- When a member misses an offer, or its chance to go before another, the entry of its process is removed. So a process
+-- that died with many waiters costs the others the time of one offer, and not of one for each waiter.
 
 local PROCESSES = 4e15      -- scores from here on are processes
 local WAITERS = '(4000000000000000'
@@ -70,14 +71,15 @@ local function read(key)
   if foreign(state.nonce) then strange(state, 'nonce', state.nonce) end
   if held then
     local lease, since, term, ticket, member = held:match('^([-~%d]%d*) (%d+) (%d+) (%d+) ([!-9;-~]+:%S.*)$')
-    local offered = lease == '-' or lease == '~'
+    local asked = lease and lease:match('^~(%d*)$')
+    local offered = lease == '-' or asked and #asked <= DIGITS
     if not lease or #since > DIGITS or #term > DIGITS or #ticket > DIGITS or #held > LONGEST
       or not offered and (#lease > 19 or lease < '1' or lease > HIGHEST and (#lease == 19 or lease > ':')) then
       strange(state, 'lock', held)
       state.foreign_lock = named('lock', held)
     else
       state.since, state.term, state.ticket, state.member = since, term, ticket, member
-      state.overtakable = lease == '~'
+      state.asked = asked and (tonumber(asked) or 0)
       if not offered then state.lease = lease end
     end
   end
@@ -108,8 +110,9 @@ end
 -- lock(state, lease, since, term, ticket, member): puts a lease or offer into `state`; returns the value for the field
 -- `lock`.
 local function lock(state, lease, since, term, ticket, member)
-  state.since, state.term, state.member = since, term, member
-  state.lease = lease ~= '-' and lease ~= '~' and lease or nil
+  state.since, state.term, state.ticket, state.member = since, term, ticket, member
+  state.lease = lease:find('^%d') and lease or nil
+  state.asked = tonumber(lease:match('^~(%d+)$'))
   return lease .. ' ' .. since .. ' ' .. term .. ' ' .. ticket .. ' ' .. member
 end
 
@@ -150,8 +153,13 @@ local function note_gone(state, member)
   redis.pcall('HSET', state.key, 'gone', table.concat(members, ' '))
 end
 
-local function anyone_waits(queue)
-  return redis.call('ZRANGEBYSCORE', queue, '-inf', WAITERS, 'LIMIT', 0, 1)[1] ~= nil
+-- remove(queue, member, process): removes a waiter, and its process if one is given; returns whether it was there.
+local function remove(queue, member, process)
+  local found = redis.call('ZREM', queue, member) == 1
+  if process then redis.call('ZREM', queue, process) end
+  local anyone_waits = redis.call('ZRANGEBYSCORE', queue, '-inf', WAITERS, 'LIMIT', 0, 1)[1]
+  if found and not anyone_waits then redis.call('DEL', queue) end
+  return found
 end
 
 -- shelve(state, now): makes the intent of the lease pending.
@@ -186,7 +194,7 @@ end
 local function close_if_over(state, queue, now)
   if not state.member then return true end
   if greater(state.since, now) then -- the server's clock was set back; that must not make the lease longer
-    local lease = state.lease or state.overtakable and '~' or '-'
+    local lease = state.lease or state.asked and '~' .. whole(state.asked) or '-'
     redis.call('HSET', state.key, 'lock', lock(state, lease, now, state.term, state.ticket, state.member))
   end
   if now - state.since < tonumber(state.term) then return false end
@@ -244,6 +252,55 @@ local function offer(state, member, ticket, now)
   wake(member)
 end
 
+-- due(state): when the member that the lock is offered to may start.
+local function due(state)
+  return state.since + state.term - patience(state.member)
+end
+
+-- first_to_ask(state, queue): the first high-priority waiter that may go before the member that the lock is booked for
+-- and has not asked for it, and its ticket; nil if there is none.
+local function first_to_ask(state, queue)
+  local after = '(' .. whole(state.asked - PROCESSES)
+  local found = redis.call('ZRANGEBYSCORE', queue, after, '(0', 'WITHSCORES', 'LIMIT', 0, 1)
+  return found[1], found[1] and tonumber(found[2]) + PROCESSES
+end
+
+-- invite(state, queue, now, asked): books the lock for the member in `state` and tells the first high-priority waiter
+-- with a ticket above `asked` that it may go before it. Returns that waiter and its ticket, or nil.
+local function invite(state, queue, now, asked)
+  state.asked = asked
+  local member, ticket = first_to_ask(state, queue)
+  while member and not redis.call('ZSCORE', queue, process_of(member)) do
+    remove(queue, member)
+    member, ticket = first_to_ask(state, queue)
+  end
+  local lease, term = '~' .. whole(asked), left(state, now)
+  redis.call('HSET', state.key, 'lock', lock(state, lease, now, term, state.ticket, state.member))
+  if member then wake(member) end
+  state.invited = member
+  return member, ticket
+end
+
+-- invited(state, queue, now): the high-priority waiter whose turn it is to go before the member that the lock is booked
+-- for, and its ticket; nil if there is none. One that has not asked in the time of an offer loses its place.
+local function invited(state, queue, now)
+  local member, ticket = first_to_ask(state, queue)
+  if member and now - state.since >= patience(member) then
+    remove(queue, member, process_of(member))
+    member, ticket = invite(state, queue, now, state.asked)
+  end
+  state.invited = member
+  return member, ticket
+end
+
+-- next_look(state, now): microseconds until the lease or offer ends, or before that the time of the waiter that may go
+-- before the member, as a string.
+local function next_look(state, now)
+  local ends = left(state, now)
+  if not state.invited then return ends end
+  return whole(math.min(tonumber(ends), state.since - now + patience(state.invited)))
+end
+
 -- queue_up(queue, member, score, now): puts a waiter into the queue and marks its process as alive; returns the score
 -- of the process, which says when it joined.
 local function queue_up(queue, member, score, now)
@@ -256,7 +313,7 @@ end
 -- free(state): frees the lock. It needs no memory, and after it a server that is out of memory takes the rest as well.
 local function free(state)
   redis.call('HDEL', state.key, 'lock')
-  state.member, state.lease = nil, nil
+  state.member, state.lease, state.asked = nil, nil, nil
 end
 
 -- offer_next(state, queue): offers a free lock to the next waiter, unless all would be refused for a foreign value.

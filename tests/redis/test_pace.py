@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kraken_nonce_redis import CoolDown, HoldTimeout, InvalidArgument, Pace
+from kraken_nonce_redis._core.waiting import LONGEST_WAY, OFFER
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.pace import CoolDowns, Tier, priority_of
 from kraken_nonce_redis.testing import Fault
 from tests.support.faces import KEY
-from tests.support.helpers import KEYS, SECOND, Stopwatch, View, eventually, fails, run
+from tests.support.helpers import KEYS, SECOND, Rival, Stopwatch, View, eventually, fails, run
 from tests.support.pace_workers import Worker, all_at_once
 from tests.support.tiers import by_tier
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 LATENCY = (0.002, 0.012)
 THREE = Pace(startup_rate=0, tier=Tier(4, 1.0))
 """Three calls at once, and then one a second."""
+PATIENT = Pace(startup_rate=0, tier=Tier(4, 0.01))
+"""Three calls at once, and then one in 100 s."""
 
 pytestmark = pytest.mark.simulator(latency=LATENCY)
 
@@ -369,6 +372,60 @@ def test_orders_do_not_starve_a_query(face: Face, valkey: Server) -> None:
     view.until_free()
 
 
+def booked_behind_an_order(view: View, rival: Rival) -> tuple[Rival, int]:
+    """Let a query be booked for in five minutes, and an order wait that came after the lock was offered to the query.
+
+    Return the order's process and ticket. It has just been told that it may go before the query.
+    """
+    first, pace = Rival(view.client), PATIENT.settings(3, startup_protection=True)
+    assert isinstance(first.ask(pace=pace), commands.Granted)
+    rival.queue_up()
+    first.release()
+    ticket = first.queue_up(2, "high")
+    assert isinstance(rival.ask(ticket=1, pace=pace), commands.Booked)
+    return first, ticket
+
+
+def test_a_newcomer_does_not_go_before_an_order(server: AnyServer, view: View, rival: Rival) -> None:
+    """Of orders that go before a booked query the first to come goes first, though a later one asks before it does."""
+    del server
+    first, ticket = booked_behind_an_order(view, rival)
+    later, pace = Rival(view.client), PATIENT.settings(0, startup_protection=True)
+    assert first.live(2).offered == first.member(2), "a lost message is made up for"
+    assert isinstance(later.ask(priority="high", ticket=None, pace=pace), commands.Busy)
+    waiting = later.ask(priority="high", pace=pace)
+    assert isinstance(waiting, commands.Waiting)
+    assert waiting.left <= OFFER + LONGEST_WAY, "after which the first one's chance is over"
+    assert later.live().offered == "-"
+    assert isinstance(first.ask(2, ticket=ticket, priority="high", pace=pace), commands.Granted)
+    first.release(2)
+    assert isinstance(later.ask(ticket=waiting.ticket, priority="high", pace=pace), commands.Granted)
+
+
+def test_an_order_that_may_not_go_first_holds_up_no_other(server: AnyServer, view: View, rival: Rival) -> None:
+    """After ten that cost a query time, one more has to wait for it; those that cost it nothing still go first."""
+    del server
+    first, ticket = booked_behind_an_order(view, rival)
+    view.client.hset(KEYS.state, "overtaken", 10)
+    costly, free = (PATIENT.settings(cost, startup_protection=True) for cost in (1, 0))
+    refused = [(first, 2, ticket), (Rival(view.client), 1, 0)]
+    for process, number, place in refused:
+        answer = process.ask(number, ticket=place, priority="high", pace=costly)
+        assert isinstance(answer, commands.Waiting)
+        assert answer.left > OFFER + LONGEST_WAY, "nobody is asked next"
+        assert process.live(number).offered == "-"
+    for _ in range(2):
+        order = Rival(view.client)
+        answer = order.ask(priority="high", pace=free)
+        assert isinstance(answer, commands.Granted)
+        order.release()
+        assert view.state.holder == rival.member(), "it is the query's turn"
+        assert isinstance(rival.ask(ticket=1, pace=PATIENT.settings(3, startup_protection=True)), commands.Booked)
+        for process, number, place in refused:
+            answer = process.ask(number, ticket=place or ticket + 1, priority="high", pace=costly)
+            assert isinstance(answer, commands.Waiting)
+
+
 # Cool-downs.
 
 
@@ -427,6 +484,19 @@ def test_a_cool_down_ended_by_hand(face: Face, valkey: Server) -> None:
     for caller in callers:
         caller.result()
     assert view.state.cool_down == 0
+
+
+@pytest.mark.parametrize("priority", ["normal", "high"])
+def test_a_booking_ends_with_its_cool_down(server: AnyServer, view: View, rival: Rival, priority: Priority) -> None:
+    """A cool-down that is ended by hand leaves the one that was first in line the time of an offer to come."""
+    del server
+    run(view.client, commands.cool_down(KEYS, 900, "EGeneral:Temporary lockout"))
+    assert isinstance(rival.ask(priority=priority), commands.Booked)
+    run(view.client, commands.cool_down(KEYS, 0, ""))
+    assert view.state.left <= OFFER + LONGEST_WAY
+    busy = Rival(view.client).ask(ticket=None)
+    assert isinstance(busy, commands.Busy)
+    assert busy.left <= OFFER + LONGEST_WAY
 
 
 @pytest.mark.parametrize("timeout", [0, 0.2])

@@ -338,10 +338,9 @@ class History:
         key.latest = acquisition
         if not self.orderly:
             return
-        # A newcomer of high priority can take what is booked for a normal one before another one of high priority has
-        # heard that it may.
-        booked = key.cool_until or acquisition.key in self.paced
-        for other in key.waiting() if not (acquisition.high and booked) else ():
+        # One that had to let a normal one go first holds up none of high priority that costs that one nothing.
+        refusals = int(self.server.hashes[acquisition.key].get("overtaken", "0")) > MOST_OVERTAKINGS
+        for other in key.waiting() if not (acquisition.high and refusals) else ():
             if (
                 other is not acquisition
                 and other.high == acquisition.high
@@ -388,7 +387,7 @@ class History:
         if "lock" in fields:
             lease, since, term, _, member = fields["lock"].split(" ", 4)
             left = (int(term) + min(int(since) - self.server.now, 0)) / 1e6 / self.clock_rate
-            leased = lease not in ("-", "~")
+            leased = lease.isdecimal()
             ends = now + left
             # A waiting process looks once a second whether a lease has run out.
             due = ends - OFFER / self.clock_rate - 1e-6

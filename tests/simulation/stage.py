@@ -170,6 +170,10 @@ class Stage:
         self._locks[process] = lock
         return process
 
+    def lock_of(self, process: Process) -> LockCore[LeaseCore]:
+        """Return the lock that a process uses."""
+        return self._locks[process]
+
     def turn(
         self,
         process: Process,

@@ -25,6 +25,7 @@ from tests.support.tiers import by_tier, in_test_all
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kraken_nonce_redis._arguments import Priority
     from tests.simulation.process import Process
 
 HAND_OVER = 4 * MESSAGE + 1e-5
@@ -365,3 +366,151 @@ def test_a_killed_process_takes_no_tokens_with_it(queue: int) -> None:
     stage.run(60)
     assert behind[0].granted is not None
     assert behind[0].granted <= 2 + OFFER + LONGEST_WAY + 2 * HAND_OVER + RETRY
+
+
+# Waiters that are booked for later, and those behind them.
+
+
+def cool_down(stage: Stage, at: float, seconds: float) -> None:
+    """Begin a cool-down at a time, or end one with 0 seconds, as the server hears it from a process of its own."""
+    process = stage.process()
+
+    async def say() -> None:
+        await process.sleep(at)
+        await process.run(stage.lock_of(process)._cool_down(seconds, "EGeneral:Temporary lockout" if seconds else ""))
+
+    stage.start(process, say())
+
+
+@pytest.mark.parametrize("cooling", [False, True])
+@pytest.mark.parametrize("orders", [2, 5])
+@pytest.mark.parametrize("how", ["slow", "deaf"])
+def test_orders_keep_their_order(how: str, orders: int, cooling: bool) -> None:  # noqa: FBT001
+    """A newcomer doesn't go before an order that came earlier and has not heard yet that it may go before a query.
+
+    Given a query that was offered the lock, is slow to take it, and may not start yet,
+    and an order that came in between, is slow or misses messages, and others that come just as the query is booked,
+    then the orders go in the order in which they came, and if there is no cool-down as soon as the first one asks.
+    """
+    stage = Stage(pace=Pace(startup_rate=0, tier=Tier(4, 0.5)))
+    kept(stage, 1.0)
+    stage.turn(stage.process(), at=0.1, cost=3)
+    slow, first = stage.process(), stage.process()
+    query = stage.turn(slow, at=0.2, cost=3)
+    stage.at(0.9, lambda: stop(slow, 1.5))
+    placed = [stage.turn(first, at=1.1, priority="high")]
+    if how == "deaf":
+        stage.at(1.2, lambda: setattr(stage.network.subscriptions[first.process_state.channel], "deaf", True))
+    else:
+        stage.at(1.2, lambda: stop(first, 1.55))
+    placed += [stage.turn(stage.process(), at=1.51 + n / 1000, priority="high") for n in range(1, orders)]
+    if cooling:
+        cool_down(stage, 1.3, 5)
+    stage.run(60)
+    grants = [turn.granted or 1e9 for turn in placed]
+    assert grants == sorted(grants)
+    assert grants[-1] < (query.granted or 0)
+    asks = 1.5 + HEARTBEAT if how == "deaf" else 1.55
+    assert grants[-1] <= (6.3 if cooling else asks) + orders * HAND_OVER + RETRY
+
+
+def stop(process: Process, until: float) -> None:
+    """Stop a process as it stands."""
+    process.stopped_until = until
+
+
+@pytest.mark.parametrize("how", ["killed", "deaf"])
+@pytest.mark.parametrize("dead", [1, 3])
+def test_a_dead_order_holds_up_no_other(dead: int, how: str) -> None:
+    """An order behind dead ones, all of one process, goes before a booked query two seconds later at the latest."""
+    stage = Stage(pace=Pace(startup_rate=0, tier=Tier(4, 0.1)))
+    kept(stage, 1.0)
+    stage.turn(stage.process(), at=0.1, cost=3)
+    slow, process = stage.process(), stage.process()
+    query = stage.turn(slow, at=0.2, cost=3)
+    stage.at(0.9, lambda: stop(slow, 1.5))
+    for n in range(dead):
+        stage.turn(process, at=1.1 + n / 100, priority="high")
+
+    def die() -> None:
+        if how == "deaf":
+            stage.network.subscriptions[process.process_state.channel].deaf = True
+        else:
+            gone(process, how)
+
+    stage.at(1.2, die)
+    order = stage.turn(stage.process(), at=1.51, priority="high")
+    stage.run(120)
+    assert order.waited <= DEAD_WAITER + ROUND_TRIP
+    assert query.waited > 20
+    assert stage.queue == {}
+
+
+def test_an_order_that_leaves_holds_up_no_other() -> None:
+    """An order that times out just when it may go before a booked query lets the next one go at once."""
+    stage = Stage(pace=Pace(startup_rate=0, tier=Tier(4, 0.1)))
+    kept(stage, 1.0)
+    stage.turn(stage.process(), at=0.1, cost=3)
+    slow, process = stage.process(), stage.process()
+    stage.turn(slow, at=0.2, cost=3)
+    stage.at(0.9, lambda: stop(slow, 1.5))
+    turn = Turn(1.1)
+
+    async def ask() -> None:
+        await process.sleep(1.1)
+        await stage.hold(process, turn, priority="high")
+
+    task = stage.start(process, survive(ask))
+    stage.at(1.2, lambda: stop(process, 1.6))
+    stage.at(1.6, lambda: task.interrupt(Interrupted()))
+    order = stage.turn(stage.process(), at=1.51, priority="high")
+    stage.run(120)
+    assert order.granted is not None
+    assert order.granted <= 1.6 + HAND_OVER + RETRY
+
+
+@pytest.mark.parametrize("priority", ["normal", "high"])
+@pytest.mark.parametrize("comes", [2.0, 10.5])
+@pytest.mark.parametrize("how", ["killed", "stopped", "deaf"])
+def test_a_cool_down_ended_by_hand_with_a_dead_waiter(how: str, comes: float, priority: Priority) -> None:
+    """Whoever was booked for its end and is dead costs the others two seconds, whether they waited or come now."""
+    stage = Stage()
+    cool_down(stage, 0.5, 900)
+    process = stage.process()
+    stage.turn(process, at=1, priority=priority)
+
+    def die() -> None:
+        if how == "deaf":
+            stage.network.subscriptions[process.process_state.channel].deaf = True
+        else:
+            gone(process, how)
+
+    stage.at(1.5, die)
+    behind = stage.turn(stage.process(), at=comes)
+    cool_down(stage, 10, 0)
+    stage.run(60)
+    assert behind.granted is not None
+    assert behind.granted - max(10, comes) <= DEAD_WAITER + ROUND_TRIP
+
+
+def test_a_booking_keeps_the_places_of_its_own_process() -> None:
+    """Whoever waits behind a caller of its process that is booked for more than 10 s keeps its place."""
+    stage = Stage()
+    cool_down(stage, 0.5, 15)
+    process = stage.process()
+    turns = [stage.turn(process, at=1 + n / 10) for n in range(3)]
+    turns += [stage.turn(stage.process(), at=when) for when in (12.0, 13.0)]
+    stage.run(60)
+    assert turns == sorted(turns, key=lambda turn: turn.granted or 1e9)
+    assert (turns[-1].granted or 1e9) < 16
+
+
+def test_whoever_was_booked_keeps_its_place_behind_an_order() -> None:
+    """A query that lets an order go before it comes before one that came later, however long the order takes."""
+    stage = Stage(pace=Pace(startup_rate=0, tier=Tier(4, 0.1)))
+    stage.turn(stage.process(), cost=3)
+    query = stage.turn(stage.process(), at=1, cost=3)
+    stage.turn(stage.process(), at=2, keep=13, priority="high")
+    later = stage.turn(stage.process(), at=14)
+    stage.run(90)
+    assert (query.granted or 1e9) < (later.granted or 0)

@@ -115,12 +115,18 @@ class Rival:
         return answer
 
     def ask(
-        self, number: int = 1, *, ttl: float = 30.0, ticket: int | None = 0, priority: Priority = "normal"
+        self,
+        number: int = 1,
+        *,
+        ttl: float = 30.0,
+        ticket: int | None = 0,
+        priority: Priority = "normal",
+        pace: str = "",
     ) -> Answer:
         """Ask for the lock or a place in the queue."""
         return run(
             self._client,
-            commands.acquire(self._keys, self.member(number), ttl, ticket=ticket, priority=priority, pace=""),
+            commands.acquire(self._keys, self.member(number), ttl, ticket=ticket, priority=priority, pace=pace),
         )
 
     def queue_up(self, number: int = 1, priority: Priority = "normal") -> int:
