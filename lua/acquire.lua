@@ -18,29 +18,42 @@
 -- Returns 'granted <first nonce> <left> <pending>': the lease, which ends in `left` microseconds; `pending` intents of
 --         earlier holders are still to be settled
 --         'waiting <ticket> <joined> <left> <cool> <reason>': queued; `joined` identifies this stay of the process in
---         the queue; the next heartbeat must come in at most `left` microseconds, when a lease or an offer ends; the
---         cool-down ends in `cool` microseconds, 0 for none
+--         the queue; `left` as in heartbeat; the cool-down ends in `cool` microseconds, 0 for none
 --         'booked <ticket> <wait> <cause>': first in line, but the pace allows the call only in `wait` microseconds:
---         ask again then; `cause` is interval, startup or counter, or 'cool-down <reason>'
+--         ask again then, and send heartbeats if that is more than 5 s; `cause` is interval, startup or counter, or
+--         'cool-down <reason>'
 --         'busy <left> <cause>': not available now, and the caller does not wait; `cause` as above, 'held', or 'gone'
 --         for a member that has left
 --         'foreign <field> <value>' or 'overflow <stored>': nothing changed
 local member, ticket, high = ARGV[2], ARGV[5], ARGV[6] == 'high'
-local waits, waited = ticket ~= '', ticket ~= '' and ticket ~= '0'
+local waits = ticket ~= ''
+local waited = waits and ticket ~= '0'
 local state, value = load(KEYS[1])
 if not state then return 'foreign ' .. value end
 if has_left(state, member) then return 'busy 0 gone' end
 local now = clock()
 local mine = state.member == member
-local wait, cause, settings, pace -- as look_at_pace finds them
-local refused -- whether the member may not go before the one that the lock is booked for
-
 local function granted()
   return table.concat({ 'granted', state.lease, left(state, now), state.pending }, ' ')
 end
+if mine and state.lease then return granted() end
 
--- look_at_pace(): finds out how long a call would have to wait now, and why.
-local function look_at_pace()
+-- Whose turn is it? One of high priority may go before the member that the lock is booked for, when it is the first.
+local may_go_before = false
+if not mine then
+  if close_if_over(state, KEYS[2], now) then
+    local next_member, next_ticket = dequeue(state, KEYS[2])
+    mine = next_member == nil or next_member == member
+    if not mine then offer(state, next_member, next_ticket, now) end
+  elseif high and state.asked then
+    local first, first_ticket = invited(state, KEYS[2], now)
+    may_go_before = not first or first == member or waited and tonumber(ticket) < first_ticket
+  end
+end
+
+-- When may its call start?
+local wait, cause, settings, pace
+if mine or may_go_before then
   local reason, since_now, set_back
   wait, reason, since_now = cooling(state.cool_down, now)
   if since_now then redis.call('HSET', KEYS[1], 'cool_down', since_now) end
@@ -54,36 +67,19 @@ local function look_at_pace()
   end
 end
 
--- goes_before(): whether the member, one of high priority, goes before the one that the lock is booked for; that one
--- goes back to its place in the queue. Those of high priority take turns in the order of their tickets.
-local function goes_before()
-  local first, first_ticket = invited(state, KEYS[2], now)
-  if first and first ~= member and (not waited or tonumber(ticket) > first_ticket) then return false end
-  look_at_pace()
-  if wait > 0 and not waits then return false end
+-- Go before the member that the lock is booked for, which gets its place in the queue back.
+local refused = false
+if may_go_before and (wait == 0 or waits) then
   refused = delays(due(state), now + wait, settings) and not count_overtaking(state)
-  if refused then return false end
-  queue_up(KEYS[2], state.member, tonumber(state.ticket), now)
-  wake(state.member) -- from now on its process must send heartbeats
-  redis.call('ZREM', KEYS[2], member)
-  return true
-end
-
--- its_turn(): whether the lock is for the member now, perhaps for a later time.
-local function its_turn()
-  if mine then return true end
-  if close_if_over(state, KEYS[2], now) then
-    local next_member, next_ticket = dequeue(state, KEYS[2])
-    if not next_member or next_member == member then return true end
-    offer(state, next_member, next_ticket, now)
-  elseif high and state.asked then
-    return goes_before()
+  if not refused then
+    queue_up(KEYS[2], state.member, tonumber(state.ticket), now)
+    redis.call('ZREM', KEYS[2], member)
+    mine = true
   end
-  return false
 end
 
--- grant(): gives the member the lock and nonces, and notes the start of its call.
-local function grant()
+-- Grant the lock now.
+if mine and wait == 0 then
   local first, last = allocate(state.nonce, ARGV[1], now, tonumber(ARGV[4]))
   if not first then return 'overflow ' .. (state.nonce or ARGV[1]) end
   local fields = { 'nonce', last, 'lock', lock(state, first, now, ARGV[3], '0', member) }
@@ -99,10 +95,10 @@ local function grant()
   return granted()
 end
 
--- book(): offers the lock to the member for the time when its call may start.
-local function book()
+-- Book it for the time when the call may start.
+if mine and waits then
   if not waited then ticket = whole(redis.call('HINCRBY', KEYS[1], 'ticket', 1)) end
-  local booked = lock(state, '-', now, whole(wait + patience(member)), ticket, member)
+  local booked = lock(state, nil, now, whole(wait + patience(member)), ticket, member)
   if high then
     redis.call('HSET', KEYS[1], 'lock', booked)
   else
@@ -111,38 +107,31 @@ local function book()
   return table.concat({ 'booked', ticket, whole(wait), cause }, ' ')
 end
 
--- busy(): what a caller hears that does not wait while the lock is for another one.
-local function busy()
-  local cool, reason = cooling(state.cool_down, now)
+-- Leave it to others.
+if mine then
+  hand_over(state, KEYS[2])
+  return table.concat({ 'busy', whole(wait), cause }, ' ')
+end
+local cool, reason = cooling(state.cool_down, now)
+if not waits then
   if cool > 0 then return 'busy ' .. whole(cool) .. ' cool-down ' .. reason end
   return 'busy ' .. left(state, now) .. ' held'
 end
 
--- line_up(): gives the member its place in the queue.
-local function line_up()
-  local score = tonumber(redis.call('ZSCORE', KEYS[2], member) or nil)
-  if not score then
-    if not waited then
-      score = redis.call('HINCRBY', KEYS[1], 'ticket', 1)
-    else
-      score = tonumber(ticket)
-      if tonumber(redis.call('HGET', KEYS[1], 'ticket') or 0) < score then -- state was lost in the meantime
-        redis.call('HSET', KEYS[1], 'ticket', ticket)
-      end
+-- Wait in the queue.
+local score = tonumber(redis.call('ZSCORE', KEYS[2], member) or nil)
+if not score then
+  if not waited then
+    score = redis.call('HINCRBY', KEYS[1], 'ticket', 1)
+  else
+    score = tonumber(ticket)
+    if tonumber(redis.call('HGET', KEYS[1], 'ticket') or 0) < score then -- state was lost in the meantime
+      redis.call('HSET', KEYS[1], 'ticket', ticket)
     end
-    if high then score = score - PROCESSES end
   end
-  local joined = queue_up(KEYS[2], member, score, now)
-  if score < 0 then score = score + PROCESSES end
-  if refused then invite(state, KEYS[2], now, math.max(score, state.asked)) end
-  local cool, reason = cooling(state.cool_down, now)
-  return table.concat({ 'waiting', whole(score), joined, next_look(state, now), whole(cool), reason }, ' ')
+  if high then score = score - PROCESSES end
 end
-
-if mine and state.lease then return granted() end
-if not its_turn() then return waits and line_up() or busy() end
-if not wait then look_at_pace() end
-if wait == 0 then return grant() end
-if waits then return book() end
-hand_over(state, KEYS[2])
-return table.concat({ 'busy', whole(wait), cause }, ' ')
+local joined = queue_up(KEYS[2], member, score, now)
+if score < 0 then score = score + PROCESSES end
+if refused then invite(state, KEYS[2], now, math.max(score, state.asked)) end
+return table.concat({ 'waiting', whole(score), joined, left(state, now), whole(cool), reason }, ' ')

@@ -11,8 +11,8 @@
 -- Returns 'ok <joined> <left> <offered> <cool> <reason>'
 --           joined   as in acquire; '=' when the process is not in the queue and need not be; '-' when the oldest
 --                    waiter has lost its place, so that all waiters of the process have to ask again
---           left     microseconds, at most, until the current lease or offer ends, or a high-priority waiter's chance to
---                    go before the member that the lock is booked for
+--           left     microseconds, at most, until the current lease or offer ends, or the chance of a high-priority
+--                    waiter to go before the member that the lock is booked for
 --           offered  the member of this process that the lock is offered to, or that may go before; or '-'
 --           cool     microseconds until the cool-down ends, 0 for none
 --           reason   of the cool-down
@@ -35,4 +35,4 @@ elseif state.member == member then
   joined = redis.call('ZSCORE', KEYS[2], process) or '='
 end
 local cool, reason = cooling(state.cool_down, now)
-return table.concat({ 'ok', joined, next_look(state, now), offered, whole(cool), reason }, ' ')
+return table.concat({ 'ok', joined, left(state, now), offered, whole(cool), reason }, ' ')

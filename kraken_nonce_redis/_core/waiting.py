@@ -47,6 +47,8 @@ LONGEST_WAY = 0.4
 """Seconds of a round trip that count for an offer at most. All three as in lua/lib/lease.lua."""
 QUEUE_LIFE = 10.0
 """Seconds for which a place in the queue outlasts the last heartbeat, as in lua/lib/lease.lua."""
+_LONG = QUEUE_LIFE / 2
+"""Seconds of a booking for which heartbeats are sent, since its place in the queue must last if another goes first."""
 _ON_THE_WAY = 0.1
 _GONE = "-"
 _UNKNOWN = "="
@@ -606,9 +608,10 @@ def _asking(
         if isinstance(answer, Busy):
             raise waiter.too_late(answer.left, answer.cause)
         waiter.ticket, waiter.queued = answer.ticket, isinstance(answer, Waiting)
+        if isinstance(answer, Waiting) or answer.left > _LONG:
+            key_waiters.start_heartbeat(answer.left)
         if isinstance(answer, Waiting):
             key_waiters.heard(answer.joined)
-            key_waiters.start_heartbeat(answer.left)
             key_waiters.cooled(answer.cool_down, answer.reason)
         if not (listening and process_state.listening):
             yield from _listening(process_state)  # and ask again, since an offer may have come before

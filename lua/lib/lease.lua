@@ -71,16 +71,15 @@ local function read(key)
   if foreign(state.nonce) then strange(state, 'nonce', state.nonce) end
   if held then
     local lease, since, term, ticket, member = held:match('^([-~%d]%d*) (%d+) (%d+) (%d+) ([!-9;-~]+:%S.*)$')
-    local asked = lease and lease:match('^~(%d*)$')
-    local offered = lease == '-' or asked and #asked <= DIGITS
-    if not lease or #since > DIGITS or #term > DIGITS or #ticket > DIGITS or #held > LONGEST
-      or not offered and (#lease > 19 or lease < '1' or lease > HIGHEST and (#lease == 19 or lease > ':')) then
+    local leased = lease and #lease <= 19 and lease >= '1' and (lease <= HIGHEST or #lease < 19 and lease < ':')
+    local asked = lease and not leased and lease:match('^~(%d*)$')
+    if not (leased or lease == '-' or asked and #asked <= DIGITS)
+      or #since > DIGITS or #term > DIGITS or #ticket > DIGITS or #held > LONGEST then
       strange(state, 'lock', held)
       state.foreign_lock = named('lock', held)
     else
       state.since, state.term, state.ticket, state.member = since, term, ticket, member
-      state.asked = asked and (tonumber(asked) or 0)
-      if not offered then state.lease = lease end
+      state.lease, state.asked = leased and lease or nil, asked and (tonumber(asked) or 0) or nil
     end
   end
   if pace and (#pace > LONGEST or not pace:find('^%d+ %d+ %d+[ %d]*$')) then strange(state, 'pace', pace) end
@@ -107,19 +106,13 @@ local function load(key)
   return state, value
 end
 
--- lock(state, lease, since, term, ticket, member): puts a lease or offer into `state`; returns the value for the field
--- `lock`.
-local function lock(state, lease, since, term, ticket, member)
+-- lock(state, lease, since, term, ticket, member, asked): puts a lease, or an offer if `lease` is nil, into `state`;
+-- returns the value for the field `lock`.
+local function lock(state, lease, since, term, ticket, member, asked)
+  state.lease, state.asked = lease, asked
   state.since, state.term, state.ticket, state.member = since, term, ticket, member
-  state.lease = lease:find('^%d') and lease or nil
-  state.asked = tonumber(lease:match('^~(%d+)$'))
+  if not lease then lease = asked and '~' .. whole(asked) or '-' end
   return lease .. ' ' .. since .. ' ' .. term .. ' ' .. ticket .. ' ' .. member
-end
-
--- left(state, now): microseconds until the lease or offer ends, as a string.
-local function left(state, now)
-  if not state.member then return '0' end
-  return whole(math.max(math.min(state.since - now, 0) + state.term, 0))
 end
 
 local function process_of(member)
@@ -130,6 +123,15 @@ end
 local function patience(member)
   local round_trip = member:match('^[^:]+:%d+%-(%d+)%.')
   return OFFER + math.min(tonumber(round_trip) or LONGEST_WAY, LONGEST_WAY) * 1000
+end
+
+-- left(state, now): microseconds until the lease or offer ends, or the chance of the waiter that is `invited` to go
+-- before the member, as a string.
+local function left(state, now)
+  if not state.member then return '0' end
+  local ends = math.min(state.since - now, 0) + state.term
+  if state.invited then ends = math.min(ends, state.since - now + patience(state.invited)) end
+  return whole(math.max(ends, 0))
 end
 
 -- without_token(member): what identifies a member, without the caller's own token, which may hold anything.
@@ -155,11 +157,11 @@ end
 
 -- remove(queue, member, process): removes a waiter, and its process if one is given; returns whether it was there.
 local function remove(queue, member, process)
-  local found = redis.call('ZREM', queue, member) == 1
   if process then redis.call('ZREM', queue, process) end
-  local anyone_waits = redis.call('ZRANGEBYSCORE', queue, '-inf', WAITERS, 'LIMIT', 0, 1)[1]
-  if found and not anyone_waits then redis.call('DEL', queue) end
-  return found
+  if redis.call('ZREM', queue, member) == 0 then return false end
+  local others = redis.call('ZRANGEBYSCORE', queue, '-inf', WAITERS, 'LIMIT', 0, 1)
+  if not others[1] then redis.call('DEL', queue) end
+  return true
 end
 
 -- shelve(state, now): makes the intent of the lease pending.
@@ -194,8 +196,8 @@ end
 local function close_if_over(state, queue, now)
   if not state.member then return true end
   if greater(state.since, now) then -- the server's clock was set back; that must not make the lease longer
-    local lease = state.lease or state.asked and '~' .. whole(state.asked) or '-'
-    redis.call('HSET', state.key, 'lock', lock(state, lease, now, state.term, state.ticket, state.member))
+    local value = lock(state, state.lease, now, state.term, state.ticket, state.member, state.asked)
+    redis.call('HSET', state.key, 'lock', value)
   end
   if now - state.since < tonumber(state.term) then return false end
   if state.lease then
@@ -248,7 +250,7 @@ end
 
 -- offer(state, member, ticket, now): offers the lock to a waiter and wakes it.
 local function offer(state, member, ticket, now)
-  redis.call('HSET', state.key, 'lock', lock(state, '-', now, whole(patience(member)), whole(ticket), member))
+  redis.call('HSET', state.key, 'lock', lock(state, nil, now, whole(patience(member)), whole(ticket), member))
   wake(member)
 end
 
@@ -268,14 +270,13 @@ end
 -- invite(state, queue, now, asked): books the lock for the member in `state` and tells the first high-priority waiter
 -- with a ticket above `asked` that it may go before it. Returns that waiter and its ticket, or nil.
 local function invite(state, queue, now, asked)
-  state.asked = asked
+  state.asked, state.invited = asked, nil
   local member, ticket = first_to_ask(state, queue)
   while member and not redis.call('ZSCORE', queue, process_of(member)) do
     remove(queue, member)
     member, ticket = first_to_ask(state, queue)
   end
-  local lease, term = '~' .. whole(asked), left(state, now)
-  redis.call('HSET', state.key, 'lock', lock(state, lease, now, term, state.ticket, state.member))
+  redis.call('HSET', state.key, 'lock', lock(state, nil, now, left(state, now), state.ticket, state.member, asked))
   if member then wake(member) end
   state.invited = member
   return member, ticket
@@ -291,14 +292,6 @@ local function invited(state, queue, now)
   end
   state.invited = member
   return member, ticket
-end
-
--- next_look(state, now): microseconds until the lease or offer ends, or before that the time of the waiter that may go
--- before the member, as a string.
-local function next_look(state, now)
-  local ends = left(state, now)
-  if not state.invited then return ends end
-  return whole(math.min(tonumber(ends), state.since - now + patience(state.invited)))
 end
 
 -- queue_up(queue, member, score, now): puts a waiter into the queue and marks its process as alive; returns the score

@@ -24,7 +24,7 @@ from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.pace import HEADROOM, Tier
 from kraken_nonce_redis.testing._limits import Limits, Usage
 from kraken_nonce_redis.testing._protocol import Refusal
-from tests.support.helpers import KEYS, run
+from tests.support.helpers import KEYS, Rival, run
 from tests.support.tiers import by_tier, in_test_all
 
 if TYPE_CHECKING:
@@ -558,3 +558,22 @@ def test_first_come_first_served(world: World, pace: Pace) -> None:
     turns = [client.name for _, client in market.grants[10:]]
     assert len(turns) > 20
     assert all(turns[n] == turns[n - 5] for n in range(5, len(turns)))
+
+
+def test_an_order_that_was_slow(world: World) -> None:
+    """An order that asks after its chance to go before a query was given to a later one still goes before that one."""
+    query, first, later = (Rival(world.redis) for _ in range(3))
+    pace = Pace(startup_rate=0, tier=Tier(4, 0.01))
+    costly, free = (pace.settings(cost, startup_protection=True) for cost in (3, 0))
+    assert isinstance(first.ask(pace=costly), commands.Granted)
+    query.queue_up()
+    first.release()
+    tickets = [process.queue_up(2, "high") for process in (first, later)]
+    assert isinstance(query.ask(ticket=1, pace=costly), commands.Booked)
+    left = later.live(2).left
+    world.now += round(left * SECOND)
+    assert later.live(2).offered == later.member(2)
+    assert first.live(2).joined == "-", "its place is lost"
+    assert isinstance(first.ask(2, ticket=tickets[0], priority="high", pace=free), commands.Granted)
+    first.release(2)
+    assert isinstance(later.ask(2, ticket=tickets[1], priority="high", pace=free), commands.Granted)

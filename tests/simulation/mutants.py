@@ -157,7 +157,7 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
     "a dead waiter gets an offer for each of its places": LuaMutant(
         "    redis.call('ZREM', queue, process_of(state.member))\n", ""
     ),
-    "a newcomer goes before an order that may go first": LuaMutant("if first and first ~= member and", "if false and"),
+    "a newcomer goes before an order that may go first": LuaMutant("may_go_before = not first", "may_go_before = true"),
     "a booking outlives its cool-down": LuaMutant("    offer(state, state.member, state.ticket, now) --", "    --"),
     "a lease that ran out goes on": LuaMutant("if now - state.since < tonumber(state.term) then", "if true then"),
     "a lease ends early": LuaMutant(
@@ -166,7 +166,7 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
     "a clock set back is not noticed": LuaMutant("if greater(state.since, now) then", "if false then"),
     "a pace is not noticed to lie ahead": LuaMutant("if set_back then", "if false then"),
     "a cool-down is not noticed to lie ahead": LuaMutant("if since_now then", "if false then"),
-    "the queue stays when a waiter leaves": LuaMutant("if found and not anyone_waits then", "if false then"),
+    "the queue stays when a waiter leaves": LuaMutant("if not others[1] then", "if false then"),
     "no interval is kept": LuaMutant("pace.started + min_interval", "pace.started"),
     "the deadline counts from the answer": PythonMutant(core.LeaseCore, "_renewed", _deadline_from_the_answer),
     "the floor is not learned": PythonMutant(waiting.ProcessState, "learn", _forget),
