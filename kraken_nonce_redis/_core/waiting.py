@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from kraken_nonce_redis._core.agenda import Agenda
     from kraken_nonce_redis._core.wishes import Wishes
-    from kraken_nonce_redis._redis.commands import Answer, Release
+    from kraken_nonce_redis._redis.commands import Answer, Booked, Release
     from kraken_nonce_redis._redis.keyspace import Keyspace
     from kraken_nonce_redis.durability import Durability
 
@@ -187,6 +187,18 @@ class KeyWaiters:
         if removed:
             self.ask_again()
         return removed
+
+    def placed(self, answer: Waiting | Booked) -> None:
+        """Take note of the place of a waiter. For one that is booked, send heartbeats only if that is for long."""
+        if isinstance(answer, Waiting):
+            self.heard(answer.joined)
+            self.start_heartbeat(answer.left)
+            self.cooled(answer.cool_down, answer.reason)
+            return
+        if answer.left > _LONG:
+            self.start_heartbeat(answer.left)
+        if answer.cause.startswith(COOLING):
+            self.cooled(answer.left, answer.cause.removeprefix(COOLING))
 
     def ask_again(self) -> None:
         """Make all waiters ask again."""
@@ -608,19 +620,13 @@ def _asking(
         if isinstance(answer, Busy):
             raise waiter.too_late(answer.left, answer.cause)
         waiter.ticket, waiter.queued = answer.ticket, isinstance(answer, Waiting)
-        if isinstance(answer, Waiting) or answer.left > _LONG:
-            key_waiters.start_heartbeat(answer.left)
-        if isinstance(answer, Waiting):
-            key_waiters.heard(answer.joined)
-            key_waiters.cooled(answer.cool_down, answer.reason)
+        key_waiters.placed(answer)
         if not (listening and process_state.listening):
             yield from _listening(process_state)  # and ask again, since an offer may have come before
             continue
         if isinstance(answer, Waiting):
             yield Pause(waiter, waiter.until)
         else:
-            if answer.cause.startswith(COOLING):
-                key_waiters.cooled(answer.left, answer.cause.removeprefix(COOLING))
             yield Pause(waiter, min(clock.now() + answer.left, math.inf if waiter.until is None else waiter.until))
         if waiter.failure is not None:
             raise waiter.failure
