@@ -386,6 +386,7 @@ def booked_behind_an_order(view: View, rival: Rival) -> tuple[Rival, int]:
     return first, ticket
 
 
+@pytest.mark.matrix
 def test_a_newcomer_does_not_go_before_an_order(server: AnyServer, view: View, rival: Rival) -> None:
     """Of orders that go before a booked query the first to come goes first, though a later one asks before it does."""
     del server
@@ -402,6 +403,7 @@ def test_a_newcomer_does_not_go_before_an_order(server: AnyServer, view: View, r
     assert isinstance(later.ask(ticket=waiting.ticket, priority="high", pace=pace), commands.Granted)
 
 
+@pytest.mark.matrix
 def test_an_order_that_may_not_go_first_holds_up_no_other(server: AnyServer, view: View, rival: Rival) -> None:
     """After ten that cost a query time, one more has to wait for it; those that cost it nothing still go first."""
     del server
@@ -486,6 +488,7 @@ def test_a_cool_down_ended_by_hand(face: Face, valkey: Server) -> None:
     assert view.state.cool_down == 0
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("priority", ["normal", "high"])
 def test_a_booking_ends_with_its_cool_down(server: AnyServer, view: View, rival: Rival, priority: Priority) -> None:
     """A cool-down that is ended by hand leaves the one that was first in line the time of an offer to come."""
