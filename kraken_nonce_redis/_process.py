@@ -50,6 +50,7 @@ class Process:
     Attributes:
         places: the highest nonces seen.
         stores: the stores of threads, by connection settings; each notices a fork by itself.
+        telling: of the journals' entries that are told at present, the state key and nonce.
         turn: must be held while a store is looked up or made.
         successor: the object that replaces this one after a fork, under the key None.
         mark: its first item is 0 in forked children of this process, and not in itself.
@@ -58,6 +59,7 @@ class Process:
     def __init__(self, places: Places, stores: dict[Hashable, Any]) -> None:
         self.places = places
         self.stores = stores
+        self.telling: set[tuple[str, int | None]] = set()
         self.turn = threading.RLock()
         self.successor: dict[None, Process] = {}
         self.mark = _mark()

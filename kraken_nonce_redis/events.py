@@ -26,7 +26,7 @@ class _Event:
     """The attributes of all events.
 
     Attributes:
-        id: unique to this event; the same when a hook gets an event twice.
+        id: unique to this event; the same when hooks get an event twice, also in two processes.
         time: when it was noticed, by the clock of this machine, in seconds since 1970.
         key: digest of the API key, as in Redis; ``"global"`` for a lock over all keys.
     """
@@ -39,6 +39,9 @@ class _Event:
 @dataclass(frozen=True)
 class OrderSettled(_Event):
     """Kraken was asked about a call with an unknown outcome, of this process or of one that is gone.
+
+    Of a call of another process hooks may hear twice, when the first process to tell it was killed or slow. Both events
+    have the same ``id``.
 
     Attributes:
         method: Kraken's name.
@@ -58,6 +61,23 @@ class OrderSettled(_Event):
     outcome: Literal["found", "absent", "partly", "unknown"]
     orders: Mapping[str, str]
     inherited: bool
+
+
+@dataclass(frozen=True)
+class CallForgotten(_Event):
+    """A call that was told with the outcome ``"unknown"`` is no longer listed by ``kraken-nonce pending``.
+
+    The newest 1,000 of them are kept for 30 days. Look it up at Kraken, if nobody has.
+
+    Attributes:
+        method: Kraken's name.
+        nonce: of the call, ns since 1970.
+        cl_ord_ids: of the orders that it should place.
+    """
+
+    method: str
+    nonce: int
+    cl_ord_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -87,7 +107,7 @@ class LeaseEndedEarly(_Event):
     nonce: int
 
 
-Event: TypeAlias = OrderSettled | NonceRaised | LeaseEndedEarly
+Event: TypeAlias = OrderSettled | CallForgotten | NonceRaised | LeaseEndedEarly
 Hook: TypeAlias = Callable[[Event], object]
 
 _of_process: list[Hook] = []

@@ -15,8 +15,8 @@
 --       6 priority  'normal' or 'high'
 --       7 pace      settings as in lib/pace.lua
 --       8 intent    '<key> <method> <ids>' as in lib/lease.lua, '' for a call that changes nothing
--- Returns 'granted <first nonce> <left> <pending>': the lease, which ends in `left` microseconds; `pending` intents of
---         earlier holders are still to be settled
+-- Returns 'granted <first nonce> <left> <pending>': the lease, which ends in `left` microseconds; `pending` is as in
+--         lib/lease.lua, or '0': how many calls of earlier holders wait to be settled or told, and of which API keys
 --         'waiting <ticket> <joined> <left> <cool> <reason>': queued; `joined` identifies this stay of the process in
 --         the queue; `left` as in heartbeat; the cool-down ends in `cool` microseconds, 0 for none
 --         'booked <ticket> <wait> <cause>': first in line, but the pace allows the call only in `wait` microseconds:

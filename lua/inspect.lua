@@ -1,4 +1,4 @@
--- include: lease
+-- include: journal
 -- include: pace
 -- inspect: reads the state and changes nothing.
 --
@@ -12,7 +12,7 @@
 --           left     microseconds until the lease or offer ends, 0 when it ran out
 --           waiting  number of waiters
 --           member   member that holds the lock or is offered it, '-' when the lock is free
---           pending  number of intents that are still to be settled
+--           pending  number of calls that wait to be settled or told, also if the lease of one has only just run out
 --           cool     microseconds until the cool-down ends, 0 for none
 --           reason   of the cool-down
 --         or 'foreign <field> <value>'.
@@ -28,7 +28,8 @@ if type(waiting) == 'table' then
   waiting = 0
 end
 local cool, reason = cooling(state.cool_down, now)
+local pending = tonumber((state.pending or '0'):match('^%d+')) + (abandoned_since(state, now) and 1 or 0)
 return table.concat({
   'ok', now, state.nonce or '-', state.lease or '-', left(state, now), whole(waiting), state.member or '-',
-  state.pending or '0', whole(cool), reason,
+  whole(pending), whole(cool), reason,
 }, ' ')

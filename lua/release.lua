@@ -28,7 +28,14 @@ if state.member == member then
   return 'released'
 end
 if ARGV[5] == '1' then note_gone(state, member) end
-if ARGV[4] == '1' and ARGV[3] ~= '0' and not state.foreign then strike(KEYS[1], ARGV[3]) end
+if ARGV[4] == '1' and ARGV[3] ~= '0' and not state.foreign then -- somebody has made the intent pending
+  local name = 'pending:' .. ARGV[3]
+  local entry = redis.call('HGET', KEYS[1], name)
+  if entry and is_entry(entry) then
+    redis.call('HDEL', KEYS[1], name)
+    recount(KEYS[1])
+  end
+end
 local was_first = state.asked and first_to_ask(state, KEYS[2]) == member
 if remove(KEYS[2], member) and was_first and not state.foreign then
   pcall(invite, state, KEYS[2], clock(), state.asked)

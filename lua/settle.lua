@@ -1,19 +1,35 @@
--- include: lease
--- settle: removes a pending intent whose outcome is known now, or marks it as reported.
--- Atomic because the field `pending` must match the number of entries that are new.
--- Run twice, the second run changes nothing.
+-- include: journal
+-- settle: changes an entry of the journal: notes what became of a call, marks that people have to look at it, or
+-- removes it when it is known and told. Whatever it finds, it counts the entries anew.
+-- Atomic because the call's own release may remove the entry at the same time, and what it knows goes first.
+-- Run twice, the second run changes nothing but the time of the note.
 --
--- KEYS  1 state    hash
--- ARGV  1 nonce    of the intent
---       2 outcome  'known' removes it; 'reported' keeps it for people to look at, and later holders skip it
+-- KEYS  1 state  hash
+--       2 queue  sorted set
+-- ARGV  1 nonce  of the intent; '0' only to count
+--       2 how    'found', 'absent', 'partly' or 'unknown' notes that this is about to be told; 'new' notes nothing and
+--                asks whether it is still listed; 'reported' keeps it for people to look at, and later holders skip it;
+--                'known' removes it
+--       3 txids  as in lib/lease.lua, for a note; '-' otherwise
 -- Returns 'ok', 'gone' when there was none, or 'foreign <field> <value>': nothing changed.
+local nonce, how, txids = ARGV[1], ARGV[2], ARGV[3]
 local state, value = load(KEYS[1])
 if not state then return 'foreign ' .. value end
-local name = 'pending:' .. ARGV[1]
-local entry = redis.call('HGET', KEYS[1], name)
-if entry and not is_pending(entry) then return 'foreign ' .. named(name, entry) end
-if not strike(KEYS[1], ARGV[1]) then return 'gone' end
-if ARGV[2] == 'reported' then
-  redis.call('HSET', KEYS[1], name, (entry:gsub('^(%d+) new ', '%1 reported ')))
+local now = clock()
+if abandoned_since(state, now) and state.intent:match('^%d+') == nonce then -- so that its holder can't go on
+  close_if_over(state, KEYS[2], now)
+  free(state)
+  pcall(offer_next, state, KEYS[2])
 end
-return 'ok'
+local name = 'pending:' .. nonce
+local entry = redis.call('HGET', KEYS[1], name)
+if entry and not is_entry(entry) then return 'foreign ' .. named(name, entry) end
+if entry and how == 'known' then
+  redis.call('HDEL', KEYS[1], name)
+elseif entry and how ~= 'new' then
+  local since, call = entry:match('^(%d+) %l+ (%S+ %S+ %S+)')
+  local result = how == 'reported' and '' or ' ' .. now .. ' ' .. txids
+  redis.call('HSET', KEYS[1], name, since .. ' ' .. how .. ' ' .. call .. result)
+end
+recount(KEYS[1])
+return entry and 'ok' or 'gone'

@@ -13,12 +13,16 @@ The flows here yield all the steps of `kraken_nonce_redis._core.steps`. In short
 
 from __future__ import annotations
 
+import hashlib
 import time
-from typing import TYPE_CHECKING, Any, Final
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _kraken as kraken
+from kraken_nonce_redis import _process
 from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.settling import Settlement, settling
 from kraken_nonce_redis._core.lock import logger
@@ -37,20 +41,44 @@ from kraken_nonce_redis.errors import (
     OutcomeUnknown,
     StoreError,
 )
-from kraken_nonce_redis.events import NonceRaised, OrderSettled, checked, tell
+from kraken_nonce_redis.events import CallForgotten, NonceRaised, OrderSettled, checked, tell
 from kraken_nonce_redis.pace import CoolDowns, priority_of
 from kraken_nonce_redis.retries import Retries
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from kraken_nonce_redis._arguments import OnUnknown
     from kraken_nonce_redis._core.lock import LeaseCore, LockCore
-    from kraken_nonce_redis._core.steps import CallFlow
+    from kraken_nonce_redis._core.steps import CallFlow, Flow
+    from kraken_nonce_redis._redis.commands import Pending, Result
     from kraken_nonce_redis.events import Event, Hook
     from kraken_nonce_redis.pace import Pace
 
 ON_UNKNOWN: Final = ("settle", "raise", "replay")
+
+_TELLING: Final = 5.0
+"""Seconds that a process has to tell what it has found out about another one's call; then the next holder tells it."""
+_MOST_REPORTED: Final = 1_000
+_REPORTED_FOR: Final = 30 * 86_400.0
+"""How many reported calls the journal keeps, and for how many seconds."""
+_FORGOTTEN_AT_ONCE: Final = 20
+"""How many of the others one call takes off the journal, so that it is not held up for long."""
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What a call has to tell once the lock is released.
+
+    Attributes:
+        event: the event.
+        entry: the nonce of the journal's entry that it is about; None for no entry that is still to be changed.
+        then: what becomes of the entry when it is told.
+    """
+
+    event: Event
+    entry: int | None = None
+    then: Literal["known", "reported"] = "known"
 
 
 class Calls:
@@ -83,6 +111,8 @@ class Calls:
         self._wait_timeout = arguments.timeout(wait_timeout, "wait_timeout")
         self._pace = pace
         self._on_event = checked(on_event)
+        self.left: defaultdict[str, set[int]] = defaultdict(set)
+        """By API key, the nonces of those that were told here and left to others."""
 
     def calling(self, lock: LockCore[Any], owner: object, call: Call) -> CallFlow[Heard]:
         """Make a call and return what was heard last, which may be a refusal.
@@ -90,20 +120,22 @@ class Calls:
         Raises `HoldTimeout` when it timed out waiting for the lock, `LeaseLost`, `StoreError`: then nothing was sent.
         Raises `NoncePoisoned`, and for a call that changes something `OutcomeUnknown` and `NotCarriedOut`.
         """
-        events: list[Event] = []
+        news: list[News] = []
+        closed = False
         try:
-            return (yield from self._trying(lock, owner, call, events))
+            return (yield from self._trying(lock, owner, call, news))
+        except GeneratorExit:
+            closed = True  # nothing can be said to Redis any more: the next holder tells it once more
+            raise
         finally:
-            # Without the lock, so that a hook may make calls itself.
-            for event in events:
-                tell(event, self._on_event)
+            yield from self._telling(lock, news, closed=closed)
 
-    def _trying(self, lock: LockCore[Any], owner: object, call: Call, events: list[Event]) -> CallFlow[Heard]:
+    def _trying(self, lock: LockCore[Any], owner: object, call: Call, news: list[News]) -> CallFlow[Heard]:
         until = None if self._wait_timeout is None else clock.now() + self._wait_timeout
         heard: Heard | None = None
         attempts = 0
         while True:
-            attempt = _Attempt(self, lock, call, events, first=heard is None)
+            attempt = _Attempt(self, lock, call, news, first=heard is None)
             wishes = Wishes(
                 timeout=None if until is None else max(0.0, until - clock.now()),
                 cost=self._pace.cost_of(call.method) if self._pace else 0,
@@ -125,8 +157,28 @@ class Calls:
             wait = self.retries.wait(attempts)
             if verdict.remedy is Remedy.NONE or wait is None or (until is not None and clock.now() + wait > until):
                 return heard
+            yield from self._telling(lock, news)
             logger.info("%s is made again in %.1f s: %s", call.method, wait, heard.reason)
             yield Sleep(wait)
+
+    def _telling(self, lock: LockCore[Any], news: list[News], *, closed: bool = False) -> Flow[None]:
+        """Tell the news, without the lock, so that a hook may make calls itself; then change the journal's entries.
+
+        When the flow is ``closed``, or Redis fails, the next holder tells it once more.
+        """
+        try:
+            for each in news:
+                tell(each.event, self._on_event)
+            if not closed:
+                for each in news:
+                    if each.entry is not None:
+                        yield from running(commands.settle(lock.keys, each.entry, each.then))
+        except StoreError as error:
+            logger.warning("What was told of %s is still in the journal, and is told again: %s", lock.keys.state, error)
+        finally:
+            for each in news:
+                _process.current().telling.discard((lock.keys.state, each.entry))
+            news.clear()
 
 
 class _Attempt:
@@ -135,14 +187,14 @@ class _Attempt:
     _lease: LeaseCore
     _started: float
 
-    def __init__(self, calls: Calls, lock: LockCore[Any], call: Call, events: list[Event], *, first: bool) -> None:
+    def __init__(self, calls: Calls, lock: LockCore[Any], call: Call, news: list[News], *, first: bool) -> None:
         self.begun = False
         """Whether it got the lock."""
         self._calls = calls
         self._retries = calls.retries
         self._lock = lock
         self._call = call
-        self._events = events
+        self._news = news
         self._first = first
         self._nonce = 0
         """The nonce of the last request that may have changed something; what became of it is in the lease's record."""
@@ -171,13 +223,11 @@ class _Attempt:
         logger.warning("%s (nonce %d) was interrupted after it was sent", call.method, self._nonce)
         if heard is not None and heard.verdict.outcome is Outcome.CARRIED_OUT:
             orders = dict(zip(call.cl_ord_ids, _txids(heard), strict=False))
-            self._events.append(
-                OrderSettled(call.key, call.method, self._nonce, call.cl_ord_ids, "found", orders, inherited=False)
-            )
+            self._news.append(News(_settled(call, self._nonce, "found", orders, inherited=False)))
 
     def _making(self) -> CallFlow[Heard]:
         call, lease = self._call, self._lease
-        if lease.grant.inherited:
+        if not {call.key, commands.ANY_KEY}.isdisjoint(lease.grant.inherited):
             yield from self._settling_inherited()
         nonce = yield from lease.beginning(call.intent, call.seconds)
         heard = yield from self._sending(nonce)
@@ -262,7 +312,7 @@ class _Attempt:
         )
         yield from running(raising.durable(self._lock.durability))
         logger.warning("Kraken refused nonce %d of %s; nonces are now %g s ahead", refused, keys.state, lead)
-        self._events.append(NonceRaised(self._call.key, refused, lead))
+        self._news.append(News(NonceRaised(self._call.key, refused, lead)))
 
     # Calls with an unknown outcome
 
@@ -280,7 +330,9 @@ class _Attempt:
         if how == "raise" or not call.cl_ord_ids:
             raise self._unknown(nonce, known) from heard.failure
         opened = None if call.own_ids else (yield from self._sent_at())
-        settlement = yield from self._settling(call.method, nonce, call.cl_ord_ids, opened)
+        settlement = yield from self._settling(call.cl_ord_ids, opened)
+        _warn(call, nonce, settlement.known)
+        self._news.append(News(_settled(call, nonce, settlement.outcome, settlement.txids, inherited=False)))
         known += f"; {settlement.known}"
         self._note(Stage.SENT if settlement.outcome == "unknown" else Stage.KNOWN, nonce)
         if settlement.outcome == "found":
@@ -298,49 +350,96 @@ class _Attempt:
         state = yield from running(commands.inspect(self._lock.keys))
         return state.now / 1e9 - (clock.now() - self._started)
 
-    def _settling(
-        self, method: str, nonce: int, ids: tuple[str, ...], opened: float | None, *, inherited: bool = False
-    ) -> CallFlow[Settlement]:
-        """Ask Kraken's lists what became of orders."""
-        settlement = yield from settling(
-            self._asking,
-            self._pausing,
-            ids,
-            opened=opened,
-            waits=self._retries.settle_waits,
-            hasty=inherited,
-        )
-        logger.warning("%s (nonce %d, cl_ord_id %s): %s", method, nonce, ",".join(ids), settlement.known)
-        self._events.append(
-            OrderSettled(self._call.key, method, nonce, ids, settlement.outcome, settlement.txids, inherited)
-        )
-        return settlement
+    def _settling(self, ids: tuple[str, ...], opened: float | None, *, hasty: bool = False) -> CallFlow[Settlement]:
+        """Ask Kraken's lists what became of orders; the arguments are those of `settling`."""
+        waits = self._calls.retries.settle_waits
+        return settling(self._asking, self._pausing, ids, opened=opened, waits=waits, hasty=hasty)
+
+    # Calls of earlier holders
 
     def _settling_inherited(self) -> CallFlow[None]:
         """Settle what earlier holders with the same API key left behind, or report it."""
-        keys, call = self._lock.keys, self._call
+        keys, lease, left = self._lock.keys, self._lease, self._calls.left[self._call.key]
         entries = yield from running(commands.pending(keys))
-        for entry in entries:
-            if entry.reported or entry.key != call.key:
+        lease.grant.inherited = ()
+        waiting = [entry for entry in entries if entry.key == self._call.key and not entry.reported]
+        if not waiting:
+            yield from running(commands.recount(keys))  # the count has lost its entries
+        left.intersection_update([entry.nonce for entry in waiting])
+        self._forgetting(entries)
+        for entry in waiting:
+            if (keys.state, entry.nonce) in _process.current().telling or entry.nonce in left:
                 continue
-            self._lease.grant.record, self._lease.grant.inherited = self._lease.grant.record.begun(), 0
-            if entry.cl_ord_ids and self._calls.on_unknown != "raise":
-                opened = None if entry.own_ids else min(entry.nonce, entry.since) / 1e9
-                settlement = yield from self._settling(
-                    entry.method, entry.nonce, entry.cl_ord_ids, opened, inherited=True
+            if not (yield from self._inheriting(entry)):
+                return
+
+    def _inheriting(self, entry: Pending) -> CallFlow[bool]:
+        """Settle or report an earlier holder's call; return whether to go on with the next one."""
+        state, calls = self._lock.keys.state, self._calls
+        outcome: Result = "unknown"
+        txids: Mapping[str, str] = {}
+        final = True
+        if entry.result is not None:
+            if 0 <= entry.noted < _TELLING:
+                return True  # who has found it out is about to tell it
+            outcome, txids = entry.result, entry.txids
+            known = f"an earlier holder has found out: {' '.join((outcome, *txids.values()))}"
+        elif not entry.cl_ord_ids:
+            known = "it is unknown whether it was carried out"
+        elif calls.on_unknown == "raise":
+            known, final = "it is left to a process that settles", False
+        else:
+            self._lease.grant.record = self._lease.grant.record.begun()
+            opened = None if entry.own_ids else min(entry.nonce, entry.since) / 1e9
+            settlement = yield from self._settling(entry.cl_ord_ids, opened, hasty=True)
+            outcome, txids, known = settlement.outcome, settlement.txids, settlement.known
+            final = outcome != "unknown" or settlement.hopeless  # else Kraken can't be asked now
+        found = [txids.get(cl_ord_id, "") for cl_ord_id in entry.cl_ord_ids]
+        note = commands.settle(self._lock.keys, entry.nonce, outcome if final else "new", found if txids else ())
+        if not (yield from running(note)):
+            return True  # its own caller knows, and its release has come meanwhile
+        _warn(entry, entry.nonce, known)
+        event = _settled(entry, entry.nonce, outcome, txids, inherited=True)
+        if final:
+            self._news.append(News(event, entry.nonce, "reported" if outcome == "unknown" else "known"))
+            _process.current().telling.add((state, entry.nonce))
+        else:
+            self._news.append(News(event))
+            if calls.on_unknown == "raise":
+                calls.left[entry.key].add(entry.nonce)
+        return final or calls.on_unknown == "raise"
+
+    def _forgetting(self, entries: Sequence[Pending]) -> None:
+        """Take the oldest reported calls off the journal, once that is told."""
+        telling = _process.current().telling
+        reported = [entry for entry in entries if entry.reported]
+        surplus = len(reported) - _MOST_REPORTED
+        old = [entry for place, entry in enumerate(reported) if place < surplus or entry.age > _REPORTED_FOR]
+        for entry in old[:_FORGOTTEN_AT_ONCE]:
+            if (name := (self._lock.keys.state, entry.nonce)) not in telling:
+                _warn(entry, entry.nonce, "it is unknown whether it was carried out, and it is no longer listed")
+                event = CallForgotten(
+                    entry.key, entry.method, entry.nonce, entry.cl_ord_ids, id=_id(entry, entry.nonce, "forgotten")
                 )
-                if settlement.outcome != "unknown":
-                    yield from running(commands.settle(keys, entry.nonce, "known"))
-                elif settlement.hopeless:
-                    yield from running(commands.settle(keys, entry.nonce, "reported"))
-                else:
-                    return  # Kraken can't be asked now; the next holder tries again
-                continue
-            logger.warning("%s (nonce %d): it is unknown whether it was carried out", entry.method, entry.nonce)
-            self._events.append(
-                OrderSettled(entry.key, entry.method, entry.nonce, entry.cl_ord_ids, "unknown", {}, inherited=True)
-            )
-            yield from running(commands.settle(keys, entry.nonce, "reported"))
+                self._news.append(News(event, entry.nonce))
+                telling.add(name)
+
+
+def _settled(
+    call: Call | Pending, nonce: int, outcome: Result, txids: Mapping[str, str], *, inherited: bool
+) -> OrderSettled:
+    """Return the event. Whoever tells the same of a call gives it the same id."""
+    name = _id(call, nonce, outcome)
+    return OrderSettled(call.key, call.method, nonce, call.cl_ord_ids, outcome, txids, inherited, id=name)
+
+
+def _id(call: Call | Pending, nonce: int, what: str) -> str:
+    return hashlib.sha256(f"{call.key} {nonce} {what}".encode()).hexdigest()[:32]
+
+
+def _warn(call: Call | Pending, nonce: int, known: str) -> None:
+    ids = f", cl_ord_id {','.join(call.cl_ord_ids)}" if call.cl_ord_ids else ""
+    logger.warning("%s (nonce %d%s): %s", call.method, nonce, ids, known)
 
 
 def _tells_of_both(again: Heard) -> bool:

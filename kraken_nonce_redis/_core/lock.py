@@ -62,7 +62,8 @@ class Grant:
         member: the lease's name in Redis.
         nonce: its first nonce.
         record: for clients' calls: what became of the latest one under this lease.
-        inherited: for clients' calls: how many calls of earlier holders the first call under this lease has to settle.
+        inherited: for clients' calls: the API keys of earlier holders' calls that wait to be settled by the first call
+            under this lease, as in `commands.Granted`.
         late: whether a copy of a request for it may still arrive.
         nonces: those still to be used.
         deadline: its end on `clock.now`.
@@ -82,7 +83,7 @@ class Grant:
         self.member: Final = acquired.member
         self.nonce: Final = acquired.nonces[0]
         self.late: Final = acquired.late
-        self.inherited = acquired.pending
+        self.inherited: tuple[str, ...] = acquired.pending
         self.record = _NO_CALL
         self.holds = 1
         self.over = False
@@ -262,7 +263,7 @@ class LeaseCore:
         """
         grant = self.grant
         first = grant.record.stage is Stage.UNUSED and self.outer is None
-        grant.record, grant.inherited = grant.record.begun(), 0
+        grant.record, grant.inherited = grant.record.begun(), ()
         if first and self.remaining() > seconds and (grant.record.intent or not intent):
             return self.nonce
         yield from self._extended(seconds + _SLACK, intent)
@@ -488,7 +489,7 @@ class LockCore(Generic[L]):
             if not grant.holds:
                 if not isinstance(error, Exception):
                     grant.record = grant.record.unheard()
-                self._process_state().give_back(self._release(lease), left)
+                self._give_back(lease, left)
             raise
         # A release sent twice may have worked the first time. After a single one, another caller has ended the lease.
         if release == "lost" or (release == "gone" and not (command.repeated and left)):
@@ -504,7 +505,7 @@ class LockCore(Generic[L]):
             lease = self._own(owner, "release")
             left = lease.grant.remaining()
             if self._end(lease):
-                self._process_state().give_back(self._release(lease), left)
+                self._give_back(lease, left)
 
     def _end(self, lease: L) -> bool:
         """End the innermost hold that a hold's owner has of its lease; return whether that is to be released now.
@@ -534,6 +535,10 @@ class LockCore(Generic[L]):
     def _release(self, lease: L) -> Command[Release]:
         grant, call = lease.grant, lease.grant.record
         return commands.release(self.keys, grant.member, grant.nonce, call.intent, known=call.known, late=grant.late)
+
+    def _give_back(self, lease: L, left: float) -> None:
+        """Let the agenda release a lease that has ``left`` seconds."""
+        self._process_state().give_back(self._release(lease), left)
 
     def _leaving(self, lease: L, *, failed: bool, wait: bool = False) -> Flow[None]:
         """Release at the end of a ``with`` block.
@@ -566,7 +571,7 @@ class LockCore(Generic[L]):
 
     def _telling(self, lease: L) -> Flow[None]:
         """End one hold, and with the last one hand the release to the server; what comes of it is heard later."""
-        process_state, command, grant = self._process_state(), self._release(lease), lease.grant
+        command, grant = self._release(lease), lease.grant
         left = grant.remaining()
 
         def answered(release: Release) -> None:
@@ -574,7 +579,7 @@ class LockCore(Generic[L]):
                 self.ended_early(lease)
 
         def lost() -> None:
-            process_state.give_back(self._release(lease), left)
+            self._give_back(lease, left)
 
         try:
             if self._end(lease):

@@ -536,14 +536,14 @@ class Acquired:
         member: the member that has the lock now.
         nonces: of its lease.
         deadline: the end of its lease on `clock.now`.
-        pending: how many intents of earlier holders wait to be settled.
+        pending: as in `Granted`.
         late: whether a copy of a request for the lock may still arrive.
     """
 
     member: str
     nonces: range
     deadline: float
-    pending: int
+    pending: tuple[str, ...]
     late: bool
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Generic, Literal, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeAlias, TypeVar
 from urllib.parse import quote, unquote
 
 from kraken_nonce_redis import _arguments as arguments
@@ -18,7 +18,7 @@ from kraken_nonce_redis._redis import resp, scripts
 from kraken_nonce_redis.errors import ForeignValue, NonceTooFarAhead, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from kraken_nonce_redis._arguments import Priority
     from kraken_nonce_redis._redis.keyspace import Keyspace
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Release: TypeAlias = Literal["released", "gone", "lost"]
 Reply: TypeAlias = "Sequence[str]"
+Result: TypeAlias = Literal["found", "absent", "partly", "unknown"]
+"""What a holder has found out about another one's call."""
 T = TypeVar("T")
 
 BLOCK = 100_000
@@ -33,11 +35,13 @@ BLOCK = 100_000
 
 _ANOTHER: Final = "if another program uses this key, use another namespace"
 _REMEDIES: Final = {
+    "pending": "set it with HSET {key} pending 1, so that the next call counts anew",
     "lock": "run kraken-nonce unlock, which shows it and removes it",
     "cool_down": "run kraken-nonce unlock --cool-down, which removes it",
     "pace": "call reset_startup(), which removes it",
 }
 _OWN = "+"  # is percent-encoded in ids themselves
+ANY_KEY: Final = "*"
 
 
 @dataclass(slots=True, eq=False)  # a frozen one takes four times as long to make
@@ -113,7 +117,7 @@ class Command(Generic[T]):
         """Return the error for a field with a value that this library did not write; ``-`` stands for the whole key."""
         if field == "-":
             return ForeignValue(self.name, self.keys[0], f"it is no hash; {_ANOTHER}, or remove it with DEL ({value})")
-        remedy = _REMEDIES.get(field, f"remove it with HDEL {self.keys[0]} {field}")
+        remedy = _REMEDIES.get(field, "remove it with HDEL {key} {field}").format(key=self.keys[0], field=field)
         error = ForeignValue(
             self.name,
             self.keys[0],
@@ -144,12 +148,13 @@ class Granted:
     Attributes:
         nonces: of its lease.
         left: seconds to the lease's end.
-        pending: number of intents of earlier holders that are still to be settled.
+        pending: digests of the API keys with calls of earlier holders that wait to be settled or told, with `ANY_KEY`
+            when the server can't name them all.
     """
 
     nonces: range
     left: float
-    pending: int
+    pending: tuple[str, ...]
 
 
 COOLING: Final = "cool-down "
@@ -237,7 +242,7 @@ class State:
         leased: whether the holder has a lease that still runs.
         left: seconds until the lease or offer ends, 0.0 when it ran out.
         waiting: number of waiters.
-        pending: number of calls of earlier holders that are still to be settled.
+        pending: number of calls of earlier holders that wait to be settled or told.
         cool_down: seconds that a cool-down goes on, 0.0 for none.
         reason: the reason of the cool-down.
     """
@@ -260,7 +265,11 @@ class Pending:
     Attributes:
         nonce: of its first request, ns since 1970; a later attempt of the same call has a higher one.
         since: server time when its holder was gone, ns since 1970.
-        reported: whether a later holder has looked at it and could do no more.
+        age: seconds since then.
+        reported: whether a later holder has told that it could do no more about it.
+        result: what a later holder has found out and not told yet, as in `kraken_nonce_redis.events.OrderSettled`.
+        noted: seconds since that was noted; 0.0 without a result.
+        txids: Kraken's, of each cl_ord_id that was found.
         key: digest of the API key.
         method: Kraken's name.
         cl_ord_ids: of the orders that it places; empty when they had none.
@@ -269,7 +278,11 @@ class Pending:
 
     nonce: int
     since: int
+    age: float
     reported: bool
+    result: Result | None
+    noted: float
+    txids: Mapping[str, str]
     key: str
     method: str
     cl_ord_ids: tuple[str, ...]
@@ -278,8 +291,11 @@ class Pending:
 
 def intent(key: str, method: str, cl_ord_ids: Iterable[str], *, own_ids: bool = False) -> str:
     """Return what the scripts note of a call that changes something."""
-    ids = ",".join(quote(cl_ord_id, safe="").replace("-", "%2D", cl_ord_id == "-") for cl_ord_id in cl_ord_ids)
-    return f"{key} {quote(method, safe='/')} {_OWN if own_ids else ''}{ids or '-'}"
+    return f"{key} {quote(method, safe='/')} {_OWN if own_ids else ''}{_join(cl_ord_ids)}"
+
+
+def _join(words: Iterable[str]) -> str:
+    return ",".join(quote(word, safe="").replace("-", "%2D", word == "-") for word in words) or "-"
 
 
 def reserve(keys: Keyspace, count: int) -> Command[range]:
@@ -356,12 +372,18 @@ def acquire(
 def _read_acquire(reply: Reply) -> Answer:
     if reply[0] == "granted":
         first = int(reply[1])
-        return Granted(range(first, first + BLOCK), _seconds(reply[2]), int(reply[3]))
+        return Granted(range(first, first + BLOCK), _seconds(reply[2]), () if reply[3] == "0" else _keys_of(*reply[3:]))
     if reply[0] == "waiting":
         return Waiting(int(reply[1]), reply[2], _seconds(reply[3]), _seconds(reply[4]), " ".join(reply[5:]))
     if reply[0] == "booked":
         return Booked(int(reply[1]), _seconds(reply[2]), " ".join(reply[3:]))
     return Busy(_seconds(reply[1]), " ".join(reply[2:]))
+
+
+def _keys_of(number: str, *counts: str) -> tuple[str, ...]:
+    """Return the API keys of pending calls, by how many there are in all and for each key."""
+    named = {key: int(count) for key, _, count in (word.rpartition(":") for word in counts)}
+    return (*named, ANY_KEY) if sum(named.values()) < int(number) else tuple(named)
 
 
 def _highest_acquired(answer: Answer) -> int:
@@ -448,31 +470,50 @@ def pending(keys: Keyspace) -> Command[tuple[Pending, ...]]:
     """Look at the calls whose outcome is unknown, the oldest first."""
 
     def read(reply: Reply) -> tuple[Pending, ...]:
-        words = iter(reply[2:])
-        found = [
-            Pending(
-                nonce=int(nonce),
-                since=int(since) * 1000,
-                reported=state == "reported",
-                key=key,
-                method=unquote(method),
-                cl_ord_ids=_split(ids.removeprefix(_OWN)),
-                own_ids=ids.startswith(_OWN),
-            )
-            for nonce, since, state, key, method, ids in zip(*[words] * 6, strict=True)
-        ]
+        now, words = int(reply[1]), iter(reply[2:])
+        found = [_read_pending(now, *record) for record in zip(*[words] * 8, strict=True)]
         return tuple(sorted(found, key=lambda entry: entry.nonce))
 
     return Command("pending", (keys.state,), (), read)
 
 
-def _split(ids: str) -> tuple[str, ...]:
-    return () if ids == "-" else tuple(map(unquote, ids.split(",")))
+def _read_pending(  # noqa: PLR0917 - the words of a record
+    now: int, nonce: str, since: str, state: Any, key: str, method: str, ids: str, at: str, txids: str
+) -> Pending:
+    cl_ord_ids = _split(ids.removeprefix(_OWN))
+    return Pending(
+        nonce=int(nonce),
+        since=int(since) * 1000,
+        age=(now - int(since)) / 1e6,
+        reported=state == "reported",
+        result=state if int(at) else None,
+        noted=(now - int(at)) / 1e6 if int(at) else 0.0,
+        txids={cl_ord_id: txid for cl_ord_id, txid in zip(cl_ord_ids, _split(txids), strict=False) if txid},
+        key=key,
+        method=unquote(method),
+        cl_ord_ids=cl_ord_ids,
+        own_ids=ids.startswith(_OWN),
+    )
 
 
-def settle(keys: Keyspace, nonce: int, outcome: Literal["known", "reported"]) -> Command[bool]:
-    """Remove a pending call whose outcome is known, or leave it for people. False: there was none."""
-    return Command("settle", (keys.state,), (nonce, outcome), lambda reply: reply[0] == "ok")
+def _split(words: str) -> tuple[str, ...]:
+    return () if words == "-" else tuple(map(unquote, words.split(",")))
+
+
+def settle(
+    keys: Keyspace, nonce: int, how: Literal["known", "reported", "new"] | Result, txids: Iterable[str] = ()
+) -> Command[bool]:
+    """Change a pending call's entry. False: there is none any more.
+
+    ``"known"`` removes it, ``"reported"`` leaves it for people, a result is noted until it is told, and ``"new"``
+    leaves it as it is. ``txids`` are Kraken's, one for each cl_ord_id, ``""`` for an order that was not found.
+    """
+    return Command("settle", (keys.state, keys.queue), (nonce, how, _join(txids)), lambda reply: reply[0] == "ok")
+
+
+def recount(keys: Keyspace) -> Command[bool]:
+    """Count the pending calls anew."""
+    return settle(keys, 0, "new")
 
 
 def cool_down(keys: Keyspace, seconds: float, reason: str) -> Command[float]:

@@ -34,8 +34,9 @@ def pending(target: Target, *, clear: str | None, as_json: bool) -> None:
     """List the calls that may have changed something and whose outcome is unknown. Without --clear it changes nothing.
 
     A call is listed when its process ended before it heard Kraken's answer, or when its order could not be settled.
-    "new" calls need nothing from you: the next process with the same API key looks for their orders. "reported" calls
-    do: look them up at Kraken, by cl_ord_id or, where there is none, by time, and remove them with --clear.
+    "new" calls need nothing from you: the next process with the same API key looks for their orders. Nor do calls with
+    a result, "found", "absent", "partly" or "unknown": a process is about to tell it, or the next one does. "reported"
+    calls do: look them up at Kraken, by cl_ord_id or, where there is none, by time, and remove them with --clear.
     Exit code 1 when a call is listed, or when --clear finds none with this nonce.
     """
     if clear is not None:
@@ -59,16 +60,21 @@ def _clear(target: Target, nonce: str) -> None:
 
 def _line(entry: Pending) -> str:
     ids = f"  cl_ord_id {printable(', '.join(entry.cl_ord_ids))}" if entry.cl_ord_ids else ""
-    state = "reported" if entry.reported else "new"
-    return f"{entry.nonce}  {moment(entry.nonce)}  {state:<8}  {printable(entry.method)}{ids}"
+    txids = f"  txid {printable(', '.join(entry.txids.values()))}" if entry.txids else ""
+    return f"{entry.nonce}  {moment(entry.nonce)}  {_state(entry):<8}  {printable(entry.method)}{ids}{txids}"
+
+
+def _state(entry: Pending) -> str:
+    return "reported" if entry.reported else entry.result or "new"
 
 
 def _data(entry: Pending) -> dict[str, object]:
     return {
         "nonce": str(entry.nonce),
         "since": str(entry.since),
-        "state": "reported" if entry.reported else "new",
+        "state": _state(entry),
         "key": entry.key,
         "method": entry.method,
         "cl_ord_ids": list(entry.cl_ord_ids),
+        "txids": dict(entry.txids),
     }

@@ -23,10 +23,16 @@
 --             method  Kraken's name
 --             ids     the cl_ord_id of each order, percent-encoded, separated by commas, '-' for none; a '+' before
 --                     the first says that all were made up for this one call
---   pending:<nonce>  an intent with an unknown outcome: '<since> <state> <key> <method> <ids>'
---             since   server time in microseconds when it became pending
---             state   'new', or 'reported' once a later holder could do no more about it
---   pending   number of pending intents in the state 'new', absent for 0
+--   pending:<nonce>  the journal's entry for a call whose outcome its own caller has not told of:
+--             '<since> <state> <key> <method> <ids>', and ' <at> <txids>' for the states that are results
+--             since   server time in microseconds when it became pending, which is when its lease ended
+--             state   'new'; 'found', 'absent', 'partly' or 'unknown': the result that a later holder has found out
+--                     and is about to tell; 'reported' once it has told that it is unknown
+--             at      server time in microseconds when that was noted
+--             txids   Kraken's, percent-encoded, one for each of the ids with ',' between them; '-' for an order that
+--                     was not found
+--   pending   '<number>' of entries in a state other than 'reported', followed by ' <key>:<number>' for each API key
+--             that has any, as far as they fit; absent for none
 --
 -- Queue, a sorted set, exists only while there are waiters:
 --   waiters   member -> ticket (normal priority) or ticket - 4e15 (high)
@@ -92,7 +98,12 @@ local function read(key)
   if intent and (#intent > LONGEST or not intent:find('^[1-9]%d* %S+ %S+ %S+$') or foreign(intent:match('^%d+'))) then
     strange(state, 'intent', intent)
   end
-  if pending and (#pending > DIGITS or not pending:find('^%d+$')) then strange(state, 'pending', pending) end
+  if pending then
+    local number, keys = pending:sub(1, LONGEST + 1):match('^(%d+)(.*)$')
+    if not number or #number > DIGITS or #pending > LONGEST or keys:gsub(' %S+:%d+', '') ~= '' then
+      strange(state, 'pending', pending)
+    end
+  end
   if gone and (#gone > LONGEST or not gone:find('^[!-9;-~]+:%S+')) then strange(state, 'gone', gone) end
   if place and (#place > DIGITS or not place:find('^%d+$')) then strange(state, 'ticket', place) end
   if overtaken and (#overtaken > DIGITS or not overtaken:find('^%d+$')) then strange(state, 'overtaken', overtaken) end
@@ -164,32 +175,51 @@ local function remove(queue, member, process)
   return true
 end
 
--- shelve(state, now): makes the intent of the lease pending.
-local function shelve(state, now)
+-- is_entry(entry): whether a stored value is an entry of the journal.
+local function is_entry(entry)
+  if #entry > 2 * LONGEST then return false end
+  local since, word, result = entry:match('^(%d+) (%l+) %S+ %S+ %S+(.*)$')
+  if not since or #since > DIGITS then return false end
+  if word == 'new' or word == 'reported' then return result == '' end
+  local at = result:match('^ (%d+) %S+$')
+  return at ~= nil and #at <= DIGITS and (' found absent partly unknown '):find(' ' .. word .. ' ', 1, true) ~= nil
+end
+
+-- recount(key): sets the field `pending` by the entries themselves and returns it. So whatever has happened to entries
+-- or to the field, it is right again after the next change.
+local function recount(key)
+  local number, counts, words, size = 0, {}, {}, 0
+  local fields = redis.call('HGETALL', key)
+  for i = 1, #fields, 2 do
+    local entry = fields[i + 1]
+    if fields[i]:find('^pending:') and is_entry(entry) and not entry:find('^%d+ reported ') then
+      local api_key = entry:match('^%d+ %l+ (%S+)')
+      number = number + 1
+      counts[api_key] = (counts[api_key] or 0) + 1
+    end
+  end
+  if number == 0 then
+    redis.call('HDEL', key, 'pending')
+    return '0'
+  end
+  for api_key, count in pairs(counts) do
+    local word = ' ' .. api_key .. ':' .. whole(count)
+    size = size + #word
+    if size < LONGEST - DIGITS then words[#words + 1] = word end
+  end
+  local pending = whole(number) .. table.concat(words)
+  redis.call('HSET', key, 'pending', pending)
+  return pending
+end
+
+-- shelve(state, since): makes the intent of the lease pending, since then.
+local function shelve(state, since)
   if not state.intent then return end
   local nonce, intent = state.intent:match('^(%d+) (.+)$')
-  if redis.call('HSET', state.key, 'pending:' .. nonce, now .. ' new ' .. intent) == 1 and state.pending then
-    state.pending = whole(redis.call('HINCRBY', state.key, 'pending', 1))
-  end
+  redis.call('HSET', state.key, 'pending:' .. nonce, since .. ' new ' .. intent)
   redis.call('HDEL', state.key, 'intent')
   state.intent = nil
-end
-
--- is_pending(entry): whether a stored value is a pending intent.
-local function is_pending(entry)
-  local since = entry:match('^(%d+) %l+ %S+ %S+ %S+$')
-  return since ~= nil and #since <= DIGITS and #entry <= LONGEST
-end
-
--- strike(key, nonce): removes a pending intent; returns whether there was one.
-local function strike(key, nonce)
-  local entry = redis.call('HGET', key, 'pending:' .. nonce)
-  if not entry or not is_pending(entry) then return false end
-  redis.call('HDEL', key, 'pending:' .. nonce)
-  if entry:find('^%d+ new ') and redis.call('HINCRBY', key, 'pending', -1) <= 0 then
-    redis.call('HDEL', key, 'pending')
-  end
-  return true
+  if state.pending then state.pending = recount(state.key) end
 end
 
 -- close_if_over(state, queue, now): closes a lease or offer that ran out; returns whether none is running.
@@ -202,7 +232,7 @@ local function close_if_over(state, queue, now)
   if now - state.since < tonumber(state.term) then return false end
   if state.lease then
     redis.call('HSET', state.key, 'lost', state.member)
-    shelve(state, now)
+    shelve(state, whole(state.since + state.term))
   else
     redis.call('ZREM', queue, process_of(state.member))
   end

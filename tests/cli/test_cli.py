@@ -384,15 +384,22 @@ def test_unlock_ends_a_cool_down(cli: Cli, valkey: Server, api_key: str) -> None
 # pending
 
 
-def leave_pending(valkey: Server, api_key: str, number: int = 1, *, ids: tuple[str, ...] = ("an-id",)) -> int:
-    """Do what a bot does that is gone before it hears of its order; return the nonce of that."""
+def leave_pending(
+    valkey: Server, api_key: str, number: int = 1, *, ids: tuple[str, ...] = ("an-id",), ttl: float = 0
+) -> int:
+    """Do what a bot does that is gone before it hears of its order; return the nonce of that.
+
+    With a ttl it is gone before it releases the lock.
+    """
     keys, member = Keyspace.of("kraken-nonce", api_key), f"process:{number}"
     intent = commands.intent(digest(api_key), "AddOrder", ids)
     store = store_for(valkey.client())
-    granted = store.run(commands.acquire(keys, member, 30, ticket=None, priority="normal", pace="", intent=intent))
+    acquire = commands.acquire(keys, member, ttl or 30, ticket=None, priority="normal", pace="", intent=intent)
+    granted = store.run(acquire)
     assert isinstance(granted, commands.Granted)
     nonce = granted.nonces[0]
-    store.run(commands.release(keys, member, nonce, nonce, known=False))
+    if not ttl:
+        store.run(commands.release(keys, member, nonce, nonce, known=False))
     return nonce
 
 
@@ -421,6 +428,32 @@ def test_pending_clear(cli: Cli, valkey: Server, api_key: str) -> None:
     assert [entry["nonce"] for entry in json.loads(cli("pending", "--json").stdout)["pending"]] == [str(second)]
     assert cli("pending", "--clear", "-1").exit_code == 2
     assert cli("pending", "--clear", "all").exit_code == 2
+
+
+def test_pending_before_anybody_asks(cli: Cli, valkey: Server, api_key: str) -> None:
+    """The call of a bot that was killed is listed as soon as its lease has ended, and can be cleared."""
+    nonce = leave_pending(valkey, api_key, ttl=0.001)
+    keys, store = Keyspace.of("kraken-nonce", api_key), store_for(valkey.client())
+    eventually(lambda: not store.run(commands.inspect(keys)).left)
+    result = cli("pending")
+    assert result.exit_code == 1
+    assert str(nonce) in result.stdout
+    assert "1 calls; see kraken-nonce pending" in cli("status").stdout
+    assert json.loads(cli("status", "--json").stdout)["lock"] == "ended"
+    assert cli("pending", "--clear", str(nonce)).exit_code == 0
+    assert cli("pending").stdout == "None.\n"
+    assert json.loads(cli("status", "--json").stdout)["lock"] == "free"
+
+
+def test_pending_with_a_result(cli: Cli, valkey: Server, api_key: str) -> None:
+    """What was found out and not told yet is shown with Kraken's txid."""
+    nonce = leave_pending(valkey, api_key)
+    store = store_for(valkey.client())
+    store.run(commands.settle(Keyspace.of("kraken-nonce", api_key), nonce, "found", ["O-\x1b[31m"]))
+    assert "found     AddOrder  cl_ord_id an-id  txid O-?[31m\n" in cli("pending").stdout
+    (entry,) = json.loads(cli("pending", "--json").stdout)["pending"]
+    assert (entry["state"], entry["txids"]) == ("found", {"an-id": "O-\x1b[31m"})
+    assert "1 calls; see kraken-nonce pending" in cli("status").stdout
 
 
 def test_an_id_cannot_control_the_terminal(cli: Cli, valkey: Server, api_key: str) -> None:

@@ -41,6 +41,7 @@ from kraken_nonce_redis._core.waiting import ProcessState
 from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.commands import Extended, Granted, Pending, State
+from kraken_nonce_redis._redis.keyspace import digest
 from tests.support.tiers import by_tier
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class World:
         self.luck = Random(seed)
         self.now = 1_800_000_000.0
         self.redis = Redis(self)
+        self.alive: list[Lock] = []
+        """Of the processes that were not killed, which may have releases that are still to arrive."""
         self.exchange = Exchange(self)
 
     def chance(self, probability: float) -> bool:
@@ -90,6 +93,18 @@ class World:
         """Let time go by."""
         self.now += seconds
         self.exchange.catch_up()
+        for lock in self.alive:
+            if self.chance(0.1):
+                self.release(lock)
+
+    def release(self, lock: Lock) -> bool:
+        """Let a process release in the background what it could not release before; return whether it still tries."""
+        chore = lock._process_state().agenda.pop(self.now)
+        command = None if chore is None else chore.command(self.now)
+        if chore is None or command is None:
+            return False
+        chore.succeeded(command, self.redis.run(command), self.now)
+        return True
 
 
 @dataclass
@@ -249,6 +264,10 @@ class Redis:
         self.until = 0.0
         self.intent: tuple[int, str] | None = None
         self.journal: dict[int, Pending] = {}
+        self.known: set[int] = set()
+        """What callers have released as known before anybody else knew."""
+        self.noted: dict[int, float] = {}
+        """When a result was noted, or somebody heard last that a call is still in the journal."""
 
     def run(self, command: Command[Any]) -> Any:
         """Run a command."""
@@ -261,13 +280,28 @@ class Redis:
 
     def _shelve(self) -> None:
         if self.intent:
-            nonce, (key, method, ids) = self.intent[0], self.intent[1].split(" ")
-            own, ids = ids.startswith("+"), ids.removeprefix("+")
-            self.journal[nonce] = Pending(nonce, 0, False, key, method, tuple(ids.split(",")), own)  # noqa: FBT003
+            self.leave(*self.intent)
         self.intent = None
 
-    def _new(self) -> int:
-        return sum(not entry.reported for entry in self.journal.values())
+    def leave(self, nonce: int, intent: str) -> None:
+        """Make an intent pending."""
+        key, method, ids = intent.split(" ")
+        self.journal[nonce] = Pending(
+            nonce=nonce,
+            since=0,
+            age=0.0,
+            reported=False,
+            result=None,
+            noted=0.0,
+            txids={},
+            key=key,
+            method=method,
+            cl_ord_ids=() if ids == "-" else tuple(ids.removeprefix("+").split(",")),
+            own_ids=ids.startswith("+"),
+        )
+
+    def _keys(self) -> tuple[str, ...]:
+        return tuple({entry.key for entry in self.journal.values() if not entry.reported})
 
     def acquire(self, member: str, term: int, *rest: Any) -> Granted:
         """Take the lock."""
@@ -278,7 +312,7 @@ class Redis:
         self.holder, self.until = member, self.world.now + term / 1e6
         if rest[-1]:
             self.intent = nonces[0], rest[-1]
-        return Granted(nonces, term / 1e6, self._new())
+        return Granted(nonces, term / 1e6, self._keys())
 
     def extend(
         self, member: str, term: int, _count: int, intent: str, known: int, _number: int, how: str
@@ -303,25 +337,37 @@ class Redis:
             self.holder, self.intent = "", None
             return "released"
         if known:
-            self.journal.pop(intent, None)
+            entry = self.journal.pop(intent, None)
+            if entry is not None and intent not in self.noted:
+                self.known.add(intent)
         return "lost"
 
     def pending(self) -> tuple[Pending, ...]:
         """Look at the journal."""
-        return tuple(self.journal[nonce] for nonce in sorted(self.journal))
+        now, noted = self.world.now, self.noted
+        return tuple(
+            replace(entry, noted=now - noted[nonce] if entry.result else 0.0)
+            for nonce, entry in sorted(self.journal.items())
+        )
 
-    def settle(self, nonce: int, outcome: str) -> bool:
-        """Clear a pending call, or mark it."""
-        if outcome == "reported" and nonce in self.journal:
-            self.journal[nonce] = replace(self.journal[nonce], reported=True)
-            return True
-        return self.journal.pop(nonce, None) is not None
+    def settle(self, nonce: int, how: Any, txids: str) -> bool:
+        """Clear a pending call, mark it, or note its result."""
+        entry = self.journal.pop(nonce, None)
+        if entry is None or how == "known":
+            return entry is not None
+        self.noted[nonce] = self.world.now
+        if how != "new":
+            found = dict(zip(entry.cl_ord_ids, txids.split(","), strict=False)) if txids != "-" else {}
+            result = None if how == "reported" else how
+            entry = replace(entry, reported=how == "reported", result=result, txids=found)
+        self.journal[nonce] = entry
+        return True
 
     def inspect(self, _what: str) -> State:
         """Look."""
         now = round(self.world.now * 1e9)
         left = max(0.0, self.until - self.world.now)
-        return State(now, self.last, self.holder, bool(self.holder), left, 0, self._new(), 0.0, "")
+        return State(now, self.last, self.holder, bool(self.holder), left, 0, len(self._keys()), 0.0, "")
 
     def advance(self, target: int, _max_lead: int, below: Any = 0) -> int:
         """Raise the last nonce."""
@@ -357,6 +403,19 @@ def calling(lock: Lock, call: Call, on_unknown: OnUnknown, on_event: Hook | None
 
 
 @dataclass
+class Ear:
+    """The hook of one process, which hears nothing any more once that is killed."""
+
+    hear: Hook
+    deaf: bool = False
+
+    def __call__(self, event: Any) -> None:
+        """Hear of an event."""
+        if not self.deaf:
+            self.hear(event)
+
+
+@dataclass
 class Bot:
     """One process after the other, each of which makes one call."""
 
@@ -368,19 +427,28 @@ class Bot:
     events: list[Any] = field(default_factory=list)
     failed: bool = False
     """Whether Redis has failed meanwhile."""
+    released: bool = False
+    """Whether the process that was killed last had released its lock."""
+    wrong: list[str] = field(default_factory=list)
+    """What the hook should not have heard."""
+    unknowable: set[str] = field(default_factory=set)
+    """The cl_ord_id of calls that were released, and whose process was killed before the caller's next line."""
 
     def call(self, method: str, depth: int = 0) -> None:
         """Make a call in a new process, whatever comes of it."""
         call = Call.of(KEY, method, {}, SECONDS)
-        told = "nothing"
+        told, ear, lock = "nothing", Ear(self.hear), Lock()
+        self.world.alive.append(lock)
         try:
-            heard = self.drive(calling(Lock(), call, self.on_unknown, self.hear), depth)
+            heard = self.drive(calling(lock, call, self.on_unknown, ear), depth, ear)
         except NotCarriedOut:
             told = "absent"
         except OutcomeUnknown as error:
             told = "unknown" if error.cl_ord_id in call.cl_ord_ids else "nothing to look for"
         except Killed:
             told = "killed"
+            self.world.alive.remove(lock)
+            self.unknowable.update(call.cl_ord_ids if self.released else ())
         except (KrakenNonceError, NotSent):
             told = "refused"
         else:
@@ -394,24 +462,29 @@ class Bot:
                 assert listed or told != "unknown" or self.conclusions(cl_ord_id)
 
     def hear(self, event: Any) -> None:
-        """Hear of an event; an absence is proven by a later nonce."""
-        self.events.append(event)
-        if getattr(event, "outcome", "") == "absent":
-            assert self.world.exchange.highest > event.nonce
+        """Hear of an event; an absence is proven by a later nonce. What its own caller knows is no news."""
+        self.events.append(event)  # what a hook raises would only be logged
+        if getattr(event, "inherited", False) and event.nonce in self.world.redis.known:
+            self.wrong.append(f"its own caller knew and had released it: {event}")
+        if getattr(event, "outcome", "") == "absent" and self.world.exchange.highest <= event.nonce:
+            self.wrong.append(f"no later nonce was accepted: {event}")
 
     def conclusions(self, cl_ord_id: str) -> set[tuple[int, str, str]]:
         """Return what events said of an order: for which attempt (by its nonce), whether found or absent, its txid."""
-        return {
-            (event.nonce, event.outcome, event.orders.get(cl_ord_id, ""))
-            for event in self.events
-            if cl_ord_id in getattr(event, "cl_ord_ids", ()) and event.outcome in {"found", "absent"}
-        }
+        return {(event.nonce, event.outcome, event.orders.get(cl_ord_id, "")) for event in self.concluding(cl_ord_id)}
 
-    def drive(self, flow: Any, depth: int) -> Heard:
+    def concluding(self, cl_ord_id: str) -> list[Any]:
+        """Return the events that say whether an order was placed."""
+        concluding = [event for event in self.events if getattr(event, "outcome", "") in {"found", "absent"}]
+        return [event for event in concluding if cl_ord_id in event.cl_ord_ids]
+
+    def drive(self, flow: Any, depth: int, ear: Ear) -> Heard:
         """Carry out the steps of a flow, as a shell does."""
+        released = False
         try:
             step = next(flow)
             while True:
+                released = isinstance(step, Run) and step.command.args[1:2] in {("known",), ("reported",)}
                 if self.trouble and self.world.chance(0.01):
                     raise Killed  # noqa: TRY301
                 try:
@@ -424,6 +497,7 @@ class Bot:
             heard: Heard = stop.value
             return heard
         except Killed:
+            ear.deaf, self.released = True, released
             while True:  # whatever it would clean up, it is not done
                 flow.throw(Killed)
 
@@ -527,10 +601,12 @@ def run_schedule(seed: int, on_unknown: OnUnknown, monkeypatch: pytest.MonkeyPat
 
 def check(bot: Bot, world: World) -> None:
     """Hold what the callers and the hook were told against what is at the exchange."""
+    assert not bot.wrong
     placed = Counter(order.cl_ord_id for order in world.exchange.orders)
     orders = {order.cl_ord_id: order for order in world.exchange.orders}
     assert not placed or max(placed.values()) == 1, "an order was placed twice"
     assert set(placed) <= set(bot.told)
+    assert not [entry for entry in world.redis.journal.values() if entry.result], "found out, and not told"
     reported = {cl_ord_id for entry in world.redis.journal.values() for cl_ord_id in entry.cl_ord_ids}
     for cl_ord_id, told in bot.told.items():
         said = bot.conclusions(cl_ord_id)
@@ -543,9 +619,11 @@ def check(bot: Bot, world: World) -> None:
                 assert order is None or order.nonce > nonce, "it is there"
         # Where a settlement's reply was lost, the order of the next attempt is found in its place.
         assert len({nonce for nonce, _, _ in said}) == len(said) or bot.failed, "found and absent"
+        # Who hears the same of it twice can tell by the id.
+        assert len({event.id for event in bot.concluding(cl_ord_id)}) == len(said)
         if told in {"unknown", "killed"}:
             # Somebody has learned of it, unless nothing was sent.
-            assert said or cl_ord_id in reported or (told == "killed" and order is None)
+            assert said or cl_ord_id in reported | bot.unknowable or (told == "killed" and order is None)
         elif told in {"absent", "refused"}:
             assert order is None, "it was placed, though nobody said so"
         else:
@@ -631,6 +709,48 @@ def test_an_intent_has_the_name_that_redis_has_for_it(world: World) -> None:
     with pytest.raises(LeaseLost):
         carry_out(world, lock._releasing(lease))
     assert not world.redis.journal
+
+
+@pytest.mark.parametrize("how", ["closed in the call", "closed while it tells", "Redis fails"])
+def test_told_and_not_struck(world: World, how: str) -> None:
+    """What is told when nothing can be said to Redis any more is told again by the next holder, with the same id."""
+    world.redis.leave(5, f"{digest(KEY)} Withdraw -")
+    told: list[Any] = []
+    flow = calling(Lock(), Call.of(KEY, "Balance", {}, SECONDS), "settle", told.append)
+    answer = _answer({})
+    step = next(flow)
+    while not isinstance(step, Send):
+        step = flow.send(world.redis.run(step.command))
+    if how != "closed in the call":
+        while not (isinstance(step, Run) and step.command.args[1:2] == ("reported",)):
+            step = flow.send(answer)
+        assert [event.outcome for event in told] == ["unknown"]
+    if how != "Redis fails":
+        flow.close()
+        assert [event.outcome for event in told] == ["unknown"]
+    else:
+        with pytest.raises(StopIteration) as caught:
+            flow.throw(StoreUnavailable("settle", "", "down"))
+        assert caught.value.value == answer
+    assert world.redis.journal[5].result == "unknown"
+    world.pass_time(60)
+    carry_out(world, calling(Lock(), Call.of(KEY, "Balance", {}, SECONDS), "settle", told.append), answer)
+    assert [event.id for event in told] == [told[0].id] * 2
+    assert world.redis.journal[5].reported
+
+
+def test_told_before_the_next_attempt(world: World) -> None:
+    """A call that is made again later has told what it found out before, while others may still wait for that."""
+    world.redis.leave(5, f"{digest(KEY)} Withdraw -")
+    told: list[Any] = []
+    flow = calling(Lock(), Call.of(KEY, "Balance", {}, SECONDS), "settle", told.append)
+    step = next(flow)
+    while not isinstance(step, Sleep):
+        step = flow.send(world.redis.run(step.command) if isinstance(step, Run) else _error("EService:Throttled"))
+    assert [event.outcome for event in told] == ["unknown"]
+    assert world.redis.journal[5].reported
+    carry_out(world, flow, _answer({}), step)
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize("on_unknown", ["settle", "raise", "replay"])

@@ -47,7 +47,7 @@ WRONG: dict[str, list[bytes]] = {
     "pace": [b"1 2", b"1 2 x", b"1 2 3\x00", b"1 2 3" + b" 4" * 10_000],
     "cool_down": [b"1 2", b"x 2 why", b"1 " + b"9" * 17 + b" why", b"1 -2 why"],
     "intent": [b"5 key method", b"0 key method -", b"9223372036854775808 key method -", b"5 key method - more"],
-    "pending": [b"1 2", b"9" * 17],
+    "pending": [b"1 2", b"9" * 17, b"1 key:", b"1 key:x", b"1  key:1", b"1 key:1 ", b"1" + b" key:1" * 2000],
     "ticket": [b"1 2", b"9" * 17],
     "overtaken": [b"1 2", b"9" * 17],
     "gone": [b"process", b" p:1", b":1"],
@@ -178,8 +178,9 @@ def test_removing_a_field(redis_client: redis.Redis, field: str) -> None:
     """For the other fields the error names the command, and after it the lock can be had."""
     write(redis_client, field, b"theirs")
     asks = commands.acquire(KEYS, "process:1", 30, ticket=None, priority="normal", pace="")
-    assert f"HDEL {KEYS.state} {field}" in str(refused(field, asks, redis_client))
-    redis_client.hdel(KEYS.state, field)
+    remedy = f"HSET {KEYS.state} pending 1" if field == "pending" else f"HDEL {KEYS.state} {field}"
+    assert f" with {remedy}" in str(refused(field, asks, redis_client))
+    redis_client.execute_command(*remedy.split())
     assert isinstance(run(redis_client, asks), commands.Granted)
 
 
@@ -194,6 +195,14 @@ def test_removing_a_field(redis_client: redis.Redis, field: str) -> None:
         b"5 new key method - more",
         b"5 5 key method -",
         b"9" * 17 + b" new k m -",
+        b"5 sold key method -",
+        b"5 sold key method - 6 O-1",
+        b"5 new key method - 6 -",
+        b"5 reported key method - 6 -",
+        b"5 found key method -",
+        b"5 found key method - x O-1",
+        b"5 found key method - 6 O-1 more",
+        b"5 found key method - " + b"9" * 17 + b" O-1",
     ],
     ids=lambda entry: repr(entry[:10]),
 )
@@ -206,6 +215,7 @@ def test_a_pending_call(redis_client: redis.Redis, entry: bytes) -> None:
         commands.pending(KEYS),
         commands.settle(KEYS, NONCE, "known"),
         commands.settle(KEYS, NONCE, "reported"),
+        commands.settle(KEYS, NONCE, "found", ["O-1"]),
     ):
         refused(name, command, redis_client)
     run(redis_client, commands.release(KEYS, "process:1", NONCE, NONCE))
@@ -218,6 +228,26 @@ def test_a_pending_call_with_no_nonce(redis_client: redis.Redis, name: str) -> N
     """So is one whose name is not a nonce's."""
     write(redis_client, name, b"5 new key method -")
     refused(name, commands.pending(KEYS), redis_client)
+
+
+def test_an_intent_that_may_be_pending(redis_client: redis.Redis) -> None:
+    """The list names an intent that nobody can read, and a lock that may be its; other fields don't matter to it."""
+    for value in values("intent"):
+        redis_client.delete(KEYS.state)
+        write(redis_client, "intent", value)
+        refused("intent", commands.pending(KEYS), redis_client)
+    for value in values("lock"):
+        redis_client.delete(KEYS.state)
+        write(redis_client, "lock", value)
+        assert run(redis_client, commands.pending(KEYS)) == ()
+        write(redis_client, "intent", b"5 key method -")
+        refused("lock", commands.pending(KEYS), redis_client)
+    for field in WRONG.keys() - {"lock", "intent"}:
+        for value in values(field):
+            redis_client.delete(KEYS.state)
+            write(redis_client, "intent", b"5 key method -")
+            write(redis_client, field, value)
+            assert len(run(redis_client, commands.pending(KEYS))) == 1
 
 
 # Other types.
