@@ -50,6 +50,10 @@ _ON_THE_WAY: Final = 0.1
 # The share of a lease that its holder does not use, since the server's clock may run that much faster than ours.
 _CLOCK_DRIFT: Final = 0.001
 
+# Seconds for which the release of a known call is tried, though its lease has ended: until it arrives, others take the
+# call for one with an unknown outcome.
+_KNOWN_FOR: Final = 300.0
+
 _NO_CALL: Final = CallRecord()
 
 logger = logging.getLogger("kraken_nonce_redis")
@@ -538,7 +542,9 @@ class LockCore(Generic[L]):
 
     def _give_back(self, lease: L, left: float) -> None:
         """Let the agenda release a lease that has ``left`` seconds."""
-        self._process_state().give_back(self._release(lease), left)
+        call = lease.grant.record
+        seconds = max(left, _KNOWN_FOR) if call.intent and call.known else left
+        self._process_state().give_back(self._release(lease), seconds)
 
     def _leaving(self, lease: L, *, failed: bool, wait: bool = False) -> Flow[None]:
         """Release at the end of a ``with`` block.

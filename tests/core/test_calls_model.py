@@ -10,6 +10,7 @@ KRAKEN_NONCE_SCHEDULES in the environment says how many there are in each mode.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import Counter
@@ -709,6 +710,29 @@ def test_an_intent_has_the_name_that_redis_has_for_it(world: World) -> None:
     with pytest.raises(LeaseLost):
         carry_out(world, lock._releasing(lease))
     assert not world.redis.journal
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_release_that_comes_minutes_later(world: World, *, known: bool) -> None:
+    """The release of a known call goes on trying after its lease has ended, so that nobody takes it for an orphan.
+
+    That of an unknown one would tell nobody anything.
+    """
+    lock = Lock()
+    flow = calling(lock, Call.of(KEY, "AddOrder", {}, SECONDS), "raise")
+    flow.send(world.redis.run(next(flow).command))
+    try:
+        step = flow.send(_error("EOrder:Insufficient funds") if known else Heard(failure=LOST))
+    except OutcomeUnknown:
+        raise AssertionError("it was not released") from None
+    with contextlib.suppress(StopIteration, OutcomeUnknown):
+        step.lost()
+        flow.send(None)
+    world.pass_time(250)
+    world.redis.acquire("another", 30_000_000, "")
+    assert len(world.redis.journal) == 1
+    assert world.release(lock) == known
+    assert len(world.redis.journal) == (not known)
 
 
 @pytest.mark.parametrize("how", ["closed in the call", "closed while it tells", "Redis fails"])
