@@ -111,6 +111,8 @@ class Calls:
         self._wait_timeout = arguments.timeout(wait_timeout, "wait_timeout")
         self._pace = pace
         self._on_event = checked(on_event)
+        self.inherits = True
+        """Whether the calls of earlier holders are settled and told."""
         self.left: defaultdict[str, set[int]] = defaultdict(set)
         """By API key, the nonces of those that were told here and left to others."""
 
@@ -227,7 +229,7 @@ class _Attempt:
 
     def _making(self) -> CallFlow[Heard]:
         call, lease = self._call, self._lease
-        if not {call.key, commands.ANY_KEY}.isdisjoint(lease.grant.inherited):
+        if self._calls.inherits and not {call.key, commands.ANY_KEY}.isdisjoint(lease.grant.inherited):
             yield from self._settling_inherited()
         nonce = yield from lease.beginning(call.intent, call.seconds)
         heard = yield from self._sending(nonce)

@@ -70,6 +70,10 @@ class _GuardCore(Generic[LockType]):
             on_event=settings.get("on_event"),
         )
 
+    def leave_journal(self) -> None:
+        """Leave the calls of earlier holders to other processes: this one is only to look."""
+        self._calls.inherits = False
+
     def _make_lock(self, api_key: str) -> LockType:
         lock: Any = self._lock_type
         make: Callable[..., LockType] = lock.from_url if isinstance(self._redis, str) else lock

@@ -108,6 +108,7 @@ class Examiner:
             call_timeout=CALL_TIMEOUT,
         )
         api.uri = self._url
+        api._guard.leave_journal()  # noqa: SLF001 - no option for users, whose hooks are to hear what was settled
         return api
 
 
@@ -162,8 +163,13 @@ class _Examination:
         before = self._now()
         state = self._look()
         after = self._now()
-        cool_down = f", cool-down for {span(state.cool_down)}: {state.reason}" if state.cool_down else ""
-        self._add(Finding("redis", "ok", f"answered in {after - before:.3f} s{cool_down}"))
+        text = f"answered in {after - before:.3f} s"
+        if state.cool_down:
+            text += f", cool-down for {span(state.cool_down)}: {state.reason}"
+        if state.pending:
+            hint = self._hint(self._account.name, "pending")
+            text += f", {state.pending} {'call waits' if state.pending == 1 else 'calls wait'} to be settled: {hint}"
+        self._add(Finding("redis", "ok", text, data={"pending": state.pending}))
         return Offset(state.now / 1e9 - after, state.now / 1e9 - before)
 
     def _clocks(self, kraken: Offset, redis_server: Offset) -> bool:
