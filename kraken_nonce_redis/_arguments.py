@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from typing import Final, Literal, TypeAlias, TypeVar
 
 from kraken_nonce_redis.errors import InvalidArgument
@@ -31,6 +32,8 @@ LONGEST_TOKEN: Final = 200
 
 
 def _number(name: str, value: object) -> float:
+    if isinstance(value, Decimal):
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InvalidArgument(name, f"must be a finite number, not {value!r}")
     return value
@@ -83,6 +86,18 @@ def priority(value: object) -> Priority:
     if value == "high":
         return "high"
     raise InvalidArgument("priority", f"must be 'normal' or 'high', not {value!r}")
+
+
+def credential(name: str, value: object) -> str:
+    """Return an API key or its secret. What is wrong with it is said without it."""
+    if not isinstance(value, str):
+        raise InvalidArgument(name, f"must be a str, not {type(value).__name__}")
+    for place, character in enumerate(value):
+        if not "!" <= character <= "~":
+            raise InvalidArgument(
+                name, f"has the character U+{ord(character):04X} at place {place + 1} of {len(value)}; copy it again"
+            )
+    return value
 
 
 def token(value: object) -> str | None:

@@ -13,19 +13,18 @@ got no answer: `OutcomeUnknown` or `NotCarriedOut`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import json
-from contextvars import ContextVar
-from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import _process
-from kraken_nonce_redis._calls.aiohttp import leave_to_parent
-from kraken_nonce_redis._calls.call import Call, Heard
+from kraken_nonce_redis._calls import leaving
+from kraken_nonce_redis._calls.aiohttp import leave_to_parent, watch
+from kraken_nonce_redis._calls.call import LONGEST_CALL, Call, Heard
 from kraken_nonce_redis._calls.guards import AsyncGuard, Guard
-from kraken_nonce_redis._calls.requests import longest, refuse_repeats, take_into_use
+from kraken_nonce_redis._calls.requests import bounded, longest, refuse_repeats, take_into_use
 from kraken_nonce_redis.clients import Options
 from kraken_nonce_redis.errors import CallLockError, IncompatibleClient
 
@@ -35,8 +34,9 @@ except ImportError as error:
     raise ImportError("python-kraken-sdk is not installed: pip install 'kraken-nonce-redis[kraken-sdk]'") from error
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
+    from kraken_nonce_redis._calls.requests import Timeout
     from kraken_nonce_redis._core.steps import Send
 
 __all__ = [
@@ -75,36 +75,13 @@ if not hasattr(spot, "SpotAsyncClient"):
     raise _incompatible("it has no SpotAsyncClient")
 
 
-@dataclass(slots=True)
-class _Request:
-    """A private request under way, whether anything of it may have been sent, and Kraken's answer."""
-
-    step: Send
-    sent: bool = False
-    answer: Mapping[str, Any] | None = None
-
-
-# The SDK signs several methods below the one that holds the lock, and knows nothing of a nonce on the way there.
-_under_way: ContextVar[_Request | None] = ContextVar("kraken_nonce_request", default=None)
-
-
-@contextlib.contextmanager
-def _requesting(step: Send) -> Generator[_Request]:
-    request = _Request(step)
-    token = _under_way.set(request)
-    try:
-        yield request
-    finally:
-        _under_way.reset(token)
-
-
 class _AnswerListener(base_api.ErrorHandler):
     """Hears Kraken's answers before the SDK makes results and exceptions of them."""
 
     def check(self, data: dict[str, Any]) -> Any:
-        request = _under_way.get()
+        request = leaving.current()
         if request is not None:
-            request.answer = data
+            request.hear(data)
         return super().check(data)
 
 
@@ -128,16 +105,11 @@ def _extras(uri: str, step: Send, rest: dict[str, Any]) -> dict[str, Any]:
     return rest if uri == _PRIVATE + step.method else {}
 
 
-def _is_json(response: Any) -> bool:
-    """Return whether a response that the SDK was told to pass on as it is has an answer, and no file."""
-    return "json" in response.headers.get("Content-Type", "")
-
-
-def _raw_answer(method: str, status: int, content: Any) -> Mapping[str, Any] | None:
-    """Return Kraken's answer in such a response; the file that RetrieveExport gives is one, too."""
-    if isinstance(content, dict):
-        return content
-    return {"error": []} if method == "RetrieveExport" and status == _HTTP_OK else None
+def _raw_answer(method: str, status: int, content: bytes) -> Mapping[str, Any] | None:
+    """Return Kraken's answer in a response that the SDK passes on as it is; the file of RetrieveExport is one, too."""
+    if method == "RetrieveExport" and status == _HTTP_OK:
+        return leaving.decoded(content) or {"error": []}
+    return leaving.decoded(content)
 
 
 class _Signing(spot.SpotClient):
@@ -153,41 +125,34 @@ class _Signing(spot.SpotClient):
             self.TIMEOUT = cast("int", self._guard.call_timeout)
         super().__init__(*args, **kwargs)
         self._err_handler = _AnswerListener()
+        self._key = arguments.credential("key", self._key.strip())
+        self._secret = arguments.credential("secret", self._secret.strip())
 
     def get_nonce(self) -> str:
         """Return the next nonce of the call under way: ns since 1970, 19 digits.
 
         Raises `CallLockError` outside of `request`: a nonce is good for nothing but a request under the same lease.
         """
-        request = _under_way.get()
+        request = leaving.current()
         if request is None:
             raise CallLockError("nonces are for private requests only: call request()")
         return str(request.step.nonce)
 
     def _prepare_request(self, **arguments: Any) -> Any:
         prepared = super()._prepare_request(**arguments)
-        request = _under_way.get()
+        request = leaving.current()
         if request is not None:
-            request.step.check()
-            request.sent = True
+            request.entered = True
         return prepared
 
-    def _call(self, uri: str, params: Mapping[str, Any] | None, seconds: float) -> Call:
-        method = uri.removeprefix(_PRIVATE)
-        return Call.of(self._key, method, params or {}, seconds, lambda answer: answer.get("result"))
+    def _call(self, uri: str, params: Mapping[str, Any] | None, seconds: float, rest: Mapping[str, Any]) -> Call:
+        method, present = uri.removeprefix(_PRIVATE), cast("Callable[..., Any]", self._err_handler.check)
+        return Call.of(self._key, method, params or {}, seconds, present, form=not rest.get("do_json"))
 
     def _is_private(self, uri: str, auth: bool) -> bool:  # noqa: FBT001
         return (
             auth and uri.startswith(_PRIVATE) and bool(self._key and self._secret)
         )  # without them, the SDK says what is missing
-
-    def _timeouts(self, timeout: float | None) -> tuple[float, float]:
-        """Return the timeout to give to the SDK, and the longest that it makes of it; seconds, both.
-
-        Before 3.5, the SDK takes its ``TIMEOUT`` instead of any timeout but its default.
-        """
-        chosen = self.TIMEOUT if timeout in (None, _SDK_TIMEOUT) else timeout
-        return chosen, max(chosen, self.TIMEOUT)
 
 
 class KrakenNonceMixin(_Signing):
@@ -216,29 +181,44 @@ class KrakenNonceMixin(_Signing):
         **rest: Any,
     ) -> Any:
         """Make a call, under the lock if it is private; arguments and result as in the SDK."""
-        stock, session = cast("Callable[..., Any]", super().request), getattr(self, "_SpotClient__session", None)
-        take_into_use(session)
+        stock = cast("Callable[..., Any]", super().request)
         if not self._is_private(uri, auth):
             return stock(method, uri, params, timeout, auth=auth, **rest)
         timeout, at_most = self._timeouts(timeout)
         params = _all_params(params, rest)
-        refuse_repeats(session, self.URL)
+        refuse_repeats(self._SpotClient__session, self.URL)
+        call = self._call(uri, params, at_most, rest)
 
         def send(step: Send) -> Heard:
-            with _requesting(step) as request:
+            with leaving.Request(self, self._key, call, step) as request:
                 try:
                     value = stock(*_address(method, uri, step), timeout, auth=auth, **_extras(uri, step, rest))
-                    if request.answer is None:
-                        request.answer = _raw_answer(
-                            step.method, value.status_code, value.json() if _is_json(value) else None
-                        )
-                except Exception as failure:
-                    if not request.sent:
-                        raise
-                    return Heard(failure=failure, answer=request.answer)
-                return Heard(value, answer=request.answer)
+                    if hasattr(value, "status_code"):
+                        request.hear(_raw_answer(step.method, value.status_code, value.content))
+                except Exception as failure:  # noqa: BLE001 - whatever it is, it is heard
+                    return request.heard(failure=failure)
+                return request.heard(value)
 
-        return self._guard.make(self._key, self._call(uri, params, longest(at_most)), send)
+        return self._guard.make(self._key, call, send)
+
+    def _timeouts(self, timeout: Timeout) -> tuple[Timeout, float]:
+        """Return the timeout to give to the SDK, and the longest that it makes of it in seconds.
+
+        Before 3.5, the SDK takes its ``TIMEOUT`` instead of any timeout but its default.
+        """
+        own = bounded(self.TIMEOUT, self._guard.call_timeout)
+        chosen = own if timeout in (None, _SDK_TIMEOUT) else bounded(timeout, self._guard.call_timeout)
+        return chosen, max(longest(chosen), longest(own))
+
+    @property
+    def _SpotClient__session(self) -> Any:  # noqa: N802 - the SDK's attribute, also where it sends and renews it
+        """The session, as it is to be used now."""
+        take_into_use(self._session)
+        return self._session
+
+    @_SpotClient__session.setter
+    def _SpotClient__session(self, session: Any) -> None:  # noqa: N802
+        self._session = session
 
 
 class AsyncKrakenNonceMixin(_Signing, spot.SpotAsyncClient):
@@ -264,6 +244,7 @@ class AsyncKrakenNonceMixin(_Signing, spot.SpotAsyncClient):
             proxy = getattr(self, "_SpotAsyncClient__proxy", None)  # 3.0.0 has none
             session = type(session)(headers=self.HEADERS, **({"proxy": proxy} if proxy else {}))
             self._SpotAsyncClient__session = session
+        watch(session)
         return session
 
     @_SpotAsyncClient__session.setter
@@ -287,22 +268,29 @@ class AsyncKrakenNonceMixin(_Signing, spot.SpotAsyncClient):
             return await stock(method, uri, params, timeout, auth=auth, **rest)
         timeout, at_most = self._timeouts(timeout)
         params = _all_params(params, rest)
+        call = self._call(uri, params, at_most, rest)
 
         async def send(step: Send) -> Heard:
-            with _requesting(step) as request:
+            with leaving.Request(self, self._key, call, step) as request:
                 try:
                     value = await stock(*_address(method, uri, step), timeout, auth=auth, **_extras(uri, step, rest))
-                    if request.answer is None:
-                        request.answer = _raw_answer(
-                            step.method, value.status, await value.json() if _is_json(value) else None
-                        )
-                except Exception as failure:
-                    if not request.sent:
-                        raise
-                    return Heard(failure=failure, answer=request.answer)
-                return Heard(value, answer=request.answer)
+                    if hasattr(value, "read"):
+                        request.hear(_raw_answer(step.method, value.status, await value.read()))
+                except Exception as failure:  # noqa: BLE001 - whatever it is, it is heard
+                    return request.heard(failure=failure)
+                return request.heard(value)
 
-        return await self._guard.make(self._key, self._call(uri, params, at_most + _ROUNDED_UP), send)
+        return await self._guard.make(self._key, call, send)
+
+    def _timeouts(self, timeout: Any) -> tuple[Any, float]:
+        """Return the timeout to give to the SDK, and the longest that it makes of it in seconds, as without asyncio."""
+        own = arguments.seconds("TIMEOUT", self.TIMEOUT, 0.001, LONGEST_CALL)
+        chosen, at_most = own, own
+        if timeout not in (None, _SDK_TIMEOUT):
+            total = getattr(timeout, "total", timeout)  # aiohttp's ClientTimeout has one
+            at_most = arguments.seconds("timeout", total, 0.001, LONGEST_CALL)
+            chosen = timeout if total is not timeout else at_most
+        return chosen, max(at_most, own) + _ROUNDED_UP
 
 
 class SpotClient(KrakenNonceMixin, spot.SpotClient):

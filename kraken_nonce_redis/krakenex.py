@@ -6,13 +6,12 @@ Needs the extra ``krakenex``.
 from __future__ import annotations
 
 import functools
-from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
 
+from kraken_nonce_redis._calls import leaving
 from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.guards import Guard
-from kraken_nonce_redis._calls.requests import longest, refuse_repeats, take_into_use
+from kraken_nonce_redis._calls.requests import bounded, longest, refuse_repeats, take_into_use
 from kraken_nonce_redis.errors import CallLockError, IncompatibleClient
 
 try:
@@ -27,17 +26,6 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._core.steps import Send
     from kraken_nonce_redis.clients import Options
 
-# The request that is being made; of its own in each thread, as leases are.
-_under_way: Final[ContextVar[_Request | None]] = ContextVar("kraken_nonce_request", default=None)
-
-
-@dataclass(slots=True)
-class _Request:
-    """One request, and whether anything of it may have been sent."""
-
-    step: Send
-    sent: bool = False
-
 
 class _Guarded(krakenex.API):  # type: ignore[misc] # it has no types
     """The calls of a krakenex.API that differ."""
@@ -47,59 +35,50 @@ class _Guarded(krakenex.API):  # type: ignore[misc] # it has no types
     def query_private(self, method: str, data: Mapping[str, Any] | None = None, timeout: Timeout | None = None) -> Any:
         """Make a private call under the lock; arguments and result as in krakenex, ``data`` stays as it was.
 
-        ``timeout`` is in seconds, or a pair for connecting and reading; the lease is made long enough for it. Without
-        one the call gets the guard's ``call_timeout``. A refusal that may be over soon and a reading call without an
+        ``timeout`` is what requests takes; the lease is made long enough for it. What has no limit gets the guard's
+        ``call_timeout``. A refusal that may be over soon and a reading call without an
         answer are tried again, as ``retries`` says; the result is that of the last attempt.
 
         Raises, besides what krakenex does: `HoldTimeout` when it timed out waiting for the lock, `LeaseLost` and
         `StoreError`, with nothing carried out; `NoncePoisoned`; for a call that changes something and got no answer
         `OutcomeUnknown` or `NotCarriedOut`, and what krakenex does only if nothing was sent.
         """
-        if timeout is None:
-            timeout = self._guard.call_timeout
         if not self.key or not self.secret:
             return super().query_private(method, data, timeout)  # which says what is missing
+        timeout = bounded(timeout, self._guard.call_timeout)
         refuse_repeats(self.session, self.uri)
         query = super().query_private
+        call = Call.of(self.key, method, data or {}, longest(timeout), form=True)
 
         def send(step: Send) -> Heard:
-            request = _Request(step)
-            token = _under_way.set(request)
-            try:
-                answer = query(step.method, dict(step.params), timeout)
-            except Exception as failure:
-                if not request.sent:
-                    raise
-                return Heard(failure=failure, answer=_answer_in(failure))
-            finally:
-                _under_way.reset(token)
-            return Heard(answer, answer=answer if isinstance(answer, dict) else None)
+            with leaving.Request(self, self.key, call, step) as request:
+                try:
+                    answer = query(step.method, dict(step.params), timeout)
+                except Exception as failure:  # noqa: BLE001 - whatever it is, it is heard
+                    return request.heard(failure=failure)
+                return request.heard(answer)
 
-        return self._guard.make(self.key, Call.of(self.key, method, data or {}, longest(timeout)), send)
+        return self._guard.make(self.key, call, send)
 
     def _nonce(self) -> int:
-        request = _under_way.get()
+        request = leaving.current()
         if request is None:
             raise CallLockError("nonces are for private requests only: call query_private()")
         return request.step.nonce
 
     def _query(self, urlpath: str, data: Any, headers: Any = None, timeout: Timeout | None = None) -> Any:
-        take_into_use(self.session)
-        request = _under_way.get()
-        if request is not None:
-            request.step.check()
-            request.sent = True
-        return super()._query(urlpath, data, headers, timeout)
-
-
-def _answer_in(failure: Exception) -> Mapping[str, Any] | None:
-    """Return Kraken's answer if that is what came with a bad HTTP status."""
-    response = getattr(failure, "response", None)
-    try:
-        answer = None if response is None else response.json()
-    except ValueError:
-        return None
-    return answer if isinstance(answer, dict) and isinstance(answer.get("error"), list) else None
+        looked_at = take_into_use(self.session)
+        request = leaving.current()
+        if request is None:
+            return super()._query(urlpath, data, headers, timeout)
+        request.entered = True
+        if not looked_at:
+            if str(data.get("nonce")) != str(request.step.nonce):
+                request.refuse_foreign()
+            request.leave(data)
+        answer = super()._query(urlpath, data, headers, timeout)
+        request.take(answer)
+        return answer
 
 
 class API(_Guarded):

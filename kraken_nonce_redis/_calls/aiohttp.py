@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from kraken_nonce_redis import _process
+from kraken_nonce_redis._calls import leaving
+
+_Stock: Any = object  # stands for the class that comes after ours
+
+
+class _Request(_Stock):  # type: ignore[misc]
+    """What is different in a request of aiohttp, which is sent when it has a connection."""
+
+    async def send(self, conn: Any) -> Any:
+        with leaving.sending(self.headers, getattr(self.body, "_value", self.body)):
+            return await super().send(conn)
+
+
+@functools.cache
+def _watching(kind: type) -> type:
+    return type(kind.__name__, (_Request, kind), {"__module__": kind.__module__})
+
+
+def watch(session: Any) -> None:
+    """See to it that each request of a session of aiohttp is looked at right before it leaves."""
+    kind = session._request_class  # noqa: SLF001 - only its constructor takes one, and that is called by the clients
+    if not issubclass(kind, _Request):
+        session._request_class = _watching(kind)  # noqa: SLF001
 
 
 def leave_to_parent(session: Any) -> None:

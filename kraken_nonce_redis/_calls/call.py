@@ -31,7 +31,7 @@ class Call:
         method: Kraken's name.
         params: without nonce; each order has a cl_ord_id, where it can.
         seconds: that one request takes at most.
-        present: makes what the client returns from Kraken's answer.
+        present: makes what the client returns from Kraken's answer, or raises what the client does.
         cl_ord_ids: of the orders that it places; empty if one of them has none.
         own_ids: whether all of these were made up here, so that nobody else uses them.
     """
@@ -52,10 +52,18 @@ class Call:
         params: Mapping[str, Any],
         seconds: float,
         present: Callable[[Mapping[str, Any]], Any] = lambda answer: answer,
+        *,
+        form: bool = False,
     ) -> Call:
-        """Return a call with the caller's parameters, which stay as they are. Raises `InvalidArgument`."""
+        """Return a call with the caller's parameters, which stay as they are. Raises `InvalidArgument`.
+
+        With ``form``, the client encodes values by ``str``.
+        """
+        arguments.credential("key", api_key)
         arguments.seconds("timeout", seconds, 0, LONGEST_CALL)
         copied = copy.deepcopy(dict(params))
+        if form and copied.get("validate") is True:
+            copied["validate"] = "true"  # as Kraken documents it
         ids, own = _name_orders(method, copied) if outcomes.changes(method, copied) else ((), False)
         return cls(digest(api_key), method, copied, seconds, present, ids, own)
 
@@ -96,11 +104,13 @@ class Heard:
         value: what the client returns.
         failure: what the client raises instead.
         answer: Kraken's answer, decoded from JSON; None if there was none.
+        left: whether the request has begun to leave, whatever the failure looks like.
     """
 
     value: Any = None
     failure: Exception | None = None
     answer: Mapping[str, Any] | None = None
+    left: bool = False
 
     @property
     def errors(self) -> tuple[str, ...]:
@@ -112,6 +122,8 @@ class Heard:
         """What this says about the call."""
         if self.answer is not None:
             return outcomes.of_answer(self.answer)
+        if self.left:
+            return kraken.UNKNOWN
         return outcomes.of_failure(self.failure)
 
     @property

@@ -28,13 +28,32 @@ NEVER_SENT: Final = frozenset(
         "socket.gaierror",
     }
 )
-"""Exceptions from before there was a connection to send over. After any other one the outcome is unknown."""
+"""Exceptions from before there was a connection to send over; it may be there later."""
+
+_HOPELESS: Final = frozenset(
+    {
+        "ssl.SSLCertVerificationError",  # Kraken's, or that of a proxy that looks inside
+        "requests.exceptions.InvalidHeader",
+        "requests.exceptions.InvalidSchema",  # also a SOCKS proxy without PySocks
+        "requests.exceptions.InvalidURL",
+        "requests.exceptions.MissingSchema",
+        "aiohttp.client_exceptions.ClientConnectorCertificateError",
+        "aiohttp.client_exceptions.ClientHttpProxyError",  # the proxy's answer to CONNECT, such as 407
+        "aiohttp.client_exceptions.InvalidURL",
+        "ccxt.base.errors.InvalidProxySettings",
+        "ccxt.base.errors.NotSupported",  # a SOCKS proxy without what that needs
+    }
+)
+"""Exceptions that say that nothing could be sent, and that the next attempt would end in the same way."""
+_TUNNEL: Final = "Tunnel connection failed"  # how http.client words a proxy's refusal of CONNECT, such as 407
 
 
 def changes(method: str, params: Mapping[str, Any]) -> bool:
     """Return whether a call changes anything at Kraken."""
     known = kraken.method_named(method)
-    validates = known.validates and str(params.get("validate", "")).lower() in {"true", "1"}
+    # Kraken documents ``validate`` as a boolean. Of anything else nobody knows whether the order is placed.
+    validate = params.get("validate")
+    validates = known.validates and (validate is True or validate == "true")
     return known.effect != "reads" and not validates
 
 
@@ -59,11 +78,32 @@ def errors_in(answer: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def of_failure(failure: BaseException | None) -> Verdict:
-    """Return what it says about a call that there is no answer of Kraken, but this exception or one that led to it."""
-    return kraken.REFUSED_FOR_NOW if failure is not None and _never_sent(failure) else kraken.UNKNOWN
+    """Return what it says about a call that there is no answer of Kraken, but this exception or one that led to it.
+
+    That the exception came before there was a connection says so only of the attempt that it ended.
+    """
+    if failure is None:
+        return kraken.UNKNOWN
+    if is_hopeless(failure):
+        return kraken.REFUSED
+    led = _led_to(failure)
+    return kraken.REFUSED_FOR_NOW if any(_names(error) & NEVER_SENT for error in led) else kraken.UNKNOWN
 
 
-def _never_sent(failure: BaseException) -> bool:
+def is_hopeless(failure: BaseException) -> bool:
+    """Return whether nothing was sent, and the next attempt would end in the same way."""
+    return any(
+        _names(error) & _HOPELESS or (type(error) is OSError and str(error).startswith(_TUNNEL))
+        for error in _led_to(failure)
+    )
+
+
+def _names(error: BaseException) -> set[str]:
+    return {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+
+
+def _led_to(failure: BaseException) -> list[BaseException]:
+    """Return an exception and those that led to it."""
     seen: list[BaseException] = []
     todo: list[object] = [failure]
     while todo:
@@ -71,10 +111,7 @@ def _never_sent(failure: BaseException) -> bool:
         if not isinstance(error, BaseException) or error in seen:
             continue
         seen.append(error)
-        names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
-        if names & NEVER_SENT:
-            return True
         # urllib3 keeps what led to an error as its reason, requests as its argument. Not the context: that may be an
         # earlier call's failure, which the caller handles by making this one.
         todo += [error.__cause__, getattr(error, "reason", None), *error.args]
-    return False
+    return seen

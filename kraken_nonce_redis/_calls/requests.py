@@ -1,38 +1,112 @@
-"""What the adapters for clients that send by requests have in common."""
+"""What the adapters for clients that send by requests have in common.
+
+The last look at a request is in urllib3's pool, below all that a session, its adapters or a subclass of them may do. So
+the classes of a session's adapters and pools are replaced by subclasses, made here of whatever they are.
+"""
 
 from __future__ import annotations
 
+import copyreg
+import functools
+from decimal import Decimal
 from typing import Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
+from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import _process
-from kraken_nonce_redis.errors import IncompatibleClient
+from kraken_nonce_redis._calls import leaving
+from kraken_nonce_redis._calls.call import LONGEST_CALL
+from kraken_nonce_redis.errors import IncompatibleClient, InvalidArgument
 
-Timeout: TypeAlias = float | tuple[float, float]
-"""Seconds; a pair is for connecting and for reading."""
+Timeout: TypeAlias = Any
+"""What requests takes: seconds, a pair of them for connecting and reading, None for no limit, or urllib3's Timeout."""
 
+_SHORTEST: Final = 0.001
 
 _POOLS: Final = 10  # as requests has it
 _users: Final[WeakKeyDictionary[Any, _process.Process]] = WeakKeyDictionary()
 
 
-def take_into_use(session: Any) -> None:
-    """Give a session of requests new connections if this process has not used it yet.
+_Stock: Any = object  # stands for the class that comes after ours
 
-    After a fork it would share its parent's connections, and two processes that send over one connection get each
+
+class _Pool(_Stock):  # type: ignore[misc]
+    """What is different in a urllib3 pool."""
+
+    def urlopen(self, method: str, url: str, body: Any = None, headers: Any = None, *rest: Any, **more: Any) -> Any:
+        with leaving.sending(headers, body):
+            return super().urlopen(method, url, body, headers, *rest, **more)
+
+
+class _Adapter(_Stock):  # type: ignore[misc]
+    """What is different in an adapter of requests."""
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        return _watched(super().get_connection_with_tls_context(*args, **kwargs), _Pool)
+
+    def get_connection(self, *args: Any, **kwargs: Any) -> Any:  # before requests 2.32
+        return _watched(super().get_connection(*args, **kwargs), _Pool)
+
+    def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().send(request, *args, **kwargs)
+        except Exception as failure:
+            sent = leaving.request_of(request.headers, leaving.fields_of(request.body))
+            if sent is not None:
+                sent.hear_failure(failure)
+            raise
+
+    def build_response(self, req: Any, resp: Any) -> Any:
+        response = super().build_response(req, resp)
+        sent = leaving.request_of(req.headers, leaving.fields_of(req.body))
+        if sent is not None:
+            sent.hear(leaving.decoded(response.content))
+        return response
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle and copy as the class that it was."""
+        return copyreg.__newobj__, (type(self).__mro__[2],), self.__getstate__()  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _watching(kind: type, ours: type) -> type:
+    return type(kind.__name__, (ours, kind), {"__module__": kind.__module__})
+
+
+def _watched(thing: Any, ours: type) -> Any:
+    """Give an object what is different in one of ours."""
+    if not isinstance(thing, ours):
+        kind: Any = type(thing)
+        thing.__class__ = _watching(kind, ours)
+    return thing
+
+
+def take_into_use(session: Any) -> bool:
+    """Prepare a session of requests for the next request; return whether each request is looked at before it leaves.
+
+    That is not possible if it has adapters that are not of requests. If this process has not used it yet, it gets new
+    connections: after a fork it would share its parent's, and two processes that send over one connection get each
     other's answers.
     """
     adapters = getattr(session, "adapters", None)
-    if adapters is None or _users.get(session) is _process.current():
-        return
-    for adapter in adapters.values():
-        managers: list[Any] = [getattr(adapter, "poolmanager", None), *getattr(adapter, "proxy_manager", {}).values()]
-        for manager in managers:
-            pools = getattr(manager, "pools", None)
-            if manager is not None and pools is not None:
-                # The old ones are dropped, not cleared: their lock may have been in use in the parent when it forked.
-                manager.pools = type(pools)(getattr(adapter, "_pool_connections", _POOLS))
-    _users[session] = _process.current()
+    if adapters is None:
+        return False
+    known = [adapter for adapter in adapters.values() if hasattr(adapter, "poolmanager")]
+    for adapter in known:
+        _watched(adapter, _Adapter)
+    if _users.get(session) is not _process.current():
+        for adapter in adapters.values():
+            managers: list[Any] = [
+                getattr(adapter, "poolmanager", None),
+                *getattr(adapter, "proxy_manager", {}).values(),
+            ]
+            for manager in managers:
+                pools = getattr(manager, "pools", None)
+                if manager is not None and pools is not None:
+                    # Dropped, not cleared: their lock may have been in use in the parent when it forked.
+                    manager.pools = type(pools)(getattr(adapter, "_pool_connections", _POOLS))
+        _users[session] = _process.current()
+    return len(known) == len(adapters)
 
 
 def refuse_repeats(session: Any, url: str) -> None:
@@ -55,7 +129,38 @@ def refuse_repeats(session: Any, url: str) -> None:
         )
 
 
+def bounded(timeout: Timeout, default: float) -> float | tuple[float, float] | Any:
+    """Return a timeout for requests that ends: what has no limit gets the default. Raises `InvalidArgument`.
+
+    Args:
+        timeout: what requests takes: seconds, a pair of them, None, or a Timeout of urllib3.
+        default: seconds.
+    """
+
+    def limited(part: Any) -> float:
+        return default if part is None else arguments.seconds("timeout", part, _SHORTEST, LONGEST_CALL)
+
+    if isinstance(timeout, tuple):
+        if len(timeout) != 2:  # noqa: PLR2004 - a pair
+            raise InvalidArgument("timeout", f"must be seconds or a pair of them, not {timeout!r}")
+        return limited(timeout[0]), limited(timeout[1])
+    if not hasattr(timeout, "connect_timeout"):
+        return limited(timeout)
+    if _number(timeout.total) is not None:
+        return timeout
+    return limited(_number(timeout.connect_timeout)), limited(_number(timeout.read_timeout))
+
+
+def _number(value: Any) -> float | None:
+    """Return a number of urllib3's; None where it has an object that stands for none given."""
+    return float(value) if isinstance(value, int | float | Decimal) else None
+
+
 def longest(timeout: Timeout) -> float:
-    """Return the seconds that a request may take at most: connecting and reading count apart."""
-    connect, read = timeout if isinstance(timeout, tuple) else (timeout, timeout)
-    return connect + read
+    """Return the seconds that a request may take at most: connecting and reading count apart, unless there is a total.
+
+    The timeout is one that `bounded` returned.
+    """
+    if isinstance(timeout, tuple):
+        return float(sum(timeout))
+    return float(timeout.total) if hasattr(timeout, "total") else 2.0 * timeout

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kraken_nonce_redis._calls import leaving
 from kraken_nonce_redis._calls.guards import Guard
 from kraken_nonce_redis._calls.requests import longest, refuse_repeats, take_into_use
 
@@ -16,7 +17,7 @@ try:
 except ImportError as error:
     raise ImportError("ccxt is not installed: pip install 'kraken-nonce-redis[ccxt]'") from error
 
-from kraken_nonce_redis.ccxt._adapter import Adapter, Unsigned, of_failure, of_value
+from kraken_nonce_redis.ccxt._adapter import Adapter, Unsigned
 
 if TYPE_CHECKING:
     from kraken_nonce_redis._calls.call import Heard
@@ -55,18 +56,23 @@ class kraken(Adapter, ccxt.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt
 
     def fetch(self, url: Any, method: Any = "GET", headers: Any = None, body: Any = None) -> Any:
         """Send a request and return the decoded answer; a private one under the lock."""
-        take_into_use(self.session)
+        looked_at = take_into_use(self.session)
         if not isinstance(body, Unsigned):
             return super().fetch(url, method, headers, body)
         refuse_repeats(self.session, str(self.urls["api"]["private"]))
-        stock = super().fetch
+        stock, call = super().fetch, self._call(body)
 
         def send(step: Send) -> Heard:
-            request = self._signed(body, step)
-            step.check()
-            try:
-                return of_value(stock(*request))
-            except Exception as failure:  # noqa: BLE001 - whatever it is, it is heard
-                return of_failure(failure)
+            with leaving.Request(self, self.apiKey, call, step) as request:
+                signed = self._signed(body, step)
+                request.entered = True
+                if not looked_at:
+                    request.leave(leaving.fields_of(signed[-1]))
+                try:
+                    value = stock(*signed)
+                except Exception as failure:  # noqa: BLE001 - whatever it is, it is heard
+                    return request.heard(failure=failure)
+                request.hear(value if isinstance(value, dict) else None)
+                return request.heard(value)
 
-        return self._guard.make(self.apiKey, self._call(body), send)
+        return self._guard.make(self.apiKey, call, send)

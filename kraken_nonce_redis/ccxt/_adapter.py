@@ -9,15 +9,17 @@ is not held while a call is throttled or waits for its next attempt, and each at
 from __future__ import annotations
 
 import functools
-from contextvars import ContextVar
+import json
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import ccxt
 
 from kraken_nonce_redis import _arguments as arguments
-from kraken_nonce_redis._calls.call import Call, Heard
+from kraken_nonce_redis._calls import leaving
+from kraken_nonce_redis._calls.call import Call
 from kraken_nonce_redis._calls.guards import LONGEST_TIMEOUT
+from kraken_nonce_redis._core.lock import logger
 from kraken_nonce_redis.clients import Options
 from kraken_nonce_redis.errors import IncompatibleClient
 
@@ -31,9 +33,6 @@ _PROBE_NONCE: Final = 1_700_000_000_000_000_001
 _PROBE: Final[Mapping[str, Any]] = {"method": "Balance", "params": {}, "nonce": _PROBE_NONCE}
 
 _Stock: Any = object  # stands for ccxt's class, which comes after `Adapter` in each that is put together
-
-# Set while a call is signed; of its own in each thread and task, as leases are.
-_nonce: Final[ContextVar[int | None]] = ContextVar("nonce", default=None)
 
 
 class Unsigned:
@@ -54,21 +53,7 @@ class Unsigned:
 
     def signed(self, sign: Any, step: Send) -> Any:
         """Return the request that a ``sign`` of ccxt makes of a step of this call."""
-        token = _nonce.set(step.nonce)
-        try:
-            return sign(step.method, self._api, self._verb, dict(step.params), *self._rest, **self._named)
-        finally:
-            _nonce.reset(token)
-
-
-def of_value(value: Any) -> Heard:
-    """Return what a value of ccxt's ``fetch`` says."""
-    return Heard(value, answer=value if isinstance(value, dict) else None)
-
-
-def of_failure(failure: Exception) -> Heard:
-    """Return what an exception of ccxt's ``fetch`` says."""
-    return Heard(failure=failure, answer=getattr(failure, "kraken_answer", None))
+        return sign(step.method, self._api, self._verb, dict(step.params), *self._rest, **self._named)
 
 
 class _Headers(dict[str, str]):
@@ -97,6 +82,11 @@ class Adapter(_Stock):  # type: ignore[misc] # it has no types
         config = dict(config or {})
         options = {name: config.pop(name) for name in _OPTIONS if name in config}
         self._guard = self._guard_type(**options)
+        if config.pop("nonce", None) is not None:
+            logger.warning("%s: the config's nonce is not used; nonces come from Redis", type(self).__qualname__)
+        for name in ("apiKey", "secret"):
+            if isinstance(config.get(name), str):
+                config[name] = arguments.credential(name, config[name].strip())
         if "call_timeout" in options:
             config.setdefault("timeout", self._guard.call_timeout * 1000)
         super().__init__(config)
@@ -113,8 +103,8 @@ class Adapter(_Stock):  # type: ignore[misc] # it has no types
 
     def nonce(self) -> Any:
         """Return the nonce of the call that is being signed, ns since 1970; outside of a call, what ccxt does."""
-        nonce = _nonce.get()
-        return super().nonce() if nonce is None else nonce
+        request = leaving.current()
+        return super().nonce() if request is None else request.step.nonce
 
     def incrementing_nonce(self) -> Any:
         """Return `nonce`, which rises without ccxt's help."""
@@ -127,7 +117,9 @@ class Adapter(_Stock):  # type: ignore[misc] # it has no types
         except ccxt.BaseError as caught:
             error: Any = caught
             _headers, _body, response, *_ = answer
-            error.kraken_answer = response if isinstance(response, dict) else None
+            request = leaving.current()
+            if request is not None and isinstance(response, dict):
+                request.hear(response)
             error.kraken_errors = response.get("error", ()) if isinstance(response, dict) else ()
             raise
 
@@ -136,7 +128,12 @@ class Adapter(_Stock):  # type: ignore[misc] # it has no types
         return arguments.seconds("timeout", (self.timeout or 0) / 1000, 0.001, LONGEST_TIMEOUT)
 
     def _call(self, unsigned: Unsigned) -> Call:
-        return Call.of(self.apiKey, unsigned.method, unsigned.params, self._longest())
+        return Call.of(self.apiKey, unsigned.method, unsigned.params, self._longest(), self._present)
+
+    def _present(self, answer: Mapping[str, Any]) -> Any:
+        """Return what ccxt's ``fetch`` does for an answer of Kraken, or raise what it does."""
+        self.handle_errors(200, "OK", "", "POST", {}, json.dumps(answer), answer, {}, "")
+        return answer
 
     def _signed(self, unsigned: Unsigned, step: Send) -> tuple[Any, Any, Any, Any]:
         """Sign a request, note it as ccxt does with what it is about to send, and return the arguments of ``fetch``."""
@@ -164,7 +161,9 @@ def check_seam(stock: Any) -> None:
             stock.__init__(self, {"apiKey": "key", "secret": "c2VjcmV0", "enableRateLimit": False})
 
         def fetch(self, *request: Any) -> Any:
-            raise _Sent(*self._signed(request[-1], cast("Any", SimpleNamespace(**_PROBE))))
+            step = cast("Any", SimpleNamespace(**_PROBE))
+            with leaving.Request(self, "key", cast("Any", None), step):
+                raise _Sent(*self._signed(request[-1], step))
 
     seen: Any
     try:

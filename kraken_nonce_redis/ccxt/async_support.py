@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import ccxt.async_support
 
 from kraken_nonce_redis import _process
-from kraken_nonce_redis._calls.aiohttp import leave_to_parent
+from kraken_nonce_redis._calls import leaving
+from kraken_nonce_redis._calls.aiohttp import leave_to_parent, watch
 from kraken_nonce_redis._calls.guards import AsyncGuard
-from kraken_nonce_redis.ccxt._adapter import Adapter, Unsigned, of_failure, of_value
+from kraken_nonce_redis.ccxt._adapter import Adapter, Unsigned
 from kraken_nonce_redis.errors import IncompatibleClient
 
 if TYPE_CHECKING:
@@ -60,6 +61,14 @@ class AsyncAdapter(Adapter):
         """Make what calls need, as ccxt does."""
         self._take_into_use()
         super().open(*args, **kwargs)
+        if self.session is not None:
+            watch(self.session)
+
+    def get_socks_proxy_session(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the session for a proxy, as ccxt does."""
+        session = super().get_socks_proxy_session(*args, **kwargs)
+        watch(session)
+        return session
 
     async def close(self, *args: Any, **kwargs: Any) -> None:
         """Close what calls needed, as ccxt does."""
@@ -84,17 +93,20 @@ class AsyncAdapter(Adapter):
         self._take_into_use()
         if not isinstance(body, Unsigned):
             return await super().fetch(url, method, headers, body)
-        stock = super().fetch
+        stock, call = super().fetch, self._call(body)
 
         async def send(step: Send) -> Heard:
-            request = self._signed(body, step)
-            step.check()
-            try:
-                return of_value(await stock(*request))
-            except Exception as failure:  # noqa: BLE001 - whatever it is, it is heard
-                return of_failure(failure)
+            with leaving.Request(self, self.apiKey, call, step) as request:
+                signed = self._signed(body, step)
+                request.entered = True
+                try:
+                    value = await stock(*signed)
+                except Exception as failure:  # noqa: BLE001 - whatever it is, it is heard
+                    return request.heard(failure=failure)
+                request.hear(value if isinstance(value, dict) else None)
+                return request.heard(value)
 
-        return await self._guard.make(self.apiKey, self._call(body), send)
+        return await self._guard.make(self.apiKey, call, send)
 
 
 class kraken(AsyncAdapter, ccxt.async_support.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt names it

@@ -30,7 +30,7 @@ from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from kraken_nonce_redis.pace import Pace, Tier
 from kraken_nonce_redis.retries import Retries
-from kraken_nonce_redis.testing import KrakenSimulator
+from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.children import CONTEXT
 from tests.support.helpers import View, eventually
 from tests.support.tiers import by_tier, in_test_all
@@ -439,23 +439,16 @@ class TestErrors:
             call(lambda: getattr(kraken_sdk, client)(**access), use)
         call(lambda: getattr(kraken_sdk, client)(**access), lambda trade: trade.create_order(**ORDER))
 
-    def test_cool_down(self, access: dict[str, Any], *, call: Any, client: str) -> None:
+    def test_cool_down(self, sim: KrakenSimulator, access: dict[str, Any], *, call: Any, client: str) -> None:
         """After an answer that says so, known to the SDK or not, no call of the key starts for a while."""
         for error in ("EGeneral:Temporary lockout", "EService:Throttled"):
             lock = CallLock.from_url(access["redis"], access["key"])
+            sim.configure(faults=[Fault(error, "reading")])
             with contextlib.suppress(exceptions.KrakenTemporaryLockoutError):
-                refuse = functools.partial(self.refused, error)
-                call(lambda: getattr(kraken_sdk, client)(**access, retries=Retries(waits=())), refuse)
+                call(lambda: getattr(kraken_sdk, client)(**access, retries=Retries(waits=())), ask_order)
             with pytest.raises(CoolDown):
                 call(lambda: getattr(kraken_sdk, client)(**access, wait_timeout=0.1), ask_order)
             lock.cool_down(0, "over")
-
-    @staticmethod
-    def refused(error: str, trade: Any) -> Any:
-        """Place an order that Kraken refuses in this way."""
-        check = trade._err_handler.check
-        trade._err_handler.check = lambda _: check({"error": [error]})
-        return ask_order(trade)
 
 
 class TestLoop:

@@ -141,6 +141,10 @@ def test_failures_in_a_circle() -> None:
     ("AddOrder", {}, True),
     ("AddOrder", {"validate": True}, False),
     ("AddOrder", {"validate": "true"}, False),
+    ("AddOrder", {"validate": "True"}, True),
+    ("AddOrder", {"validate": "1"}, True),
+    ("AddOrder", {"validate": 1}, True),
+    ("AddOrder", {"validate": "yes"}, True),
     ("AddOrder", {"validate": False}, True),
     ("AddStrategy", {}, True),
     ("AddStrategy", {"validate": True}, False),
@@ -154,6 +158,12 @@ def test_what_changes(method: str, params: dict[str, Any], *, changes: bool) -> 
     """Reading calls are named; what we don't know counts as a change, and a validation does not."""
     assert outcomes.changes(method, params) is changes
     assert bool(Call.of("key", method, params, 1).intent) is changes
+
+
+def test_validation_in_a_form() -> None:
+    """Where a client writes values as Python does, a validation leaves as Kraken documents it."""
+    assert Call.of("key", "AddOrder", {"validate": True}, 1, form=True).params == {"validate": "true"}
+    assert Call.of("key", "AddOrder", {"validate": True}, 1).params == {"validate": True}
 
 
 def test_orders_get_an_id() -> None:

@@ -36,8 +36,34 @@ LIBRARIES: Final = {
 """The rooms without I/O, and what they may use of other people's libraries."""
 OF_PYTHON: Final = frozenset(
     {
-        *("__future__", "collections", "contextlib", "copy", "dataclasses", "enum", "functools", "hashlib", "heapq"),
-        *("itertools", "logging", "math", "os", "pathlib", "random", "re", "secrets", "threading", "time", "typing"),
+        *(
+            "__future__",
+            "collections",
+            "contextlib",
+            "contextvars",
+            "copy",
+            "copyreg",
+            "dataclasses",
+            "decimal",
+            "enum",
+        ),
+        *(
+            "functools",
+            "hashlib",
+            "heapq",
+            "itertools",
+            "json",
+            "logging",
+            "math",
+            "os",
+            "pathlib",
+            "random",
+            "re",
+            "secrets",
+            "threading",
+            "time",
+            "typing",
+        ),
         *("importlib.resources", "urllib.parse", "uuid", "weakref"),
     }
 )
