@@ -94,10 +94,14 @@ def credential(name: str, value: object) -> str:
         raise InvalidArgument(name, f"must be a str, not {type(value).__name__}")
     for place, character in enumerate(value):
         if not "!" <= character <= "~":
-            raise InvalidArgument(
-                name, f"has the character U+{ord(character):04X} at place {place + 1} of {len(value)}; copy it again"
-            )
+            problem = f"has the character U+{ord(character):04X} at place {place + 1} of {len(value)}, which no key has"
+            raise InvalidArgument(name, problem)
     return value
+
+
+def stripped(name: str, value: object) -> str:
+    """Return an API key or its secret without surrounding white space, as files and variables often have it."""
+    return credential(name, value.strip() if isinstance(value, str) else value)
 
 
 def token(value: object) -> str | None:

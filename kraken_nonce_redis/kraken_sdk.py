@@ -123,10 +123,14 @@ class _Signing(spot.SpotClient):
         self._guard = self._guard_type(**options)
         if "call_timeout" in options:
             self.TIMEOUT = cast("int", self._guard.call_timeout)
-        super().__init__(*args, **kwargs)
+        given = list(args)
+        for place, name in enumerate(("key", "secret")):
+            if name in kwargs:
+                kwargs[name] = arguments.stripped(name, kwargs[name])
+            elif place < len(given):
+                given[place] = arguments.stripped(name, given[place])
+        super().__init__(*given, **kwargs)
         self._err_handler = _AnswerListener()
-        self._key = arguments.credential("key", self._key.strip())
-        self._secret = arguments.credential("secret", self._secret.strip())
 
     def get_nonce(self) -> str:
         """Return the next nonce of the call under way: ns since 1970, 19 digits.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
 
+from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis._calls import leaving
 from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.guards import Guard
@@ -95,7 +96,7 @@ class API(_Guarded):
     def __init__(self, key: str = "", secret: str = "", **options: Unpack[Options]) -> None:
         _check_seam()
         super().__init__(key, secret)
-        self._guard = Guard(**options)
+        _prepare(self, Guard(**options))
 
 
 A = TypeVar("A", bound=krakenex.API)
@@ -112,8 +113,14 @@ def install(api: A, **options: Unpack[Options]) -> A:
     guard = Guard(**options)
     if not isinstance(api, _Guarded):
         api.__class__ = type(type(api).__name__, (_Guarded, type(api)), {})
-    cast("_Guarded", api)._guard = guard  # noqa: SLF001 - in place of its constructor
+    _prepare(cast("_Guarded", api), guard)
     return api
+
+
+def _prepare(api: _Guarded, guard: Guard) -> None:
+    """Give an API its guard, and its key and secret without surrounding white space. Raises `InvalidArgument`."""
+    api._guard = guard  # noqa: SLF001 - in place of its constructor
+    api.key, api.secret = arguments.stripped("key", api.key), arguments.stripped("secret", api.secret)
 
 
 @functools.cache

@@ -127,6 +127,12 @@ def _check_figures(tier: Tier) -> None:
 
 # The time in "EService: Throttled: 1700000000".
 _UNTIL: Final = re.compile(r"EService:Throttled:\s*(\d+)")
+_LONGEST_THROTTLED: Final = 900.0  # seconds
+
+
+def tell_a_time(errors: Iterable[str]) -> bool:
+    """Return whether one of Kraken's errors says until when calls should pause."""
+    return any(_UNTIL.match(kraken.plain(error)) for error in errors)
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,8 @@ class CoolDowns:
     Args:
         rate_limit: ``EAPI:Rate limit exceeded``: the key's REST counter is full, and further calls keep it full. Also
             Kraken's other limits that count more than one pair's orders, such as ``EGeneral:Too many requests``.
-        throttled: ``EService:Throttled`` without a time; with one, until then.
+        throttled: ``EService:Throttled`` without a time; with one, until then by the Redis server's clock, but for 15
+            minutes at most.
         lockout: ``EGeneral:Temporary lockout``, which Kraken gives for about 15 minutes.
 
     Raises `InvalidArgument`.
@@ -150,10 +157,11 @@ class CoolDowns:
         for name in ("rate_limit", "throttled", "lockout"):
             arguments.seconds(name, getattr(self, name), 0, arguments.LONGEST_COOL_DOWN)
 
-    def after(self, errors: Iterable[str], now: float) -> tuple[float, str]:
+    def after(self, errors: Iterable[str], now: float | None) -> tuple[float, str]:
         """Return for how many seconds calls should pause after these errors, and for which one; ``(0.0, "")`` for none.
 
-        ``now`` is the time in seconds since 1970, for Kraken's time of day in ``Throttled``.
+        ``now`` is the time in seconds since 1970, for the time until which ``Throttled`` may ask for a pause. That ends
+        within 15 minutes in any case, in case a clock is wrong; without ``now`` the setting counts.
         """
         longest = (0.0, "")
         for error in errors:
@@ -161,6 +169,8 @@ class CoolDowns:
             if limit is None:
                 continue
             until = _UNTIL.match(kraken.plain(error))
-            seconds = getattr(self, limit) if until is None else float(until[1]) - now
+            seconds = getattr(self, limit)
+            if until is not None and now is not None:
+                seconds = min(float(until[1]) - now, _LONGEST_THROTTLED)
             longest = max(longest, (min(seconds, arguments.LONGEST_COOL_DOWN), error))
         return longest

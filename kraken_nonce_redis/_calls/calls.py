@@ -14,7 +14,6 @@ The flows here yield all the steps of `kraken_nonce_redis._core.steps`. In short
 from __future__ import annotations
 
 import hashlib
-import time
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -42,7 +41,7 @@ from kraken_nonce_redis.errors import (
     StoreError,
 )
 from kraken_nonce_redis.events import CallForgotten, NonceRaised, OrderSettled, checked, tell
-from kraken_nonce_redis.pace import CoolDowns, priority_of
+from kraken_nonce_redis.pace import CoolDowns, priority_of, tell_a_time
 from kraken_nonce_redis.retries import Retries
 
 if TYPE_CHECKING:
@@ -292,12 +291,15 @@ class _Attempt:
 
     def _learning(self, errors: tuple[str, ...]) -> CallFlow[None]:
         """Start a cool-down if Kraken's refusals ask for one."""
-        seconds, reason = self._calls.cool_downs.after(errors, time.time())
-        if seconds > 0:
-            try:
-                yield Run(commands.cool_down(self._lock.keys, seconds, reason))
-            except StoreError as error:  # must not hide Kraken's answer
-                logger.warning("The other processes could not be told of %r: %s", reason, error)
+        keys = self._lock.keys
+        try:
+            # Not by this machine's clock: if that is wrong, all the others would stop for as long.
+            now = (yield from running(commands.inspect(keys))).now / 1e9 if tell_a_time(errors) else None
+            seconds, reason = self._calls.cool_downs.after(errors, now)
+            if seconds > 0:
+                yield Run(commands.cool_down(keys, seconds, reason))
+        except StoreError as error:  # must not hide Kraken's answer
+            logger.warning("The other processes could not be told of %s: %s", ", ".join(errors), error)
 
     def _raising_the_nonce(self, refused: int) -> CallFlow[None]:
         """Raise the nonce for all who share the key, unless another caller just has."""

@@ -56,9 +56,18 @@ class Keyspace:
 
 
 def digest(api_key: str) -> str:
-    """Return what stands for an API key in Redis and in logs: its SHA-256, the first 16 hex digits."""
-    # A secret from a file often ends in a line break; it is the same key for all that.
-    return hashlib.sha256(api_key.strip().encode()).hexdigest()[:_DIGEST_LENGTH]
+    """Return what stands for an API key in Redis and in logs: its SHA-256, the first 16 hex digits.
+
+    Raises `InvalidArgument`.
+    """
+    try:
+        # A secret from a file often ends in a line break; it is the same key for all that.
+        encoded = api_key.strip().encode()
+    except UnicodeEncodeError:
+        encoded = None
+    if encoded is None:  # outside of the block: that exception has the whole key in it
+        raise InvalidArgument("api_key", "has half of a surrogate pair in it, which is no character")
+    return hashlib.sha256(encoded).hexdigest()[:_DIGEST_LENGTH]
 
 
 def _kind(value: object) -> str:

@@ -86,7 +86,7 @@ class Adapter(_Stock):  # type: ignore[misc] # it has no types
             logger.warning("%s: the config's nonce is not used; nonces come from Redis", type(self).__qualname__)
         for name in ("apiKey", "secret"):
             if isinstance(config.get(name), str):
-                config[name] = arguments.credential(name, config[name].strip())
+                config[name] = arguments.stripped(name, config[name])
         if "call_timeout" in options:
             config.setdefault("timeout", self._guard.call_timeout * 1000)
         super().__init__(config)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
+import socket
+import sys
+import threading
 import time
+import traceback
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+import aiohttp
 import krakenex
 import pytest
 import requests
@@ -15,16 +22,27 @@ from requests.adapters import HTTPAdapter
 
 import kraken_nonce_redis.ccxt
 import kraken_nonce_redis.ccxt.async_support
-from kraken_nonce_redis import IncompatibleClient, NonceAllocator, NotCarriedOut, Retries, kraken_sdk
+from kraken_nonce_redis import (
+    CallLock,
+    IncompatibleClient,
+    InvalidArgument,
+    KrakenNonceError,
+    NonceAllocator,
+    NotCarriedOut,
+    Retries,
+    kraken_sdk,
+)
 from kraken_nonce_redis import krakenex as ours
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.helpers import run
-from tests.support.order_bots import BOTS, AsyncSdk, Bot, Ccxt, Krakenex, Sdk, form
+from tests.support.https import HttpsFront
+from tests.support.order_bots import BOTS, REFUSALS, AsyncSdk, Bot, Ccxt, Krakenex, Sdk, form
+from tests.support.servers import HOST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.support.servers import Server
 
@@ -455,3 +473,167 @@ class TestForeignNonce:
         assert sim.requests() == []
         assert_nothing_is_pending(sim, valkey)
         api.close()
+
+
+# What never leaves
+
+
+class Refusing:
+    """A proxy that wants a password."""
+
+    def __init__(self) -> None:
+        self._listening = socket.create_server((HOST, 0))
+        self.url = f"http://{HOST}:{self._listening.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._answer, daemon=True)
+        self._thread.start()
+
+    def _answer(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listening.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(
+                        b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\n"
+                        b"Content-Length: 0\r\nConnection: close\r\n\r\n"
+                    )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listening.close()
+
+
+def place(bot: Any) -> Any:
+    """Place an order, without asking for the markets first."""
+    if isinstance(bot, Ccxt):
+        return bot.run(bot.client.private_post_addorder(form("limit")))
+    return bot.order("limit")
+
+
+def set_proxy(bot: Any, url: str) -> None:
+    """Have a bot send through a proxy."""
+    if isinstance(bot, Ccxt):
+        setattr(bot.client, "socksProxy" if url.startswith("socks") else "httpsProxy", url)
+    elif isinstance(bot, Krakenex):
+        bot.client.session.proxies.update(https=url, http=url)
+
+
+@pytest.mark.parametrize("kind", BOTS)
+class TestNeverSent:
+    """What can't be sent is the client's own error at once: nothing is settled, nothing pending, nothing repeated."""
+
+    @pytest.fixture
+    def front(self, sim: KrakenSimulator) -> Iterator[HttpsFront]:
+        """Return an exchange whose certificate nobody knows."""
+        with HttpsFront(int(sim.url.rpartition(":")[2])) as front:
+            yield front
+
+    def refused(
+        self, bot: Any, sim: KrakenSimulator, valkey: Server, caplog: pytest.LogCaptureFixture, events: list[Any]
+    ) -> Exception:
+        """Place an order that can't be sent; return the error."""
+        with (
+            caplog.at_level(logging.INFO, "kraken_nonce_redis"),
+            pytest.raises((*REFUSALS, aiohttp.ClientError)) as caught,
+        ):
+            place(bot)
+        assert not isinstance(caught.value, KrakenNonceError)
+        assert "made again" not in caplog.text
+        assert events == []
+        assert sim.requests() == []
+        assert_nothing_is_pending(sim, valkey)
+        with CallLock.from_url(valkey.url, sim.key).hold(0):
+            pass
+        return caught.value
+
+    def test_unknown_authority(
+        self, sim: KrakenSimulator, valkey: Server, front: HttpsFront, caplog: pytest.LogCaptureFixture, kind: str
+    ) -> None:
+        """A certificate of an authority that the client doesn't know, such as that of a proxy that looks inside."""
+        events: list[Any] = []
+        options = {"redis": valkey.url, "retries": QUICK, "on_event": events.append}
+        with BOTS[kind](front.url, sim.key, sim.secret, **options) as bot:
+            self.refused(bot, sim, valkey, caplog, events)
+
+    def test_proxy_wants_a_password(
+        self, sim: KrakenSimulator, valkey: Server, front: HttpsFront, caplog: pytest.LogCaptureFixture, kind: str
+    ) -> None:
+        """A proxy that answers 407."""
+        events: list[Any] = []
+        options: dict[str, Any] = {"redis": valkey.url, "retries": QUICK, "on_event": events.append}
+        with Refusing() as proxy:
+            if kind.startswith("sdk"):
+                options["proxy"] = proxy.url
+            with BOTS[kind](front.url, sim.key, sim.secret, **options) as bot:
+                set_proxy(bot, proxy.url)
+                error = self.refused(bot, sim, valkey, caplog, events)
+        assert "407" in str(error) or "407" in str(error.__cause__)
+
+    def test_socks_without_pysocks(
+        self, sim: KrakenSimulator, valkey: Server, caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch, kind: str,
+    ) -> None:  # fmt: skip
+        """A SOCKS proxy without the library for it."""
+        if kind == "sdk-async":
+            pytest.skip("aiohttp takes no SOCKS proxy")
+
+        def missing(*_: Any, **__: Any) -> None:
+            raise requests.exceptions.InvalidSchema("Missing dependencies for SOCKS support.")
+
+        monkeypatch.setattr(requests.adapters, "SOCKSProxyManager", missing)
+        monkeypatch.setitem(sys.modules, "aiohttp_socks", None)
+        events: list[Any] = []
+        options: dict[str, Any] = {"redis": valkey.url, "retries": QUICK, "on_event": events.append}
+        if kind == "sdk":
+            options["proxy"] = "socks5://127.0.0.1:9"
+        with BOTS[kind](*access(sim), **options) as bot:
+            set_proxy(bot, "socks5://127.0.0.1:9")
+            self.refused(bot, sim, valkey, caplog, events)
+
+    @pytest.mark.parametrize("end", ["\n", " ", "\r\n", "\u2028"])
+    def test_white_space_around(self, sim: KrakenSimulator, valkey: Server, kind: str, end: str) -> None:
+        """White space around key and secret, as files have it, is not part of them."""
+        with BOTS[kind](sim.url, f" {sim.key}{end}", f"{end}{sim.secret}{end}", redis=valkey.url) as bot:
+            assert place(bot)
+        assert len(sim.orders()) == 1
+
+    @pytest.mark.parametrize("inside", ["\n", "\u200b", " ", "\x00", "\ud800", "\u00e9"])
+    @pytest.mark.parametrize("what", ["key", "secret"])
+    def test_characters_inside(self, sim: KrakenSimulator, valkey: Server, kind: str, what: str, inside: str) -> None:
+        """Characters that no key has are refused where the client is made, without the key in the text."""
+        given = {"key": sim.key, "secret": sim.secret}
+        given[what] = given[what][:20] + inside + given[what][20:]
+        bots = BOTS[kind]
+        make = bots.make(bots.__new__(bots), sim.url, given["key"], given["secret"], {"redis": valkey.url})
+        with (
+            asyncio.Runner() as runner,
+            pytest.raises(InvalidArgument, match=f"U\\+{ord(inside):04X} at place 21") as caught,
+        ):
+            runner.run(make)
+        shown = "".join(traceback.format_exception(caught.value))
+        assert given[what][:12] not in shown
+        assert sim.key[:12] not in shown
+
+    def test_a_key_that_comes_later(self, sim: KrakenSimulator, valkey: Server, kind: str) -> None:
+        """A key that is put into the client later is looked at before its first call."""
+        with BOTS[kind](*access(sim), redis=valkey.url) as bot:
+            for name in ("key", "_key", "apiKey"):
+                if hasattr(bot.client, name):
+                    setattr(bot.client, name, f"{sim.key}\ud800")
+            with pytest.raises(InvalidArgument, match=r"U\+D800") as caught:
+                place(bot)
+        assert sim.key[:12] not in "".join(traceback.format_exception(caught.value))
+        assert sim.requests() == []
+
+
+def test_half_a_character(valkey: Server) -> None:
+    """A lock or a sequence for an API key that is no text is refused without the key in the text."""
+    secret = "very" * 4
+    for kind in (CallLock, NonceAllocator):
+        with pytest.raises(InvalidArgument, match="surrogate") as caught:
+            kind.from_url(valkey.url, secret + "\ud800")
+        assert secret not in "".join(traceback.format_exception(caught.value))

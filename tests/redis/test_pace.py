@@ -603,6 +603,22 @@ def test_throttled_until_its_time(api: API, sim: KrakenSimulator) -> None:
 
 
 @pytest.mark.once
+@pytest.mark.parametrize(("ahead", "seconds"), [(300, 300), (7200, 900)])
+def test_throttled_by_the_servers_clock(
+    api: API, sim: KrakenSimulator, monkeypatch: pytest.MonkeyPatch, ahead: int, seconds: float
+) -> None:
+    """On a machine whose clock is two hours slow, a pause is as long as elsewhere; 15 minutes at most."""
+    right = time.time
+    until = int(right()) + ahead
+    sim.configure(faults=[Fault(f"EService: Throttled: {until}", before="acting", calls=[1])])
+    monkeypatch.setattr(time, "time", lambda: right() - 7200)
+    assert api.query_private("Balance")["error"] == [f"EService: Throttled: {until}"]
+    with pytest.raises(CoolDown) as caught:
+        api.query_private("Balance")
+    assert seconds - 120 < caught.value.seconds <= seconds  # less what the machine stood still
+
+
+@pytest.mark.once
 def test_a_lockout_stops_everybody_for_a_quarter_of_an_hour(api: API, sim: KrakenSimulator) -> None:
     """After a lockout nobody calls for 15 minutes, until somebody ends that by hand."""
     sim.configure(lockout_after=1, lockout_seconds=0.3)
@@ -633,7 +649,7 @@ NOW = 1_790_000_000.0
         (["EService: Throttled: 1790000007"], (7, "EService: Throttled: 1790000007")),
         (["EService:Throttled: 1790000007"], (7, "EService:Throttled: 1790000007")),
         (["EService: Throttled: 1789999999"], (0, "")),
-        (["EService: Throttled: 99999999999999999999"], (86400, "EService: Throttled: 99999999999999999999")),
+        (["EService: Throttled: 99999999999999999999"], (900, "EService: Throttled: 99999999999999999999")),
         (["EAPI:Rate limit exceeded", "EGeneral:Temporary lockout"], (900, "EGeneral:Temporary lockout")),
     ],
 )
@@ -641,6 +657,12 @@ NOW = 1_790_000_000.0
 def test_what_kraken_says(errors: list[str], expected: tuple[float, str]) -> None:
     """Of all that Kraken answers, what asks for a pause brings one as long as it asks for, the longest of several."""
     assert CoolDowns().after(errors, NOW) == expected
+
+
+@pytest.mark.once
+def test_without_a_clock() -> None:
+    """As long as the time is unknown, the setting counts in place of Kraken's time."""
+    assert CoolDowns().after(["EService: Throttled: 1790000007"], None) == (5, "EService: Throttled: 1790000007")
 
 
 @pytest.mark.once
