@@ -65,6 +65,10 @@ class Process:
         self.mark = _mark()
         self._lock_type = threading.Lock
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Become, by a copy or a pickle, the process that it arrives in."""
+        return current, ()
+
     @property
     def is_this(self) -> bool:
         """Whether this is the running process."""

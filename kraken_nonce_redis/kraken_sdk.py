@@ -211,6 +211,8 @@ class KrakenNonceMixin(_Signing):
         Before 3.5, the SDK takes its ``TIMEOUT`` instead of any timeout but its default.
         """
         own = bounded(self.TIMEOUT, self._guard.call_timeout)
+        if own != self.TIMEOUT:
+            self.TIMEOUT = cast("int", own)  # which the SDK takes by itself
         chosen = own if timeout in (None, _SDK_TIMEOUT) else bounded(timeout, self._guard.call_timeout)
         return chosen, max(longest(chosen), longest(own))
 
@@ -288,13 +290,18 @@ class AsyncKrakenNonceMixin(_Signing, spot.SpotAsyncClient):
 
     def _timeouts(self, timeout: Any) -> tuple[Any, float]:
         """Return the timeout to give to the SDK, and the longest that it makes of it in seconds, as without asyncio."""
-        own = arguments.seconds("TIMEOUT", self.TIMEOUT, 0.001, LONGEST_CALL)
-        chosen, at_most = own, own
-        if timeout not in (None, _SDK_TIMEOUT):
-            total = getattr(timeout, "total", timeout)  # aiohttp's ClientTimeout has one
-            at_most = arguments.seconds("timeout", total, 0.001, LONGEST_CALL)
-            chosen = timeout if total is not timeout else at_most
+        own = self.TIMEOUT = cast("int", self._limited(self.TIMEOUT))
+        if timeout in (None, _SDK_TIMEOUT):
+            return own, own + _ROUNDED_UP
+        total = getattr(timeout, "total", timeout)  # aiohttp's ClientTimeout has one
+        at_most = self._limited(total)
+        chosen = timeout if total is not timeout and total is not None else at_most
         return chosen, max(at_most, own) + _ROUNDED_UP
+
+    def _limited(self, timeout: float | None) -> float:
+        if timeout is None:
+            return self._guard.call_timeout
+        return arguments.seconds("timeout", timeout, 0.001, LONGEST_CALL)
 
 
 class SpotClient(KrakenNonceMixin, spot.SpotClient):

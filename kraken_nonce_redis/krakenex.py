@@ -112,9 +112,27 @@ def install(api: A, **options: Unpack[Options]) -> A:
     _check_seam()
     guard = Guard(**options)
     if not isinstance(api, _Guarded):
-        api.__class__ = type(type(api).__name__, (_Guarded, type(api)), {})
+        kind: Any = type(api)
+        api.__class__ = _guarding(kind)
     _prepare(cast("_Guarded", api), guard)
     return api
+
+
+@functools.cache
+def _guarding(kind: Any) -> Any:
+    """Return the class that `install` makes of another."""
+
+    def reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
+        # It can't be found by its name.
+        _, (_, *args), *rest = super(_Guarded, self).__reduce_ex__(max(protocol, 2))
+        return _made_again, (kind, *args), *rest
+
+    return type(kind.__name__, (_Guarded, kind), {"__module__": kind.__module__, "__reduce_ex__": reduce})
+
+
+def _made_again(kind: Any, *args: Any) -> Any:
+    made = _guarding(kind)
+    return made.__new__(made, *args)
 
 
 def _prepare(api: _Guarded, guard: Guard) -> None:

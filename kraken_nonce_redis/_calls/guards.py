@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 LONGEST_TIMEOUT: Final = LONGEST_CALL / 2
 """The longest timeout of a request, in seconds: it may count twice, for connecting and reading, within one lease."""
 
+_GIVEN: Final = ("wait_timeout", "call_timeout", "cool_downs", "retries", "on_unknown")
 _COOL_DOWNS: Final = CoolDowns()
 _RETRIES: Final = Retries()
 
@@ -52,6 +53,8 @@ class _GuardCore(Generic[LockType]):
         on_unknown: OnUnknown = "settle",
         **settings: Unpack[LockSettings],
     ) -> None:
+        given = (wait_timeout, call_timeout, cool_downs, retries, on_unknown)
+        self._given = dict(zip(_GIVEN, given, strict=True)) | {"redis": redis} | settings
         self._redis = urls.from_environment() if redis is None else redis
         if self._redis is None:
             raise InvalidArgument(
@@ -74,6 +77,15 @@ class _GuardCore(Generic[LockType]):
         """Leave the calls of earlier holders to other processes: this one is only to look."""
         self._calls.inherits = False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle the settings: the copy has locks of its own, as another client has."""
+        if not isinstance(self._redis, str):
+            raise InvalidArgument(
+                "redis",
+                "a client of Redis can't be copied or go to another process: make the exchange client with a URL",
+            )
+        return _restore, (type(self), self._given)
+
     def _make_lock(self, api_key: str) -> LockType:
         lock: Any = self._lock_type
         make: Callable[..., LockType] = lock.from_url if isinstance(self._redis, str) else lock
@@ -85,6 +97,10 @@ class _GuardCore(Generic[LockType]):
         if lock is None:
             lock = self._locks[api_key] = self._make_lock(api_key)
         return lock
+
+
+def _restore(kind: Callable[..., Any], given: dict[str, Any]) -> Any:
+    return kind(**given)
 
 
 class Guard(_GuardCore[CallLock]):

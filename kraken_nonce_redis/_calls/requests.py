@@ -6,7 +6,6 @@ the classes of a session's adapters and pools are replaced by subclasses, made h
 
 from __future__ import annotations
 
-import copyreg
 import functools
 from decimal import Decimal
 from typing import Any, Final, TypeAlias
@@ -65,7 +64,7 @@ class _Adapter(_Stock):  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle and copy as the class that it was."""
-        return copyreg.__newobj__, (type(self).__mro__[2],), self.__getstate__()  # type: ignore[attr-defined]
+        return object.__new__, (type(self).__mro__[2],), self.__getstate__()
 
 
 @functools.cache

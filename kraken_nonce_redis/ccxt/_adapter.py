@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
@@ -76,6 +77,7 @@ class Adapter(_Stock):  # type: ignore[misc] # it has no types
     _stock: ClassVar[Any]
     _guard_type: ClassVar[Any]
     _longest: Callable[[], float]
+    timeout: Any
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         check_seam(self._stock)
@@ -125,6 +127,8 @@ class Adapter(_Stock):  # type: ignore[misc] # it has no types
 
     def _timeout(self) -> float:
         """Return ccxt's timeout in seconds. Raises `InvalidArgument` if there is none, or none that fits a lease."""
+        if isinstance(self.timeout, Decimal):
+            self.timeout = float(self.timeout)  # no socket takes the other
         return arguments.seconds("timeout", (self.timeout or 0) / 1000, 0.001, LONGEST_TIMEOUT)
 
     def _call(self, unsigned: Unsigned) -> Call:

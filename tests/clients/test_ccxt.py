@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -363,6 +364,11 @@ class TestLease:
         with pytest.raises(LeaseLost, match="sign and send nothing under it"):
             bot("privatePostBalance")
         assert sim.requests() == []
+
+    def test_timeout_with_decimals(self, make_bot: MakeBot) -> None:
+        """A timeout that is a Decimal works."""
+        bot = make_bot(timeout=Decimal(5000))
+        assert bot("privatePostBalance")
 
     @pytest.mark.parametrize("timeout", [0, None, 10**7])
     def test_timeout_that_fits_no_lease(self, sim: KrakenSimulator, make_bot: MakeBot, timeout: int | None) -> None:

@@ -9,11 +9,14 @@ import importlib
 import sys
 import threading
 import time
+from decimal import Decimal
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
+import aiohttp
 import pytest
 import requests
+import urllib3
 from kraken import exceptions, spot
 
 from kraken_nonce_redis import (
@@ -328,6 +331,23 @@ class TestLease:
         calling.join()
         assert expected - 10 < left <= expected + 1.1
         view.assert_nothing_left()
+
+    @pytest.mark.parametrize("timeout", [Decimal(5), (3.05, None), urllib3.Timeout(5), urllib3.Timeout(read=4), None])
+    def test_as_in_requests(self, access: dict[str, Any], timeout: Any) -> None:
+        """Each timeout that requests takes works, for a call and as ``TIMEOUT``."""
+        trade = kraken_sdk.Trade(**access)
+        assert trade.request("POST", "/0/private/AddOrder", dict(FORM), timeout)["txid"]
+        trade.TIMEOUT = timeout
+        assert trade.create_order(**ORDER)["txid"]
+
+    @pytest.mark.parametrize("timeout", [Decimal(5), None, aiohttp.ClientTimeout(5), aiohttp.ClientTimeout()])
+    def test_as_in_aiohttp(self, access: dict[str, Any], timeout: Any) -> None:
+        """Each timeout that aiohttp takes works for a call."""
+
+        async def use(trade: Any) -> None:
+            assert (await trade.request("POST", "/0/private/AddOrder", dict(FORM), timeout))["txid"]
+
+        awaited(lambda: kraken_sdk.AsyncTrade(**access), use)
 
     @pytest.mark.parametrize(("call", "client"), [(called, kraken_sdk.User), (awaited, kraken_sdk.AsyncUser)])
     def test_call_timeout(self, valkey: Server, call: Any, client: Any) -> None:

@@ -10,12 +10,14 @@ import socket
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
+from decimal import Decimal
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import krakenex
 import pytest
 import requests
+import urllib3
 
 import kraken_nonce_redis.krakenex as ours
 from kraken_nonce_redis import (
@@ -30,6 +32,7 @@ from kraken_nonce_redis import (
     Retries,
     StoreUnavailable,
 )
+from kraken_nonce_redis.testing import Fault
 from tests.support.children import CONTEXT
 from tests.support.helpers import eventually
 
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from tests.support.servers import Server
 
 PROCESSES, CALLS = 4, 50
+TOTAL = urllib3.Timeout(5)
 ORDER = {"pair": "XBTUSD", "type": "buy", "ordertype": "limit", "price": "20000", "volume": "0.001"}
 
 
@@ -89,6 +93,15 @@ class TestCalls:
         api.key = ""
         with pytest.raises(Exception, match="key or secret is not set"):
             api.query_private("Balance")
+
+    @pytest.mark.parametrize("options", [{"object_pairs_hook": tuple}, {"object_hook": lambda _: None}])
+    def test_answers_that_are_no_dicts(self, api: ours.API, sim: KrakenSimulator, options: dict[str, Any]) -> None:
+        """Whatever krakenex makes of answers by ``json_options``, we have read them before."""
+        api.json_options(**options)
+        answer = api.query_private("AddOrder", dict(ORDER))
+        assert not isinstance(answer, dict)
+        sim.configure(faults=[Fault("cut", "answering", methods=["AddOrder"], calls=[1])])
+        assert api.query_private("AddOrder", dict(ORDER))["result"]["txid"] == [sim.orders()[-1].txid]
 
     def test_load_key(self, sim: KrakenSimulator, valkey: Server, tmp_path: Any) -> None:
         """The key may come later, from krakenex's file."""
@@ -159,11 +172,33 @@ class TestCalls:
 class TestTime:
     """Timeouts and leases."""
 
-    @pytest.mark.parametrize(("timeout", "longest"), [(None, 20), (2, 4), (45, 90), ((1, 50), 51)])
+    @pytest.mark.parametrize(
+        ("timeout", "passed", "longest"),
+        [
+            (None, 10, 20),
+            (2, 2, 4),
+            (45, 45, 90),
+            ((1, 50), (1, 50), 51),
+            ((3.05, None), (3.05, 10), 13.05),
+            ((None, None), (10, 10), 20),
+            (Decimal(5), 5, 10),
+            ((Decimal("3.5"), 6), (3.5, 6), 9.5),
+            (TOTAL, TOTAL, 5),
+            (urllib3.Timeout(connect=2), (2, 10), 12),
+            (urllib3.Timeout(connect=None, read=4), (10, 4), 14),
+        ],
+    )
     def test_fits_into_the_lease(
-        self, api: ours.API, monkeypatch: pytest.MonkeyPatch, valkey: Server, *, timeout: Any, longest: float
+        self,
+        api: ours.API,
+        monkeypatch: pytest.MonkeyPatch,
+        valkey: Server,
+        *,
+        timeout: Any,
+        passed: Any,
+        longest: float,
     ) -> None:
-        """When a request leaves, more is left of its lease than it may take, for connecting and reading."""
+        """When a request leaves, more is left of its lease than it may take; what has no limit gets one."""
         seen: list[Any] = []
 
         def send(url: str, **request: Any) -> Any:
@@ -176,7 +211,19 @@ class TestTime:
         ours.install(api, redis=valkey.url, retries=Retries(waits=()))
         with pytest.raises(requests.ConnectionError):
             api.query_private("Balance", timeout=timeout)
-        assert set(seen) == {(True, 10 if timeout is None else timeout)}
+        assert set(seen) == {(True, passed)}
+
+    @pytest.mark.parametrize("timeout", [Decimal(5), (3.05, None), (Decimal(3), None), TOTAL, urllib3.Timeout(read=4)])
+    def test_as_in_requests(self, api: ours.API, timeout: Any) -> None:
+        """Each timeout that requests takes works."""
+        assert api.query_private("AddOrder", dict(ORDER), timeout)["error"] == []
+
+    @pytest.mark.parametrize("timeout", ["5", (1, 2, 3), (1, "2"), True, 0, float("inf"), Decimal("nan")])
+    def test_no_timeout(self, api: ours.API, sim: KrakenSimulator, timeout: Any) -> None:
+        """What is no timeout is refused, and nothing is sent."""
+        with pytest.raises(InvalidArgument, match="timeout"):
+            api.query_private("AddOrder", dict(ORDER), timeout)
+        assert sim.requests() == []
 
     def test_too_long(self, api: ours.API, sim: KrakenSimulator) -> None:
         """A timeout that no lease can cover is refused, and nothing is sent."""

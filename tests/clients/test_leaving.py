@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -336,6 +337,38 @@ class TestSentTwice:
         with looping(*access(sim), redis=valkey.url, retries=QUICK) as bot:
             txids = [bot.order("limit") for _ in range(2)]
         assert [order.txid for order in sim.orders()] == txids
+
+    def test_in_other_threads(self, sim: KrakenSimulator, valkey: Server) -> None:
+        """A session that sends from threads of its own, and again after a call was over, sends each request once."""
+        api = ours.API(sim.key, sim.secret, redis=valkey.url, retries=QUICK)
+        api.uri = sim.url
+        send, sent = api.session.post, []
+
+        with ThreadPoolExecutor(1) as threads:
+
+            def post(*args: Any, **kwargs: Any) -> Any:
+                sent.append((args, kwargs))
+                return threads.submit(send, *args, **kwargs).result()
+
+            api.session.post = post
+            assert api.query_private("AddOrder", form("limit"))["result"]["txid"]
+            args, kwargs = sent[0]
+            with pytest.raises(IncompatibleClient, match="nonce"):
+                threads.submit(send, *args, **kwargs).result()
+        assert len(sim.requests()) == len(sim.orders()) == 1
+        api.close()
+
+    def test_refused(self, sim: KrakenSimulator, valkey: Server, looping: type[Bot]) -> None:
+        """An order that Kraken refuses is refused, and once, even by a loop that dislikes refusals."""
+        with looping(*access(sim), redis=valkey.url, retries=QUICK) as bot:
+            prepare(bot)
+            sim.configure(faults=[Fault("EOrder:Insufficient funds", "acting", methods=["AddOrder"])])
+            try:
+                assert not bot.order("limit")
+            except REFUSALS as error:
+                assert "Insufficient" in f"{type(error).__name__} {error}"  # noqa: PT017
+        assert [request.method for request in sim.requests()].count("AddOrder") == 1
+        assert_nothing_is_pending(sim, valkey)
 
 
 # Nonces of other people's
