@@ -12,7 +12,7 @@ from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis._calls import leaving
 from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.guards import Guard
-from kraken_nonce_redis._calls.requests import bounded, longest, refuse_repeats, take_into_use
+from kraken_nonce_redis._calls.requests import bounded, is_watched, longest, refuse_repeats, take_into_use
 from kraken_nonce_redis.errors import CallLockError, IncompatibleClient
 
 try:
@@ -68,12 +68,12 @@ class _Guarded(krakenex.API):  # type: ignore[misc] # it has no types
         return request.step.nonce
 
     def _query(self, urlpath: str, data: Any, headers: Any = None, timeout: Timeout | None = None) -> Any:
-        looked_at = take_into_use(self.session)
+        take_into_use(self.session)
         request = leaving.current()
         if request is None:
             return super()._query(urlpath, data, headers, timeout)
         request.entered = True
-        if not looked_at:
+        if not is_watched(self.session, self.uri):
             if str(data.get("nonce")) != str(request.step.nonce):
                 request.refuse_foreign()
             request.leave(data)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from contextvars import ContextVar
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, cast
 from urllib.parse import parse_qsl
 
@@ -67,7 +68,8 @@ class Request:
         self._failure: Exception | None = None
         self._refusal: Exception | None = None
         self._again = False
-        self._seen = False  # by the client's transport, so that its answer is, too
+        self._seen = False  # by a transport that is looked at, so that its answer is, too
+        self._turn = Lock()  # a wrapper may send from several threads at a time
 
     def __enter__(self) -> Self:
         _keys.add(self._place[0])
@@ -82,10 +84,15 @@ class Request:
     def leave(self, fields: Mapping[str, Any]) -> None:
         """Begin to send it, with these parameters in its body; to be called last before.
 
-        Raises `IncompatibleClient` for a second time, and for another ``cl_ord_id``; `LeaseLost` if the answer might
-        come after the lease.
+        This is for a transport that can't be looked at from inside; else it is `leaving`, which may follow. Raises
+        `IncompatibleClient` for a second time, and for another ``cl_ord_id``; `LeaseLost` if the answer might come
+        after the lease.
         """
-        if self.left:
+        with self._turn:
+            self._leave(fields, allowed=not self.left)
+
+    def _leave(self, fields: Mapping[str, Any], *, allowed: bool) -> None:
+        if not allowed:
             self._refuse_again()
         try:
             self._check(fields)
@@ -106,8 +113,9 @@ class Request:
 
         Raises as `leave`.
         """
-        self.leave(fields)
-        self._seen = True
+        with self._turn:
+            self._leave(fields, allowed=not self._seen)
+            self._seen = True
         try:
             yield
         except Exception as error:
@@ -177,18 +185,28 @@ def sending(headers: Mapping[Any, Any] | None, body: object) -> contextlib.Abstr
 
     Raises `IncompatibleClient` for a signed one that is not that of a step under way, and as `Request.leave`.
     """
-    if not headers or "API-Key" not in headers:
-        return contextlib.nullcontext()
-    fields = fields_of(body)
-    request = request_of(headers, fields)
+    request = _meant(headers, body)
+    return contextlib.nullcontext() if request is None else request.leaving(fields_of(body))
+
+
+def leave(headers: Mapping[Any, Any] | None, body: object) -> None:
+    """Begin to send a request by a transport that can't be looked at from inside. Raises as `sending`."""
+    request = _meant(headers, body)
     if request is not None:
-        return request.leaving(fields)
-    meant = current()
-    if meant is not None:
-        meant.refuse_foreign()
-    if str(headers.get("API-Key")) in _keys:
-        raise IncompatibleClient("the session", _FOREIGN)
-    return contextlib.nullcontext()
+        request.leave(fields_of(body))
+
+
+def _meant(headers: Mapping[Any, Any] | None, body: object) -> Request | None:
+    if not headers or "API-Key" not in headers:
+        return None
+    request = request_of(headers, fields_of(body))
+    if request is None:
+        meant = current()
+        if meant is not None:
+            meant.refuse_foreign()
+        if str(headers.get("API-Key")) in _keys:
+            raise IncompatibleClient("the session", _FOREIGN)
+    return request
 
 
 def fields_of(body: object) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ the classes of a session's adapters and pools are replaced by subclasses, made h
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from decimal import Decimal
 from typing import Any, Final, TypeAlias
@@ -25,7 +26,6 @@ _SHORTEST: Final = 0.001
 _POOLS: Final = 10  # as requests has it
 _users: Final[WeakKeyDictionary[Any, _process.Process]] = WeakKeyDictionary()
 
-
 _Stock: Any = object  # stands for the class that comes after ours
 
 
@@ -37,8 +37,26 @@ class _Pool(_Stock):  # type: ignore[misc]
             return super().urlopen(method, url, body, headers, *rest, **more)
 
 
-class _Adapter(_Stock):  # type: ignore[misc]
-    """What is different in an adapter of requests."""
+class _Transport(_Stock):  # type: ignore[misc]
+    """What is different in all adapters of a session."""
+
+    def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().send(request, *args, **kwargs)
+        except Exception as failure:
+            sent = _request_of(request)
+            if sent is not None:
+                sent.hear_failure(failure)
+            raise
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle and copy as the class that it was."""
+        _, (_, *args), *rest = super().__reduce_ex__(max(protocol, 2))
+        return object.__new__, (type(self).__bases__[1], *args), *rest
+
+
+class _Adapter(_Transport):
+    """What is different in an adapter of requests, which sends by a pool of urllib3."""
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
         return _watched(super().get_connection_with_tls_context(*args, **kwargs), _Pool)
@@ -46,25 +64,27 @@ class _Adapter(_Stock):  # type: ignore[misc]
     def get_connection(self, *args: Any, **kwargs: Any) -> Any:  # before requests 2.32
         return _watched(super().get_connection(*args, **kwargs), _Pool)
 
-    def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().send(request, *args, **kwargs)
-        except Exception as failure:
-            sent = leaving.request_of(request.headers, leaving.fields_of(request.body))
-            if sent is not None:
-                sent.hear_failure(failure)
-            raise
-
     def build_response(self, req: Any, resp: Any) -> Any:
-        response = super().build_response(req, resp)
-        sent = leaving.request_of(req.headers, leaving.fields_of(req.body))
-        if sent is not None:
-            sent.hear(leaving.decoded(response.content))
-        return response
+        return _hear(req, super().build_response(req, resp))
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle and copy as the class that it was."""
-        return object.__new__, (type(self).__mro__[2],), self.__getstate__()
+
+class _Foreign(_Transport):
+    """What is different in another adapter, which may do in ``send`` whatever it likes."""
+
+    def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        leaving.leave(request.headers, request.body)
+        return _hear(request, super().send(request, *args, **kwargs))
+
+
+def _request_of(prepared: Any) -> leaving.Request | None:
+    return leaving.request_of(prepared.headers, leaving.fields_of(prepared.body))
+
+
+def _hear(prepared: Any, response: Any) -> Any:
+    sent = _request_of(prepared)
+    if sent is not None:
+        sent.hear(leaving.decoded(response.content))
+    return response
 
 
 @functools.cache
@@ -80,32 +100,36 @@ def _watched(thing: Any, ours: type) -> Any:
     return thing
 
 
-def take_into_use(session: Any) -> bool:
-    """Prepare a session of requests for the next request; return whether each request is looked at before it leaves.
+def take_into_use(session: Any) -> None:
+    """Prepare a session of requests for its next request: have that looked at before it leaves.
 
-    That is not possible if it has adapters that are not of requests. If this process has not used it yet, it gets new
-    connections: after a fork it would share its parent's, and two processes that send over one connection get each
-    other's answers.
+    If this process has not used the session yet, it gets new connections. After a fork it would share its parent's, and
+    two processes that send over one connection get each other's answers.
     """
     adapters = getattr(session, "adapters", None)
     if adapters is None:
+        return
+    for adapter in adapters.values():
+        with contextlib.suppress(TypeError):  # of a class that can't be replaced
+            _watched(adapter, _Adapter if hasattr(adapter, "poolmanager") else _Foreign)
+    if _users.get(session) is _process.current():
+        return
+    for adapter in adapters.values():
+        managers: list[Any] = [getattr(adapter, "poolmanager", None), *getattr(adapter, "proxy_manager", {}).values()]
+        for manager in managers:
+            pools = getattr(manager, "pools", None)
+            if manager is not None and pools is not None:
+                # The old ones are dropped, not cleared: their lock may have been in use in the parent when it forked.
+                manager.pools = type(pools)(getattr(adapter, "_pool_connections", _POOLS))
+    _users[session] = _process.current()
+
+
+def is_watched(session: Any, url: str) -> bool:
+    """Return whether requests to an address are looked at before they leave; not if something else sends them."""
+    try:
+        return isinstance(session.get_adapter(url), _Transport)
+    except AttributeError:
         return False
-    known = [adapter for adapter in adapters.values() if hasattr(adapter, "poolmanager")]
-    for adapter in known:
-        _watched(adapter, _Adapter)
-    if _users.get(session) is not _process.current():
-        for adapter in adapters.values():
-            managers: list[Any] = [
-                getattr(adapter, "poolmanager", None),
-                *getattr(adapter, "proxy_manager", {}).values(),
-            ]
-            for manager in managers:
-                pools = getattr(manager, "pools", None)
-                if manager is not None and pools is not None:
-                    # Dropped, not cleared: their lock may have been in use in the parent when it forked.
-                    manager.pools = type(pools)(getattr(adapter, "_pool_connections", _POOLS))
-        _users[session] = _process.current()
-    return len(known) == len(adapters)
 
 
 def refuse_repeats(session: Any, url: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kraken_nonce_redis._calls import leaving
 from kraken_nonce_redis._calls.guards import Guard
-from kraken_nonce_redis._calls.requests import longest, refuse_repeats, take_into_use
+from kraken_nonce_redis._calls.requests import is_watched, longest, refuse_repeats, take_into_use
 
 try:
     import ccxt
@@ -56,7 +56,7 @@ class kraken(Adapter, ccxt.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt
 
     def fetch(self, url: Any, method: Any = "GET", headers: Any = None, body: Any = None) -> Any:
         """Send a request and return the decoded answer; a private one under the lock."""
-        looked_at = take_into_use(self.session)
+        take_into_use(self.session)
         if not isinstance(body, Unsigned):
             return super().fetch(url, method, headers, body)
         refuse_repeats(self.session, str(self.urls["api"]["private"]))
@@ -66,7 +66,7 @@ class kraken(Adapter, ccxt.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt
             with leaving.Request(self, self.apiKey, call, step) as request:
                 signed = self._signed(body, step)
                 request.entered = True
-                if not looked_at:
+                if not is_watched(self.session, signed[0]):
                     request.leave(leaving.fields_of(signed[-1]))
                 try:
                     value = stock(*signed)

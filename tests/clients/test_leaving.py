@@ -19,7 +19,7 @@ import krakenex
 import pytest
 import requests
 from kraken import spot
-from requests.adapters import HTTPAdapter
+from requests.adapters import BaseAdapter, HTTPAdapter
 
 import kraken_nonce_redis.ccxt
 import kraken_nonce_redis.ccxt.async_support
@@ -357,6 +357,81 @@ class TestSentTwice:
                 threads.submit(send, *args, **kwargs).result()
         assert len(sim.requests()) == len(sim.orders()) == 1
         api.close()
+
+    def test_no_connection(self, sim: KrakenSimulator, valkey: Server) -> None:
+        """A loop may try again, at another address, when nothing has left."""
+
+        class Mirrored(krakenex.API):  # type: ignore[misc]
+            def query_private(self, *args: Any, **kwargs: Any) -> Any:
+                try:
+                    return super().query_private(*args, **kwargs)
+                except requests.ConnectionError:
+                    self.uri = sim.url
+                    return super().query_private(*args, **kwargs)
+
+        with socket.create_server((HOST, 0)) as closed:
+            nobody = f"http://{HOST}:{closed.getsockname()[1]}"
+        api = Mirrored(sim.key, sim.secret)
+        api.uri = nobody
+        ours.install(api, redis=valkey.url, retries=QUICK)
+        txids = api.query_private("AddOrder", form("limit"))["result"]["txid"]
+        assert [order.txid for order in sim.orders()] == txids
+        assert len(sim.requests()) == 1
+        api.close()
+
+    @pytest.mark.parametrize("method", ["AddOrder", "CancelOrder"])
+    def test_another_way(self, sim: KrakenSimulator, valkey: Server, method: str) -> None:
+        """What code that we do not know sends in another way counts as sent: without an answer it is looked for."""
+
+        class OtherWay(krakenex.API):  # type: ignore[misc]
+            def _query(self, urlpath: str, data: Any, headers: Any = None, timeout: Any = None) -> Any:
+                try:
+                    return super()._query(urlpath, data, headers, timeout)
+                except requests.ConnectionError:
+                    return requests.post(sim.url + urlpath, data=data, headers=headers, timeout=timeout).json()
+
+        with socket.create_server((HOST, 0)) as closed:
+            nobody = f"http://{HOST}:{closed.getsockname()[1]}"
+        api = OtherWay(sim.key, sim.secret)
+        api.uri = nobody
+        ours.install(api, redis=valkey.url, retries=QUICK)
+        txids = api.query_private("AddOrder", form("limit"))["result"]["txid"]
+        sim.configure(faults=[Fault("cut", "answering", methods=[method], calls=[1])])
+        if method == "AddOrder":
+            assert api.query_private("AddOrder", form("limit"))["result"]["txid"] == [sim.orders()[-1].txid]
+        else:
+            assert api.query_private("CancelOrder", {"txid": txids[0]})["error"] == ["EOrder:Unknown order"]
+        assert len(sim.orders()) == (2 if method == "AddOrder" else 1)
+        assert_nothing_is_pending(sim, valkey)
+        api.close()
+
+    @pytest.mark.parametrize("kind", ["krakenex", "ccxt"])
+    @pytest.mark.parametrize("how", ["foreign", "passes on"])
+    def test_a_foreign_adapter(self, sim: KrakenSimulator, valkey: Server, kind: str, how: str) -> None:
+        """An adapter that is not of requests sends each request once, too, by itself or by one of requests."""
+
+        class Foreign(BaseAdapter):
+            def __init__(self, inner: Any) -> None:
+                super().__init__()
+                self.inner = inner
+
+            def send(self, *args: Any, **kwargs: Any) -> Any:
+                return self.inner.send(*args, **kwargs)
+
+            def close(self) -> None:
+                self.inner.close()
+
+        with BOTS[kind](*access(sim), redis=valkey.url, retries=QUICK) as bot:
+            prepare(bot)
+            session = bot.client.session
+            session.mount("http://", Foreign(HTTPAdapter() if how == "foreign" else session.get_adapter(sim.url)))
+            session.request = persistent(session.request)
+            assert bot.order("limit")
+            sim.configure(faults=[Fault("502", "answering", methods=["AddOrder"], calls=[1])])
+            assert bot.order("limit")
+        assert [request.method for request in sim.requests()].count("AddOrder") == 2
+        assert len(sim.orders()) == 2
+        assert_nothing_is_pending(sim, valkey)
 
     def test_refused(self, sim: KrakenSimulator, valkey: Server, looping: type[Bot]) -> None:
         """An order that Kraken refuses is refused, and once, even by a loop that dislikes refusals."""

@@ -16,7 +16,6 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from random import Random
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -32,7 +31,6 @@ from kraken_nonce_redis import (
     StoreUnavailable,
 )
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis._calls import calls
 from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.calls import Calls
 from kraken_nonce_redis._core.agenda import Agenda
@@ -578,7 +576,6 @@ def run_schedule(seed: int, on_unknown: OnUnknown, monkeypatch: pytest.MonkeyPat
     """Let some calls be made, and check what came of them; return what the callers were told, in numbers."""
     world = World(seed)
     monkeypatch.setattr(clock, "now", lambda: world.now)
-    monkeypatch.setattr(calls, "time", SimpleNamespace(time=lambda: world.now))
     bot = Bot(world, on_unknown)
     for _ in range(world.luck.randint(1, 3)):
         bot.call("AddOrder")
