@@ -137,7 +137,7 @@ class Request:
 
     def hear(self, answer: Mapping[str, Any] | None) -> None:
         """Take note of Kraken's answer, as the transport or the client's own code has it; None if there was none."""
-        if answer is not None and not self._again:
+        if answer is not None:
             self.answer = self.answer or answer
 
     def take(self, value: Any) -> None:

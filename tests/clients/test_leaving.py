@@ -30,6 +30,7 @@ from kraken_nonce_redis import (
     KrakenNonceError,
     NonceAllocator,
     NotCarriedOut,
+    OutcomeUnknown,
     Retries,
     kraken_sdk,
 )
@@ -378,6 +379,60 @@ class TestSentTwice:
         assert [order.txid for order in sim.orders()] == txids
         assert len(sim.requests()) == 1
         api.close()
+
+    def test_other_words(self, sim: KrakenSimulator, valkey: Server) -> None:
+        """Whatever name a failure is given: what has left may have been carried out."""
+
+        class Renaming(krakenex.API):  # type: ignore[misc]
+            def _query(self, *args: Any, **kwargs: Any) -> Any:
+                try:
+                    return super()._query(*args, **kwargs)
+                except requests.RequestException:
+                    raise requests.ConnectTimeout from None
+
+        api = Renaming(sim.key, sim.secret)
+        api.uri = sim.url
+        ours.install(api, redis=valkey.url, retries=QUICK)
+        sim.configure(faults=[Fault("cut", "answering", methods=["AddOrder"], calls=[1])])
+        txids = api.query_private("AddOrder", form("limit"))["result"]["txid"]
+        assert [order.txid for order in sim.orders()] == txids
+        api.close()
+
+    def test_made_up(self, sim: KrakenSimulator, valkey: Server) -> None:
+        """An answer that Kraken never gave, in place of none, does not count."""
+
+        class MakingUp(krakenex.API):  # type: ignore[misc]
+            def _query(self, *args: Any, **kwargs: Any) -> Any:
+                try:
+                    return super()._query(*args, **kwargs)
+                except requests.RequestException:
+                    return {"error": ["EOrder:Given up"]}
+
+        api = MakingUp(sim.key, sim.secret)
+        api.uri = sim.url
+        ours.install(api, redis=valkey.url, retries=QUICK)
+        sim.configure(faults=[Fault("cut", "answering", methods=["AddOrder"], calls=[1])])
+        txids = api.query_private("AddOrder", form("limit"))["result"]["txid"]
+        assert [order.txid for order in sim.orders()] == txids
+        api.close()
+
+    def test_a_cancellation(self, sim: KrakenSimulator, valkey: Server) -> None:
+        """That the second request of a cancellation could not be sent says nothing of the first one."""
+        with BOTS["krakenex"](*access(sim), redis=valkey.url, retries=QUICK) as bot:
+            txid = bot.order("limit")
+            sim.configure(faults=[Fault("cut", "answering", methods=["CancelOrder"], calls=[1])])
+            post, sent = bot.client.session.post, []
+
+            def once(*args: Any, **kwargs: Any) -> Any:
+                sent.append(args)
+                if len(sent) > 1:
+                    raise requests.exceptions.InvalidSchema
+                return post(*args, **kwargs)
+
+            bot.client.session.post = once
+            with pytest.raises(OutcomeUnknown, match="CancelOrder"):
+                bot.client.query_private("CancelOrder", {"txid": txid})
+        assert len(run(valkey.client(), commands.pending(Keyspace.of("kraken-nonce", sim.key)))) == 1
 
     @pytest.mark.parametrize("method", ["AddOrder", "CancelOrder"])
     def test_another_way(self, sim: KrakenSimulator, valkey: Server, method: str) -> None:
