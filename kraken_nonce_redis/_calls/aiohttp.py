@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _process
 from kraken_nonce_redis._calls import leaving
 
@@ -14,8 +15,12 @@ _Stock: Any = object  # stands for the class that comes after ours
 class _Request(_Stock):  # type: ignore[misc]
     """What is different in a request of aiohttp, which is sent when it has a connection."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._begun = clock.now()
+        super().__init__(*args, **kwargs)
+
     async def send(self, conn: Any) -> Any:
-        with leaving.sending(self.headers, getattr(self.body, "_value", self.body)):
+        with leaving.sending(self.headers, getattr(self.body, "_value", self.body), clock.now() - self._begun):
             return await super().send(conn)
 
 

@@ -91,30 +91,30 @@ class Request:
         with self._turn:
             self._leave(fields, allowed=not self.left)
 
-    def _leave(self, fields: Mapping[str, Any], *, allowed: bool) -> None:
+    def _leave(self, fields: Mapping[str, Any], elapsed: float = 0.0, *, allowed: bool) -> None:
         if not allowed:
             self._refuse_again()
         try:
-            self._check(fields)
+            self._check(fields, elapsed)
         except Exception as error:
             self._refusal = error
             raise
         self.left = True
 
-    def _check(self, fields: Mapping[str, Any]) -> None:
+    def _check(self, fields: Mapping[str, Any], elapsed: float) -> None:
         cl_ord_id = self.step.params.get("cl_ord_id")
         if isinstance(cl_ord_id, str) and str(fields.get("cl_ord_id")) != cl_ord_id:
             raise IncompatibleClient(self._client, _OTHER_ORDER)
-        self.step.check()
+        self.step.check(elapsed)
 
     @contextlib.contextmanager
-    def leaving(self, fields: Mapping[str, Any]) -> Generator[None]:
+    def leaving(self, fields: Mapping[str, Any], elapsed: float) -> Generator[None]:
         """Send it inside of this block, which ends with an exception of its own if there was no connection.
 
-        Raises as `leave`.
+        ``elapsed`` is as in `Send.check`. Raises as `leave`.
         """
         with self._turn:
-            self._leave(fields, allowed=not self._seen)
+            self._leave(fields, elapsed, allowed=not self._seen)
             self._seen = True
         try:
             yield
@@ -163,11 +163,17 @@ class Request:
             except Exception as error:  # noqa: BLE001 - it is what the client makes of the answer
                 return Heard(failure=error, answer=self.answer, left=True)
         if not self.left:
-            if self._refusal is not None:
+            if self._refusal is not None and self._ended_in_refusal(value, failure):
                 raise self._refusal
             if failure is not None and (not self.entered or outcomes.is_hopeless(failure)):
                 raise failure
         return Heard(value, failure, self.answer, left=self.left)
+
+    def _ended_in_refusal(self, value: Any, failure: Exception | None) -> bool:
+        """Return whether the client's code gave up when it was refused, as far as we see; it may know another way."""
+        if failure is None:
+            return value is None and self.answer is None
+        return self._refusal in outcomes.led_to(failure)
 
 
 def current() -> Request | None:
@@ -180,13 +186,16 @@ def request_of(headers: Mapping[Any, Any], fields: Mapping[str, Any]) -> Request
     return _under_way.get((str(headers.get("API-Key")), str(fields.get("nonce"))))
 
 
-def sending(headers: Mapping[Any, Any] | None, body: object) -> contextlib.AbstractContextManager[None]:
+def sending(
+    headers: Mapping[Any, Any] | None, body: object, elapsed: float = 0.0
+) -> contextlib.AbstractContextManager[None]:
     """Send a request inside of this block; a public one as it is, or one of another client with its own API key.
 
-    Raises `IncompatibleClient` for a signed one that is not that of a step under way, and as `Request.leave`.
+    ``elapsed`` is as in `Send.check`. Raises `IncompatibleClient` for a signed one that is not that of a step under
+    way, and as `Request.leave`.
     """
     request = _meant(headers, body)
-    return contextlib.nullcontext() if request is None else request.leaving(fields_of(body))
+    return contextlib.nullcontext() if request is None else request.leaving(fields_of(body), elapsed)
 
 
 def leave(headers: Mapping[Any, Any] | None, body: object) -> None:

@@ -86,7 +86,7 @@ def of_failure(failure: BaseException | None) -> Verdict:
         return kraken.UNKNOWN
     if is_hopeless(failure):
         return kraken.REFUSED
-    led = _led_to(failure)
+    led = led_to(failure)
     return kraken.REFUSED_FOR_NOW if any(_names(error) & NEVER_SENT for error in led) else kraken.UNKNOWN
 
 
@@ -94,7 +94,7 @@ def is_hopeless(failure: BaseException) -> bool:
     """Return whether nothing was sent, and the next attempt would end in the same way."""
     return any(
         _names(error) & _HOPELESS or (type(error) is OSError and str(error).startswith(_TUNNEL))
-        for error in _led_to(failure)
+        for error in led_to(failure)
     )
 
 
@@ -102,7 +102,7 @@ def _names(error: BaseException) -> set[str]:
     return {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
 
 
-def _led_to(failure: BaseException) -> list[BaseException]:
+def led_to(failure: BaseException) -> list[BaseException]:
     """Return an exception and those that led to it."""
     seen: list[BaseException] = []
     todo: list[object] = [failure]

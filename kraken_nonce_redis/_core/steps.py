@@ -65,9 +65,12 @@ class Send:
     lease: LeaseCore
     seconds: float
 
-    def check(self) -> None:
-        """Raise `LeaseLost` if the lease may end before the answer comes. To be called last before sending."""
-        self.lease.check(self.seconds)
+    def check(self, elapsed: float = 0.0) -> None:
+        """Raise `LeaseLost` if the lease may end before the answer comes. To be called last before sending.
+
+        ``elapsed`` is how many seconds the request has taken already, to connect.
+        """
+        self.lease.check(max(0.0, self.seconds - elapsed))
 
 
 @dataclass(frozen=True, slots=True)

@@ -500,6 +500,43 @@ class TestSentTwice:
         assert [request.method for request in sim.requests()].count("AddOrder") == 1
         assert_nothing_is_pending(sim, valkey)
 
+    def test_another_way_after_a_refusal(self, sim: KrakenSimulator, valkey: Server) -> None:
+        """An order that other code sends in its own way, when we refuse, is told."""
+
+        class OtherWay(krakenex.API):  # type: ignore[misc]
+            def _query(self, urlpath: str, data: Any, headers: Any = None, timeout: Any = None) -> Any:
+                try:
+                    return super()._query(urlpath, {**data, "cl_ord_id": "mine"}, headers, timeout)
+                except IncompatibleClient:
+                    return requests.post(sim.url + urlpath, data=data, headers=headers, timeout=timeout).json()
+
+        api = OtherWay(sim.key, sim.secret)
+        api.uri = sim.url
+        ours.install(api, redis=valkey.url, retries=QUICK)
+        assert api.query_private("AddOrder", form("limit"))["result"]["txid"] == [sim.orders()[-1].txid]
+        sim.configure(faults=[Fault("cut", "answering", methods=["AddOrder"], calls=[1])])
+        assert api.query_private("AddOrder", form("limit"))["result"]["txid"] == [sim.orders()[-1].txid]
+        assert len(sim.orders()) == 2
+        assert_nothing_is_pending(sim, valkey)
+        api.close()
+
+    @pytest.mark.parametrize("name", ["ccxt-async", "sdk-async"])
+    def test_slow_to_connect(
+        self, sim: KrakenSimulator, valkey: Server, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        """A request that took some of its time to connect needs no more of its lease than the rest of it."""
+        connect = aiohttp.TCPConnector.connect
+
+        async def slowly(*args: Any, **kwargs: Any) -> Any:
+            connection = await connect(*args, **kwargs)
+            await asyncio.sleep(2.5)
+            return connection
+
+        with BOTS[name](*access(sim), redis=valkey.url, ttl=1, call_timeout=20, retries=QUICK) as bot:
+            prepare(bot)
+            monkeypatch.setattr(aiohttp.TCPConnector, "connect", slowly)
+            assert bot.order("limit")
+
 
 # Nonces of other people's
 
