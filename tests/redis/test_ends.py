@@ -377,7 +377,7 @@ def sim_less_api() -> Callable[[str], Any]:
         def lock(self) -> CallLock:
             return self._guard.lock("a key")
 
-    return lambda url: Api("a key", "c2VjcmV0", redis=url)
+    return lambda url: Api("a-key", "c2VjcmV0", redis=url)
 
 
 def _loops() -> list[asyncio.AbstractEventLoop]:
