@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import socket
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,6 +51,7 @@ class Process:
     Attributes:
         places: the highest nonces seen.
         stores: the stores of threads, by connection settings; each notices a fork by itself.
+        name: what it is called in Redis, empty until that is asked for.
         telling: of the journals' entries that are told at present, the state key and nonce.
         turn: must be held while a store is looked up or made.
         successor: the object that replaces this one after a fork, under the key None.
@@ -59,6 +61,7 @@ class Process:
     def __init__(self, places: Places, stores: dict[Hashable, Any]) -> None:
         self.places = places
         self.stores = stores
+        self.name = ""
         self.telling: set[tuple[str, int | None]] = set()
         self.turn = threading.RLock()
         self.successor: dict[None, Process] = {}
@@ -78,6 +81,11 @@ class Process:
     def is_parent(self) -> bool:
         """Whether the running process was forked from this one."""
         return not self.mark[0]
+
+
+def default_name() -> str:
+    """Return what tells people which process this is."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def leave_to_parent(transport: asyncio.BaseTransport) -> None:

@@ -35,6 +35,7 @@ class Options(LockSettings, total=False):
             ones arrived is inferred and not documented.
         durable: how many replicas must have it when the nonce is raised after a refusal, or each lease: as for
             `CallLock` and `NonceAllocator`.
+        name: what people see of this bot in Redis, as for `CallLock`.
         on_event: is called with each event, see `kraken_nonce_redis.events`.
     """
 

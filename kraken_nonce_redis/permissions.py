@@ -17,7 +17,6 @@ COMMANDS: Final = (
     "+hdel",
     "+hget",
     "+hgetall",
-    "+hincrby",
     "+hmget",
     "+hset",
     "+pexpire",

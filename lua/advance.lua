@@ -1,4 +1,4 @@
--- include: nonce
+-- include: block
 -- advance: raises the last nonce to `target`, never lowers it.
 -- Atomic because a nonce handed out between the comparison and the write could be lost.
 -- Run twice, the second run finds the target reached.
@@ -11,21 +11,22 @@
 -- Returns 'ok <last>', 'too-far <last> <now>' when the target is further ahead, 'foreign <field> <value>' or
 -- 'overflow <stored>'; all but 'ok' change nothing. `last` and `now` are decimal ns.
 local stored = redis.call('HGET', KEYS[1], 'nonce')
-if foreign(stored) then return 'foreign ' .. named('nonce', stored) end
-stored = stored or '0'
+local nonce, version = read_nonce(stored)
+if not version then return 'foreign ' .. named('nonce', stored) end
+local last = nonce or '0'
 local target = ARGV[2]
 local now = clock() .. '000'
-if not greater(ARGV[4], stored) then return 'ok ' .. stored end
-if greater(target, stored) and greater(target, add(now, tonumber(ARGV[3]))) then
-  return 'too-far ' .. stored .. ' ' .. now
+if not greater(ARGV[4], last) then return 'ok ' .. last end
+if greater(target, last) and greater(target, add(now, tonumber(ARGV[3]))) then
+  return 'too-far ' .. last .. ' ' .. now
 end
-if greater(ARGV[1], stored) then -- state was lost
+if greater(ARGV[1], last) then -- state was lost
   local healed = add(ARGV[1], LOST_STATE_MARGIN)
   if greater(healed, target) then target = healed end
 end
-if greater(target, HIGHEST) then return 'overflow ' .. stored end
-if greater(target, stored) then
-  redis.call('HSET', KEYS[1], 'nonce', target)
-  stored = target
+if greater(target, HIGHEST) then return 'overflow ' .. last end
+if greater(target, last) then
+  redis.call('HSET', KEYS[1], 'nonce', (nonce and version or VERSION) .. target)
+  last = target
 end
-return 'ok ' .. stored
+return 'ok ' .. last

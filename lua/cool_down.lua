@@ -1,5 +1,5 @@
--- include: lease
 -- include: pace
+-- include: booking
 -- cool_down: stops all calls of the key for a while, in every process; or ends a cool-down.
 -- Atomic because several processes may learn of a limit at once, and the longest cool-down must win.
 -- Run twice, the end moves by at most the time between the two runs.
@@ -11,27 +11,28 @@
 -- Returns 'ok <left> <reason>', the microseconds until the cool-down ends and its reason; 'ended <reason>' when `term`
 --         is '0' and there was one, and 'ok 0 ' when there was none; or 'foreign <field> <value>': nothing changed.
 --         A term of '0' works with any values in the hash.
-local state, value = read(KEYS[1])
-if not state then return 'foreign ' .. value end
+local term = tonumber(ARGV[1])
+if term > 0 then
+  -- include: ours
+end
 local now = clock()
 local cool, reason = cooling(state.cool_down, now)
-local term = tonumber(ARGV[1])
 if term == 0 then
   local removed = redis.call('HDEL', KEYS[1], 'cool_down') == 1
-  if state.member and not state.lease and tonumber(now) < due(state) then
-    offer(state, state.member, state.ticket, now) -- not only for a later time, or one that has died would keep it
+  if state.member and not state.lease and tonumber(now) < due() then
+    call(state.member, state.member)
+    offer(state.member, state.ticket, now) -- not only for a later time, or one that has died would keep it
   end
   if removed and not state.cool_down then return 'ended a value that is not ours' end
   return cool > 0 and 'ended ' .. reason or 'ok 0 '
 end
-if state.foreign then return 'foreign ' .. state.foreign end
-local processes = redis.call('ZRANGEBYSCORE', KEYS[2], whole(PROCESSES), '+inf') -- before any write
+local processes = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. whole(PROCESSES), '+inf') -- before any write
 if term > cool then
   cool, reason = term, ARGV[2]
   redis.call('HSET', KEYS[1], 'cool_down', now .. ' ' .. whole(cool) .. ' ' .. reason)
 end
-if state.member and not state.lease then processes[#processes + 1] = process_of(state.member) end
+if state.member and not state.lease then processes[#processes + 1] = state.member end
 for _, process in ipairs(processes) do
-  redis.call('PUBLISH', 'kraken-nonce:wake:' .. process, KEYS[1])
+  call(process, KEYS[1])
 end
 return 'ok ' .. whole(cool) .. ' ' .. reason

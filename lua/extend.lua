@@ -1,4 +1,5 @@
--- include: lease
+-- include: journal
+-- include: block
 -- extend: sets a new end for a lease that the caller still has, hands out a fresh block of nonces, and notes an intent.
 -- Atomic because the lease must not end between the check and the write.
 -- Run twice, the lease ends at least `term` after the second run, and the first block is skipped. An earlier intent
@@ -16,17 +17,19 @@
 --       8 how     'set' for an end that may be earlier than the present one, 'keep' for the later of the two
 -- Returns 'extended <first nonce> <left>', with `left` in microseconds; 'late', 'lost', 'foreign <field> <value>' or
 --         'overflow <stored>': nothing changed.
-local state, value = load(KEYS[1])
-if not state then return 'foreign ' .. value end
+if state.foreign then return 'foreign ' .. state.foreign end
 if state.member ~= ARGV[2] or not state.lease then return 'lost' end
-if tonumber(ARGV[7]) < tonumber(state.ticket) then return 'late' end
+local number, before = state.ticket:match('^(%d+)(.*)$')
+if tonumber(ARGV[7]) < tonumber(number) then return 'late' end
+if before == '' then before = '.' .. state.since .. '.' .. state.since end
 local now, term = clock(), ARGV[3]
-if ARGV[8] == 'keep' then term = whole(math.max(tonumber(term), tonumber(left(state, now)))) end
+if ARGV[8] == 'keep' then term = whole(math.max(tonumber(term), tonumber(left(now)))) end
 local first, last = allocate(state.nonce, ARGV[1], now, tonumber(ARGV[4]))
 if not first then return 'overflow ' .. state.nonce end
-redis.call('HSET', KEYS[1], 'nonce', last, 'lock', lock(state, state.lease, now, term, ARGV[7], ARGV[2]))
+local held = lock(state.lease, now, term, ARGV[7] .. before, ARGV[2])
+redis.call('HSET', KEYS[1], 'nonce', VERSION .. last, 'lock', held)
 if ARGV[5] ~= '' then
-  if ARGV[6] == '0' then shelve(state, now) end
+  if ARGV[6] == '0' then shelve(now) end
   redis.call('HSET', KEYS[1], 'intent', first .. ' ' .. ARGV[5])
 end
 return 'extended ' .. first .. ' ' .. term

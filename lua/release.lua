@@ -1,4 +1,4 @@
--- include: lease
+-- include: state
 -- release: gives up what the member has (lease, offer or place in the queue) and hands the lock over.
 -- Atomic because no other caller may get the lock between the end of a lease and the offer to the next waiter.
 -- Run twice, the second run finds nothing to give up.
@@ -17,28 +17,38 @@
 --         that has sent this only once knows that it was not. Or 'foreign - <error>', when the key is no hash.
 --         Fields with values that are not ours are left alone.
 local member = ARGV[1]
-local state, value = read(KEYS[1])
-if not state then return 'foreign ' .. value end
-if state.member == member then
-  free(state)
-  pcall(offer_next, state, KEYS[2])
-  if ARGV[4] == '0' then shelve(state, clock()) end
-  if state.intent then redis.call('HDEL', KEYS[1], 'intent') end
-  if ARGV[5] == '1' then note_gone(state, member) end
+local mine, known, late = state.member == member, ARGV[4] == '1', ARGV[5] == '1'
+if mine then
+  redis.call('HDEL', KEYS[1], 'lock')
+  if state.intent and known then redis.call('HDEL', KEYS[1], 'intent') end
+  if known and not late and redis.call('EXISTS', KEYS[2]) == 0 then return 'released' end
+end
+
+-- include: queue
+if mine then
+  pcall(offer_next, clock())
+  if known and not late then return 'released' end
+end
+
+-- include: ending
+-- include: booking
+if mine then
+  if not known then shelve(clock()) end
+  if late then note_gone(member) end
   return 'released'
 end
-if ARGV[5] == '1' then note_gone(state, member) end
-if ARGV[4] == '1' and ARGV[3] ~= '0' and not state.foreign then -- somebody has made the intent pending
+if late then note_gone(member) end
+if known and ARGV[3] ~= '0' and not state.foreign then -- somebody has made the intent pending
   local name = 'pending:' .. ARGV[3]
   local entry = redis.call('HGET', KEYS[1], name)
   if entry and is_entry(entry) then
     redis.call('HDEL', KEYS[1], name)
-    recount(KEYS[1])
+    recount()
   end
 end
-local was_first = state.asked and first_to_ask(state, KEYS[2]) == member
-if remove(KEYS[2], member) and was_first and not state.foreign then
-  pcall(invite, state, KEYS[2], clock(), state.asked)
+local was_first = state.asked and first_to_ask() == member
+if remove(member) and was_first and not state.foreign then
+  pcall(invite, clock(), state.asked)
 end
 if redis.call('HGET', KEYS[1], 'lost') == member or greater(ARGV[2], state.nonce or '0') then return 'lost' end
 return 'gone'

@@ -1,4 +1,4 @@
--- include: nonce
+-- include: block
 -- reserve: hands out the next `count` nonces, consecutive and above every earlier one.
 -- Atomic because another caller must not come between reading the last nonce and writing the new one.
 -- Run twice, it hands out a second block; the first is skipped, never reused.
@@ -9,8 +9,9 @@
 -- Returns 'ok <first> <last>' (decimal ns), 'foreign <field> <value>' or 'overflow <stored>'; the latter two change
 --         nothing.
 local stored = redis.call('HGET', KEYS[1], 'nonce')
-if foreign(stored) then return 'foreign ' .. named('nonce', stored) end
-local first, last = allocate(stored, ARGV[1], clock(), tonumber(ARGV[2]))
-if not first then return 'overflow ' .. (stored or ARGV[1]) end
-redis.call('HSET', KEYS[1], 'nonce', last)
+local nonce, version = read_nonce(stored)
+if not version then return 'foreign ' .. named('nonce', stored) end
+local first, last = allocate(nonce, ARGV[1], clock(), tonumber(ARGV[2]))
+if not first then return 'overflow ' .. (nonce or ARGV[1]) end
+redis.call('HSET', KEYS[1], 'nonce', (nonce and version or VERSION) .. last)
 return 'ok ' .. first .. ' ' .. last

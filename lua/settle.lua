@@ -1,4 +1,5 @@
--- include: journal
+-- include: ours
+-- include: ending
 -- settle: changes an entry of the journal: notes what became of a call, marks that people have to look at it, or
 -- removes it when it is known and told. Whatever it finds, it counts the entries anew.
 -- Atomic because the call's own release may remove the entry at the same time, and what it knows goes first.
@@ -10,16 +11,14 @@
 --       2 how    'found', 'absent', 'partly' or 'unknown' notes that this is about to be told; 'new' notes nothing and
 --                asks whether it is still listed; 'reported' keeps it for people to look at, and later holders skip it;
 --                'known' removes it
---       3 txids  as in lib/lease.lua, for a note; '-' otherwise
+--       3 txids  as in lib/journal.lua, for a note; '-' otherwise
 -- Returns 'ok', 'gone' when there was none, or 'foreign <field> <value>': nothing changed.
 local nonce, how, txids = ARGV[1], ARGV[2], ARGV[3]
-local state, value = load(KEYS[1])
-if not state then return 'foreign ' .. value end
 local now = clock()
-if abandoned_since(state, now) and state.intent:match('^%d+') == nonce then -- so that its holder can't go on
-  close_if_over(state, KEYS[2], now)
-  free(state)
-  pcall(offer_next, state, KEYS[2])
+if abandoned_since(now) and state.intent:match('^%d+') == nonce then -- so that its holder can't go on
+  close_if_over(now)
+  free()
+  pcall(offer_next, now)
 end
 local name = 'pending:' .. nonce
 local entry = redis.call('HGET', KEYS[1], name)
@@ -27,9 +26,10 @@ if entry and not is_entry(entry) then return 'foreign ' .. named(name, entry) en
 if entry and how == 'known' then
   redis.call('HDEL', KEYS[1], name)
 elseif entry and how ~= 'new' then
-  local since, call = entry:match('^(%d+) %l+ (%S+ %S+ %S+)')
+  local since, what, holder = entry:match('^(%d+) %l+ (%S+ %S+ %S+) ?(%S*)')
+  if holder == '' then holder = '-' end
   local result = how == 'reported' and '' or ' ' .. now .. ' ' .. txids
-  redis.call('HSET', KEYS[1], name, since .. ' ' .. how .. ' ' .. call .. result)
+  redis.call('HSET', KEYS[1], name, since .. ' ' .. how .. ' ' .. what .. ' ' .. holder .. result)
 end
-recount(KEYS[1])
+recount()
 return entry and 'ok' or 'gone'

@@ -1,4 +1,4 @@
--- include: lease
+-- include: ending
 -- unlock: ends the lease or offer of any member, and hands the lock over. For operators.
 -- The lock is freed first, as in release.
 -- Atomic because the lease that the operator saw may have ended since: only the lease of `member` is ended.
@@ -9,12 +9,11 @@
 -- ARGV  1 member  whose lease or offer to end; '' to remove a lock with a value that is not ours
 -- Returns 'unlocked', 'free' when `member` is not the holder, or 'foreign - <error>', when the key is no hash: nothing
 --         changed. Other fields may have any value.
-local state, value = read(KEYS[1])
-if not state then return 'foreign ' .. value end
 if (state.member or state.foreign_lock and '') ~= ARGV[1] then return 'free' end
 local lost = state.lease and state.member
-free(state)
+free()
 if lost then redis.pcall('HSET', KEYS[1], 'lost', lost) end
-shelve(state, clock())
-pcall(offer_next, state, KEYS[2])
+local now = clock()
+shelve(now)
+pcall(offer_next, now)
 return 'unlocked'

@@ -141,6 +141,7 @@ class Calls:
                 timeout=None if until is None else max(0.0, until - clock.now()),
                 cost=self._pace.cost_of(call.method) if self._pace else 0,
                 priority=priority_of(call.method),
+                method=call.method,
                 intent=call.intent,
             )
             try:

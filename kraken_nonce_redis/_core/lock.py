@@ -11,6 +11,7 @@ from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _process, events
 from kraken_nonce_redis._arguments import DEFAULT_NAMESPACE, DEFAULT_TTL
+from kraken_nonce_redis._core import names
 from kraken_nonce_redis._core.record import CallRecord, Stage
 from kraken_nonce_redis._core.steps import Pause, Run, Tell, running
 from kraken_nonce_redis._core.waiting import Acquired, Waiter, acquiring
@@ -254,6 +255,8 @@ class LeaseCore:
         self, term: float, intent: str = "", *, replace: bool = False
     ) -> Command[Extended | Literal["late", "lost"]]:
         known, number = self.grant.record.known, next(self.grant.extensions)
+        if intent:
+            intent = f"{intent} {self._lock._named()}"
         return commands.extend(
             self._lock.keys, self.grant.member, term, intent, known=known, number=number, replace=replace
         )
@@ -338,14 +341,20 @@ class LockCore(Generic[L]):
         pace: Pace | None = None,
         namespace: str = DEFAULT_NAMESPACE,
         durable: bool | Durability = False,
+        name: str | None = None,
         on_event: Hook | None = None,
     ) -> None:
         self.keys: Final = Keyspace.of(namespace, api_key, scope)
         self.ttl: Final = arguments.ttl(ttl)
         self.pace: Final = arguments.instance("pace", pace, Pace)
         self.durability: Final = Durability.of(durable)
+        self._name = names.chosen(name, api_key)
         self._on_event = events.checked(on_event)
         self._process_state = process_state
+
+    def _named(self) -> str:
+        """Return the bot's name as it stands in Redis."""
+        return self._name or names.of_process()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.keys.state} ttl={self.ttl:g}>"
@@ -424,7 +433,10 @@ class LockCore(Generic[L]):
         if wishes.timeout != 0:
             self._check_waiting(owner)
         process_state = self._process_state()
-        member, durability = process_state.new_member(wishes.token), of_every_nonce(self.durability)
+        member = process_state.new_member(self._named(), commands.word(wishes.method), wishes.token)
+        durability = of_every_nonce(self.durability)
+        if wishes.intent:
+            wishes = wishes._replace(intent=f"{wishes.intent} {self._named()}")
         try:
             acquired = yield from acquiring(
                 process_state, self.keys, member, wishes, ttl=self.ttl, pace=pace, durability=durability
@@ -489,6 +501,7 @@ class LockCore(Generic[L]):
             if not self._end(lease):
                 return
             release: Release = yield Run(command)
+            self._process_state().departed_for_good(command, left)
         except BaseException as error:
             if not grant.holds:
                 if not isinstance(error, Exception):
@@ -581,6 +594,7 @@ class LockCore(Generic[L]):
         left = grant.remaining()
 
         def answered(release: Release) -> None:
+            self._process_state().departed_for_good(command, left)
             if release == "lost" or (release == "gone" and not command.repeated):
                 self.ended_early(lease)
 

@@ -12,13 +12,13 @@ import math
 import os
 import secrets
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._core.steps import Flow, Listen, Pause, Run
 from kraken_nonce_redis._redis import commands, keyspace
-from kraken_nonce_redis._redis.commands import COOLING, Busy, Command, Granted, Heartbeat, Waiting
+from kraken_nonce_redis._redis.commands import COOLING, Busy, Command, Granted, Heartbeat, State, Waiting
 from kraken_nonce_redis._redis.places import Floors
 from kraken_nonce_redis.errors import (
     CoolDown,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from kraken_nonce_redis._core.agenda import Agenda
     from kraken_nonce_redis._core.wishes import Wishes
-    from kraken_nonce_redis._redis.commands import Answer, Booked, Release
+    from kraken_nonce_redis._redis.commands import Answer, Booked, Heard, Release
     from kraken_nonce_redis._redis.keyspace import Keyspace
     from kraken_nonce_redis.durability import Durability
 
@@ -44,9 +44,9 @@ HEARTBEAT = 1.0
 OFFER = 1.2
 """Seconds that a waiter has to take the lock once it is offered, next to its process's round trip."""
 LONGEST_WAY = 0.4
-"""Seconds of a round trip that count for an offer at most. All three as in lua/lib/lease.lua."""
+"""Seconds of a round trip that count for an offer at most. All three as in lua/lib/queue.lua."""
 QUEUE_LIFE = 10.0
-"""Seconds for which a place in the queue outlasts the last heartbeat, as in lua/lib/lease.lua."""
+"""Seconds for which a place in the queue outlasts the last heartbeat, as in lua/lib/queue.lua."""
 _LONG = QUEUE_LIFE / 2
 """Seconds of a booking for which heartbeats are sent, since its place in the queue must last if another goes first."""
 _ON_THE_WAY = 0.1
@@ -54,6 +54,7 @@ _GONE = "-"
 _UNKNOWN = "="
 _JUST_AFTER = 0.002
 _RETRY = 1.0
+_MOST_DEPARTED = 4096
 _REASONS = {
     "held": "its holder has up to",
     "interval": "the pace's min_interval allows the next call in",
@@ -185,6 +186,7 @@ class KeyWaiters:
         removed = joined == _GONE or self._joined not in (_GONE, joined)
         self._joined = joined
         if removed:
+            self._process_state.counted.pop(self.keys.state, None)
             self.ask_again()
         return removed
 
@@ -284,7 +286,8 @@ class KeyWaiters:
             queued = (member for member, waiter in self.waiters.items() if waiter.queued)
             oldest = next(queued, next(iter(self.waiters)))
             timeouts = [waiter.until for waiter in self.waiters.values() if waiter.until is not None]
-        heartbeat = commands.heartbeat(self.keys, self._process_state.process_id, oldest)
+        heard = self._process_state.heard_for(self.keys.state) == "1"
+        heartbeat = commands.heartbeat(self.keys, self._process_state.process_id, oldest, heard=heard)
         heartbeat.until = max(now + QUEUE_LIFE, *timeouts) if timeouts else now + QUEUE_LIFE
         return heartbeat
 
@@ -304,6 +307,8 @@ class KeyWaiters:
         Return whether a message must have been missed.
         """
         offered = self.waiters.get(result.offered)
+        if offered is None:
+            self._process_state.recall(result.offered)
         late = False
         if offered is not None and not offered.woken:
             offered.wake()
@@ -359,7 +364,8 @@ class BackgroundReleases:
     def returned(self, command: Command[Release]) -> None:
         """Take note that a release has reached the server."""
         with self._process_state.turn:
-            self._commands.pop(command, None)
+            give_up = self._commands.pop(command, 0.0)
+        self._process_state.departed_for_good(command, give_up - clock.now())
 
     def command(self, now: float) -> Command[Release] | None:
         """Return the release of one member, or None when none is left."""
@@ -380,6 +386,47 @@ class BackgroundReleases:
     def failed(self, error: KrakenNonceError, now: float) -> float:
         """Try again later."""
         del error
+        return now + _RETRY
+
+
+@dataclass(slots=True)
+class _Departed:
+    """One who has left.
+
+    Attributes:
+        release: what has told the server so.
+        until: until when on `clock.now` a server that has lost that may take it for present.
+    """
+
+    release: Command[Release]
+    until: float
+
+
+class Recall:
+    """A chore: look at the locks that members of this process have released, since the server may have lost that.
+
+    A server that takes over may lack the last writes of the one before.
+    """
+
+    def __init__(self, process_state: ProcessState, keys: set[tuple[str, ...]]) -> None:
+        self._process_state = process_state
+        self._keys = keys
+
+    def command(self, now: float) -> Command[State] | None:
+        """Return a look at one lock, or None when all were looked at."""
+        del now
+        return commands.inspect_lock(next(iter(self._keys))) if self._keys else None
+
+    def succeeded(self, command: Command[State], result: State, now: float) -> float:
+        """Give the lock back if it is held for one who has left; go on with the next."""
+        self._keys.discard(command.keys)
+        self._process_state.recall(result.holder)
+        return now
+
+    def failed(self, error: KrakenNonceError, now: float) -> float:
+        """Try again later, where it may still be of use."""
+        del error
+        self._keys &= self._process_state.departed_keys()
         return now + _RETRY
 
 
@@ -405,6 +452,10 @@ class ProcessState:
     listening: bool = False
     heard: float = 0.0
     """When the latest message came on the channel."""
+    counted: dict[str, bool] = field(default_factory=dict)
+    """By state key, whether the server has counted this process when a script sent it a message."""
+    departed: dict[str, _Departed] = field(default_factory=dict)
+    """By member, those who have left last, the oldest first."""
     floors: Floors = field(default_factory=Floors)
     held: dict[tuple[object, str], Any] = field(default_factory=dict)
     """The leases held, by owner (thread or task) and state key."""
@@ -435,12 +486,12 @@ class ProcessState:
         for key_waiters in list(self.waiters_by_key.values()):
             key_waiters.fail(error)
 
-    def new_member(self, token: str | None) -> str:
-        """Return the id of a new acquisition; a caller's token is a part of it."""
+    def new_member(self, name: str = "-", method: str = "", token: str | None = None) -> str:
+        """Return the id of a new acquisition; the bot's name, the method and a caller's token are parts of it."""
         round_trip = math.ceil(min(self.round_trip, LONGEST_WAY) * 1000)
         # A process can be copied with all that it knows, as snapshots of small machines are.
-        member = f"{self.process_id}:{next(self._numbers)}-{round_trip}.{os.urandom(4).hex()}"
-        return member if token is None else f"{member}:{token}"
+        member = f"{self.process_id}:{next(self._numbers)}-{round_trip}.{os.urandom(4).hex()}|{name}|{method}"
+        return member if token is None else f"{member}|{token}"
 
     def took(self, seconds: float) -> None:
         """Take note of how long a command took."""
@@ -456,6 +507,47 @@ class ProcessState:
             highest = command.highest(result)
             if highest:
                 self.floors.learn(command.keys[0], highest)
+
+    def heard_for(self, key: str) -> Heard:
+        """Return what the server has to know of whether it counts this process as a listener."""
+        if not self.listening:
+            return "0"
+        counted = self.counted.get(key)
+        return "?" if counted is None else "1" if counted else "0"
+
+    # What the server may have lost
+
+    def departed_for_good(self, command: Command[Release], left: float = 0.0) -> None:
+        """Take note of a release that the server has answered, of a member that had ``left`` seconds."""
+        with self.turn:
+            self.departed[str(command.args[0])] = _Departed(command, clock.now() + max(left, QUEUE_LIFE))
+            if len(self.departed) > _MOST_DEPARTED:
+                del self.departed[next(iter(self.departed))]
+
+    def departed_keys(self) -> set[tuple[str, ...]]:
+        """Return the keys of the locks that may be held for one who has left."""
+        now = clock.now()
+        with self.turn:
+            return {departed.release.keys for departed in self.departed.values() if departed.until > now}
+
+    @property
+    def anyone_departed(self) -> bool:
+        """Whether the server may take anybody who has left for present, should it lose what it was told."""
+        with self.turn:
+            latest = next(reversed(self.departed.values()), None)
+        return latest is not None and latest.until > clock.now()
+
+    def recall(self, member: str) -> None:
+        """Repeat the release of a member that the server takes for present."""
+        departed = self.departed.get(member)
+        if departed is not None and departed.until > clock.now():
+            self.give_back(replace(departed.release), departed.until - clock.now())
+
+    def disconnected(self) -> None:
+        """Look whether the server still knows of our releases, since another one may have taken over."""
+        keys = self.departed_keys()
+        if keys:
+            self.agenda.add(clock.now() + TOGETHER, Recall(self, keys))
 
     def enter(self, waiter: Waiter) -> KeyWaiters:
         """Add a waiter to those for its key; return them."""
@@ -510,6 +602,7 @@ class ProcessState:
         self.heard = clock.now()
         if message["type"] == "subscribe":
             self.listening = True
+            self.counted.clear()
             return
         name = commands.text(message["data"])
         for state, key_waiters in list(self.waiters_by_key.items()):
@@ -517,6 +610,7 @@ class ProcessState:
             if waiter is not None or name == state:
                 key_waiters.called(waiter)
                 return
+        self.recall(name)
 
     def rouse(self) -> None:
         """Wake one sleeper without an offer, so that it may listen."""
@@ -570,8 +664,8 @@ def acquiring(
         )
     except (StoreUnavailable, GeneratorExit) as error:
         if waiter.asked:
-            late = waiter.late or isinstance(error, GeneratorExit)
-            process_state.give_back(commands.release(keys, member, late=late), max(ttl, QUEUE_LIFE))
+            release = commands.release(keys, member, late=waiter.late or isinstance(error, GeneratorExit))
+            process_state.give_back(release, max(ttl, QUEUE_LIFE))
         raise
     except BaseException as error:
         # With durability it may have been granted before the error; so it may if the first of two answers was lost.
@@ -607,6 +701,7 @@ def _asking(
             priority=wishes.priority,
             pace=pace,
             intent=wishes.intent,
+            heard=process_state.heard_for(waiter.keys.state),
         ).durable(durability)
         command.until = waiter.until
         try:
@@ -620,6 +715,8 @@ def _asking(
         if isinstance(answer, Busy):
             raise waiter.too_late(answer.left, answer.cause)
         waiter.ticket, waiter.queued = answer.ticket, isinstance(answer, Waiting)
+        if isinstance(answer, Waiting) and command.args[-1] == "?":
+            process_state.counted[waiter.keys.state] = answer.heard
         key_waiters.placed(answer)
         if not (listening and process_state.listening):
             yield from _listening(process_state)  # and ask again, since an offer may have come before
@@ -644,6 +741,7 @@ def _giving_up(process_state: ProcessState, waiter: Waiter, ttl: float, *, late:
     release.until = clock.now()  # the agenda tries it longer
     try:
         yield Run(release)
+        process_state.departed_for_good(release, ttl)
     except BaseException as error:
         process_state.give_back(release, max(ttl, QUEUE_LIFE))
         if not isinstance(error, StoreError):

@@ -21,6 +21,7 @@ class LockSettings(TypedDict, total=False):
     pace: Pace | None
     namespace: str
     durable: bool | Durability
+    name: str | None
     on_event: Hook | None
 
 
@@ -34,7 +35,8 @@ class Wishes(NamedTuple):  # a frozen dataclass takes three times as long to mak
         auto_renew: whether the lease is renewed in the background.
         startup_protection: whether startup protection of the pace applies to this call.
         token: the caller's own id for the lease.
-        intent: of the call that the lock is for, from `commands.intent`; empty if it changes nothing.
+        method: Kraken's name of the call that the lock is for, empty for none; people see it.
+        intent: of that call, from `commands.intent`; empty if it changes nothing.
     """
 
     timeout: float | None = None
@@ -43,6 +45,7 @@ class Wishes(NamedTuple):  # a frozen dataclass takes three times as long to mak
     auto_renew: bool = False
     startup_protection: bool = True
     token: str | None = None
+    method: str = ""
     intent: str = ""
 
     def check(self) -> None:

@@ -30,6 +30,8 @@ Result: TypeAlias = Literal["found", "absent", "partly", "unknown"]
 """What a holder has found out about another one's call."""
 T = TypeVar("T")
 
+_PROCESSES: Final = 4e15  # as in lib/queue.lua: a waiter of high priority has its ticket less this
+
 BLOCK = 100_000
 """Nonces that come with a lease: 0.1 ms worth of them, so that they never run ahead of the clock."""
 
@@ -169,6 +171,7 @@ class Waiting:
         joined: identifies the process's stay in the queue.
         left: seconds until the current lease or offer ends, at most.
         cool_down: seconds that a cool-down goes on, 0.0 for none.
+        heard: whether the server counts the caller's process among those who hear a message to it.
         reason: the reason of the cool-down.
         cause: ``held``.
     """
@@ -177,6 +180,7 @@ class Waiting:
     joined: str
     left: float
     cool_down: float
+    heard: bool
     reason: str
     cause: str = "held"
 
@@ -232,6 +236,29 @@ class Heartbeat:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """One who holds the lock, is offered it, or waits for it.
+
+    Attributes:
+        member: its id.
+        name: its bot's name; ``""`` for one of the first version.
+        method: Kraken's name of the call that it wants to make, ``""`` for none.
+        token: the caller's own id for the lease, ``""`` for none.
+        priority: of a waiter; that of a holder is not kept, and counts as ``"normal"``.
+        asked: seconds since it began to wait.
+        held: seconds since it got the lease, 0.0 without one.
+    """
+
+    member: str
+    name: str
+    method: str
+    token: str
+    priority: Priority
+    asked: float
+    held: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """What is stored for an API key.
 
@@ -239,9 +266,11 @@ class State:
         now: server time, ns since 1970.
         last: the last nonce handed out, or None.
         holder: id of the holder, or of the waiter that the lock is offered to; ``""`` when free.
+        place: what is known of the holder; None when the lock is free.
         leased: whether the holder has a lease that still runs.
         left: seconds until the lease or offer ends, 0.0 when it ran out.
         waiting: number of waiters.
+        waiters: the first hundred of them in their order, if they were asked for.
         pending: number of calls of earlier holders that wait to be settled or told.
         cool_down: seconds that a cool-down goes on, 0.0 for none.
         reason: the reason of the cool-down.
@@ -250,9 +279,11 @@ class State:
     now: int
     last: int | None
     holder: str
+    place: Place | None
     leased: bool
     left: float
     waiting: int
+    waiters: tuple[Place, ...]
     pending: int
     cool_down: float
     reason: str
@@ -274,6 +305,7 @@ class Pending:
         method: Kraken's name.
         cl_ord_ids: of the orders that it places; empty when they had none.
         own_ids: whether all of these were made up for this one call.
+        name: of the bot that made it, ``""`` if it is not known.
     """
 
     nonce: int
@@ -287,11 +319,17 @@ class Pending:
     method: str
     cl_ord_ids: tuple[str, ...]
     own_ids: bool
+    name: str
 
 
 def intent(key: str, method: str, cl_ord_ids: Iterable[str], *, own_ids: bool = False) -> str:
-    """Return what the scripts note of a call that changes something."""
-    return f"{key} {quote(method, safe='/')} {_OWN if own_ids else ''}{_join(cl_ord_ids)}"
+    """Return what the scripts note of a call that changes something, before the name of its bot."""
+    return f"{key} {word(method)} {_OWN if own_ids else ''}{_join(cl_ord_ids)}"
+
+
+def word(text: str) -> str:
+    """Return a text as it stands in a member or an intent: without spaces or bars."""
+    return quote(text, safe="/:@")
 
 
 def _join(words: Iterable[str]) -> str:
@@ -333,28 +371,62 @@ def advance(keys: Keyspace, target: int, max_lead: int, below: int | None = None
     )
 
 
-def inspect(keys: Keyspace, *, lock_only: bool = False) -> Command[State]:
-    """Read the state, without changing it; ``lock_only`` leaves out the other fields, whatever they hold."""
+def inspect(keys: Keyspace, what: Literal["all", "waiters", "lock"] = "all") -> Command[State]:
+    """Read the state, without changing it; with the waiters, or the lock only, whatever the other fields hold."""
+    return Command("inspect", (keys.state, keys.queue), (what,), _read_state)
 
-    def read(reply: Reply) -> State:
-        _, now, nonce, lease, left, waiting, member, pending, cool_down, *reason = reply
-        return State(
-            now=int(now) * 1000,
-            last=None if nonce == "-" else int(nonce),
-            holder="" if member == "-" else member,
-            leased=lease != "-" and left != "0",
-            left=_seconds(left),
-            waiting=int(waiting),
-            pending=int(pending),
-            cool_down=_seconds(cool_down),
-            reason=" ".join(reason),
-        )
 
-    return Command("inspect", (keys.state, keys.queue), ("lock" if lock_only else "all",), read)
+def inspect_lock(keys: tuple[str, ...]) -> Command[State]:
+    """Read the lock of another command's keys."""
+    return Command("inspect", keys, ("lock",), _read_state)
+
+
+def _read_state(reply: Reply) -> State:
+    _, now, nonce, lease, left, member, asked, granted, waiting, pending, cool_down, number, *words = reply
+    end = 2 * int(number)
+    waiters = zip(words[:end:2], map(float, words[1:end:2]), strict=True)
+    return State(
+        now=int(now) * 1000,
+        last=None if nonce == "-" else int(nonce),
+        holder="" if member == "-" else member,
+        place=None if member == "-" else _place(member, int(now), int(asked), int(granted)),
+        leased=lease != "-" and left != "0",
+        left=_seconds(left),
+        waiting=int(waiting),
+        waiters=tuple([_place(waiter, int(now), score) for waiter, score in waiters]),
+        pending=int(pending),
+        cool_down=_seconds(cool_down),
+        reason=" ".join(words[end:]),
+    )
+
+
+def _place(member: str, now: int, score: float, granted: int = 0) -> Place:
+    _, name, method, token = [*member.split("|", 3), "", "", ""][:4]
+    return Place(
+        member,
+        unquote(name),
+        unquote(method),
+        token,
+        "high" if score < 0 else "normal",
+        max(0.0, (now - score % _PROCESSES) / 1e6),
+        max(0.0, (now - granted) / 1e6) if granted else 0.0,
+    )
+
+
+Heard: TypeAlias = Literal["0", "1", "?"]
+"""Whether PUBLISH was seen to count this process among those who hear a message to it; ``?`` to try that."""
 
 
 def acquire(
-    keys: Keyspace, member: str, ttl: float, *, ticket: int | None, priority: Priority, pace: str, intent: str = ""
+    keys: Keyspace,
+    member: str,
+    ttl: float,
+    *,
+    ticket: int | None,
+    priority: Priority,
+    pace: str,
+    intent: str = "",
+    heard: Heard = "0",
 ) -> Command[Answer]:
     """Get the lock and a block of nonces, or a place in the queue unless ``ticket`` is None.
 
@@ -363,7 +435,7 @@ def acquire(
     return Command(
         "acquire",
         (keys.state, keys.queue),
-        (member, microseconds(ttl), BLOCK, "" if ticket is None else ticket, priority, pace, intent),
+        (member, microseconds(ttl), BLOCK, "" if ticket is None else ticket, priority, pace, intent, heard),
         _read_acquire,
         _highest_acquired,
     )
@@ -374,7 +446,8 @@ def _read_acquire(reply: Reply) -> Answer:
         first = int(reply[1])
         return Granted(range(first, first + BLOCK), _seconds(reply[2]), () if reply[3] == "0" else _keys_of(*reply[3:]))
     if reply[0] == "waiting":
-        return Waiting(int(reply[1]), reply[2], _seconds(reply[3]), _seconds(reply[4]), " ".join(reply[5:]))
+        _, ticket, joined, left, cool_down, heard, *reason = reply
+        return Waiting(int(ticket), joined, _seconds(left), _seconds(cool_down), heard == "1", " ".join(reason))
     if reply[0] == "booked":
         return Booked(int(reply[1]), _seconds(reply[2]), " ".join(reply[3:]))
     return Busy(_seconds(reply[1]), " ".join(reply[2:]))
@@ -407,12 +480,12 @@ def _read_release(reply: Reply) -> Release:
     return "released" if reply[0] == "released" else "lost" if reply[0] == "lost" else "gone"
 
 
-def heartbeat(keys: Keyspace, process_id: str, oldest: str) -> Command[Heartbeat]:
-    """Send a waiting process's heartbeat."""
+def heartbeat(keys: Keyspace, process_id: str, oldest: str, *, heard: bool = False) -> Command[Heartbeat]:
+    """Send a waiting process's heartbeat; ``heard`` as in `Waiting`."""
     return Command(
         "heartbeat",
         (keys.state, keys.queue),
-        (process_id, oldest),
+        (process_id, oldest, int(heard)),
         lambda reply: Heartbeat(reply[1], reply[3], _seconds(reply[2]), _seconds(reply[4]), " ".join(reply[5:])),
     )
 
@@ -471,14 +544,14 @@ def pending(keys: Keyspace) -> Command[tuple[Pending, ...]]:
 
     def read(reply: Reply) -> tuple[Pending, ...]:
         now, words = int(reply[1]), iter(reply[2:])
-        found = [_read_pending(now, *record) for record in zip(*[words] * 8, strict=True)]
+        found = [_read_pending(now, *record) for record in zip(*[words] * 9, strict=True)]
         return tuple(sorted(found, key=lambda entry: entry.nonce))
 
     return Command("pending", (keys.state,), (), read)
 
 
 def _read_pending(  # noqa: PLR0917 - the words of a record
-    now: int, nonce: str, since: str, state: Any, key: str, method: str, ids: str, at: str, txids: str
+    now: int, nonce: str, since: str, state: Any, key: str, method: str, ids: str, name: str, at: str, txids: str
 ) -> Pending:
     cl_ord_ids = _split(ids.removeprefix(_OWN))
     return Pending(
@@ -493,6 +566,7 @@ def _read_pending(  # noqa: PLR0917 - the words of a record
         method=unquote(method),
         cl_ord_ids=cl_ord_ids,
         own_ids=ids.startswith(_OWN),
+        name="" if name == "-" else unquote(name),
     )
 
 

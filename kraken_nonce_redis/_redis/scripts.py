@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-_INCLUDE = re.compile(r"^-- include: (\w+)$", re.MULTILINE)
+_INCLUDE = re.compile(r"^ *-- include: (\w+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +31,23 @@ def folder() -> Traversable:
     return installed if installed.is_dir() else package / ".." / "lua"
 
 
-def _parts(source: str) -> list[str]:
-    """Return a source and, before it, those that it includes, each once."""
-    parts: list[str] = []
-    for name in _INCLUDE.findall(source):
-        included = (folder() / "lib" / f"{name}.lua").read_text("utf-8")
-        parts += [part for part in _parts(included) if part not in parts]
-    return [*parts, source]
+def _whole(path: Traversable, included: set[str]) -> str:
+    """Return a file with others in the place of the lines that include them, each once."""
+
+    def include(line: re.Match[str]) -> str:
+        name = line[1]
+        if name in included:
+            return ""
+        included.add(name)
+        return _whole(folder() / "lib" / f"{name}.lua", included)
+
+    return _INCLUDE.sub(include, path.read_text("utf-8"))
 
 
 @functools.cache
 def load(name: str) -> Script:
     """Return the script ``lua/<name>.lua`` with its includes."""
-    source = "\n".join(_parts((folder() / f"{name}.lua").read_text("utf-8")))
+    source = _whole(folder() / f"{name}.lua", set())
     # The server names scripts by SHA-1; nothing rests on its strength.
     sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
     return Script(name, source, sha)

@@ -83,6 +83,8 @@ class CallLock(LockCore[Lease]):
             same.
         namespace: what the Redis keys begin with, by default ``kraken-nonce``; all who share the API key need the
             same.
+        name: what people see of the holder and of who waits: 1 to 64 printable characters, and never the API key; by
+            default ``KRAKEN_NONCE_NAME``, else host and process id.
         on_event: is called with what happens beside a hold, `kraken_nonce_redis.events`.
         durable: a `Durability` with ``every_nonce`` lets a lease begin only when so many replicas have it; by default
             none has to.

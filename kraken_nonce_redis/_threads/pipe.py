@@ -47,11 +47,15 @@ class Pipe:
 
     Args:
         make: returns a connection of redis-py, not yet connected.
+        lost: is called when the connection is lost, and not when it is closed here.
         resend: as for `Pipeline`.
     """
 
-    def __init__(self, make: Callable[[], Any], *, resend: bool = True) -> None:
+    def __init__(
+        self, make: Callable[[], Any], lost: Callable[[], object] = lambda: None, *, resend: bool = True
+    ) -> None:
         self._make = make
+        self._lost = lost
         self._pipeline = Pipeline(resend=resend)
         self._link: _Link | None = None
         self._writing = Role()
@@ -123,13 +127,13 @@ class Pipe:
             self._hand_over()
 
     def tend(self) -> bool:
-        """Read what nobody waits for, as far as it has come; return whether more is due.
+        """Read what nobody waits for, as far as it has come, or the end of the connection; return whether more is due.
 
         It connects only where requests are sent again, since that takes long when a node of a cluster is silent.
         """
         me = Slot(b"")
         try:
-            if self._pipeline.due and self._reading.take(me):
+            if self._link is not None and self._reading.take(me):
                 try:
                     self._read(None)
                 finally:
@@ -177,6 +181,7 @@ class Pipe:
         link = self._link
         if link is not None and link.lost is not None:
             self._drop(link)
+            self._lost()
             link = None
         waiting = self._pipeline.number
         if not waiting or (link is None and not connect):

@@ -54,12 +54,14 @@ def _node_pool(address: Address, options: Mapping[str, Any]) -> ConnectionPool:
 class ServerConnections:
     """A server, or whichever server Sentinels call the master when the connection is made."""
 
-    def __init__(self, client: redis.asyncio.Redis, sentinels: tuple[redis.asyncio.Redis, ...] = ()) -> None:
+    def __init__(
+        self, client: redis.asyncio.Redis, lost: Callable[[], object], sentinels: tuple[redis.asyncio.Redis, ...] = ()
+    ) -> None:
         self._client = client  # its Sentinels live as long as it does
         self._sentinels = sentinels
         make = self._new_pool().make_connection
-        self._pipe = Pipe(make)
-        self._durable = Pipe(make)
+        self._pipe = Pipe(make, lost)
+        self._durable = Pipe(make, lost)
 
     @property
     def pipes(self) -> Iterable[Pipe]:
@@ -99,8 +101,11 @@ class ServerConnections:
 class ClusterConnections:
     """The nodes of a cluster, each with connections from when it is first asked."""
 
-    def __init__(self, nodes: Iterable[Address], options: Mapping[str, Any], places: Places) -> None:
+    def __init__(
+        self, nodes: Iterable[Address], options: Mapping[str, Any], places: Places, lost: Callable[[], object]
+    ) -> None:
         self._options = options
+        self._lost = lost
         patience = options.get("socket_timeout") or urls.SOCKET_TIMEOUT
         self._nodes = Nodes(nodes, lambda known: places.floors(Place.of_cluster(known)), patience)
         self._pipes: dict[tuple[Address, bool], Pipe] = {}
@@ -139,7 +144,7 @@ class ClusterConnections:
         pipe = self._pipes.get((address, durable))
         if pipe is None:
             make = _node_pool(address, self._options).make_connection
-            pipe = self._pipes[address, durable] = Pipe(make, resend=False)
+            pipe = self._pipes[address, durable] = Pipe(make, self._lost, resend=False)
         return pipe
 
     def pubsub(self) -> PubSub:
@@ -163,12 +168,12 @@ class Target:
     Attributes:
         key: the same for all with equal connection settings.
         place: where that is.
-        connect: makes the connections, which open when they are first used.
+        connect: makes the connections, which open when they are first used, and call a function when one is lost.
     """
 
     key: Hashable
     place: Place
-    connect: Callable[[Places], Connections]
+    connect: Callable[[Places, Callable[[], object]], Connections]
 
     @classmethod
     def of(cls, source: Client) -> Target:
@@ -177,7 +182,7 @@ class Target:
             nodes = tuple((node.host, int(node.port)) for node in source.nodes_manager.startup_nodes.values())
             first = next(iter(source.nodes_manager.startup_nodes.values()))
             return cls._of_cluster(nodes, {"connection_class": first.connection_class, **first.connection_kwargs})
-        return cls._of_server(source, lambda _: ServerConnections(source))
+        return cls._of_server(source, lambda _, lost: ServerConnections(source, lost))
 
     @classmethod
     def of_url(cls, url: str) -> Target:
@@ -191,17 +196,24 @@ class Target:
             client.connection_pool.make_connection()  # which looks at the options, and connects later
         except (ValueError, TypeError) as error:
             raise urls.unusable(error) from None
+
         # Connections to Sentinels belong to a loop, so each loop has a client of its own.
-        return cls._of_server(client, lambda _: ServerConnections(*_client(address)))
+        def connect(_: Places, lost: Callable[[], object]) -> ServerConnections:
+            client, sentinels = _client(address)
+            return ServerConnections(client, lost, sentinels)
+
+        return cls._of_server(client, connect)
 
     @classmethod
     def _of_cluster(cls, nodes: tuple[Address, ...], options: Mapping[str, Any]) -> Target:
         options = {name: value for name, value in options.items() if name not in ("host", "port")}
         key = ("cluster", frozenset(nodes), settings_key(options))
-        return cls(key, Place.of_cluster(nodes), lambda places: ClusterConnections(nodes, options, places))
+        return cls(key, Place.of_cluster(nodes), lambda *given: ClusterConnections(nodes, options, *given))
 
     @classmethod
-    def _of_server(cls, client: redis.asyncio.Redis, connect: Callable[[Places], Connections]) -> Target:
+    def _of_server(
+        cls, client: redis.asyncio.Redis, connect: Callable[[Places, Callable[[], object]], Connections]
+    ) -> Target:
         pool: Any = client.connection_pool
         options, manager = pool.connection_kwargs, getattr(pool, "sentinel_manager", None)
         key: Hashable = (pool.connection_class, settings_key(options))

@@ -35,11 +35,19 @@ class Pipe:
 
     Args:
         make: returns a connection of redis-py, not yet connected.
+        lost: is called when the connection is lost, and not when it is closed here.
         resend: as for `Pipeline`.
     """
 
-    def __init__(self, make: Callable[[], AbstractConnection], *, resend: bool = True) -> None:
+    def __init__(
+        self,
+        make: Callable[[], AbstractConnection],
+        lost: Callable[[], object] = lambda: None,
+        *,
+        resend: bool = True,
+    ) -> None:
         self._make = make
+        self._lost = lost
         self._pipeline = Pipeline(resend=resend)
         self._link: _Link | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -94,7 +102,7 @@ class Pipe:
         if self._connecting is not None:
             self._connecting.cancel()
         if self._link is not None:
-            self.lose(self._link, redis.ConnectionError("closed"))
+            self._drop(self._link, redis.ConnectionError("closed"))
 
     async def end(self) -> None:
         """Close the connection for good: the loop ends."""
@@ -123,11 +131,18 @@ class Pipe:
 
     def lose(self, link: _Link, error: Exception) -> None:
         """Take note that a connection is of no use any more."""
+        if self._drop(link, error):
+            self._lost()
+
+    def _drop(self, link: _Link, error: Exception) -> bool:
+        """Close a connection; return whether it was this one's."""
         link.close()
-        if self._link is link:
-            self._link = None
-            self._pipeline.lose(error)
-            self._write()
+        if self._link is not link:
+            return False
+        self._link = None
+        self._pipeline.lose(error)
+        self._write()
+        return True
 
     def _write(self) -> None:
         if not self._pipeline.waiting:

@@ -13,7 +13,7 @@ from kraken_nonce_redis.cli.options import Answer, examples, json_option, note, 
 from kraken_nonce_redis.errors import ForeignValue
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._redis.commands import State
+    from kraken_nonce_redis._redis.commands import Place, State
     from kraken_nonce_redis.cli.options import Target
 
 
@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 @target_options
 @json_option
 def status(target: Target, *, as_json: bool) -> None:
-    """Show the last nonce, the holder, the number of waiters, pending calls and a cool-down. It changes nothing.
+    """Show the last nonce, the holder, the waiters, pending calls and a cool-down. It changes nothing.
+
+    Of the holder and the first hundred waiters it shows the name (`name=` of the lock or client, KRAKEN_NONCE_NAME,
+    else host and process id), Kraken's method, and since when.
 
     "lock" in the JSON is free, held, offered (to a waiter) or ended (a lease ran out, and nobody has asked for the
     lock since).
     """
-    state = target.run(commands.inspect(target.keys))
+    state = target.run(commands.inspect(target.keys, "waiters"))
     pending = len(target.run(commands.pending(target.keys)))
     Answer(_text(target, state, pending), _data(target, state, pending)).print(as_json=as_json)
 
@@ -68,7 +71,7 @@ def unlock(target: Target, *, cool_down: bool, yes: bool, as_json: bool) -> None
         Answer(text, {"ended": bool(reason), "reason": reason or None}).print(as_json=as_json)
         return
     try:
-        state = target.run(commands.inspect(target.keys, lock_only=True))
+        state = target.run(commands.inspect(target.keys, "lock"))
     except ForeignValue as error:
         if error.field != "lock":
             raise
@@ -95,14 +98,42 @@ def _confirmed(question: str) -> bool:
 
 def _lock(state: State) -> tuple[str, str]:
     """Return the state of the lock, as one word and as text."""
-    holder = printable(state.holder)
-    if not state.holder:
+    place = state.place
+    if place is None:
         return "free", "free"
     if not state.left:
-        return "ended", f"free to take: the lease of {holder} ran out"
+        return "ended", f"free to take: the lease of {_who(place)} ran out"
     if state.leased:
-        return "held", f"held by {holder} for {span(state.left)} at most"
-    return "offered", f"offered to {holder}, to be taken within {span(state.left)}"
+        return "held", f"held by {_who(place)}, {span(place.held)} by now and {span(state.left)} more at most"
+    return "offered", f"offered to {_who(place)}, to be taken within {span(state.left)}"
+
+
+def _who(place: Place) -> str:
+    """Return the name of a holder or waiter and what it wants the lock for."""
+    words = [place.name or place.member]
+    if place.method:
+        words += ["for", place.method]
+    if place.token:
+        words += ["with token", place.token]
+    return printable(" ".join(words))
+
+
+def _waiting(state: State) -> str:
+    """Return how many wait, and a line for each of the first."""
+    lines = [f"{'':<12}{_who(waiter)}, {waiter.priority}, {span(waiter.asked)} by now" for waiter in state.waiters]
+    more = state.waiting - len(lines)
+    return "\n".join([str(state.waiting), *lines, *([f"{'':<12}and {more} more"] if lines and more else [])])
+
+
+def _place(place: Place) -> dict[str, object]:
+    return {
+        "id": place.member,
+        "name": place.name or None,
+        "method": place.method or None,
+        "priority": place.priority,
+        "seconds_waited": place.asked - place.held,
+        "seconds_held": place.held,
+    }
 
 
 def _data(target: Target, state: State, pending: int) -> dict[str, object]:
@@ -112,9 +143,10 @@ def _data(target: Target, state: State, pending: int) -> dict[str, object]:
         "last": None if state.last is None else str(state.last),
         "lead_seconds": None if state.last is None else (state.last - state.now) / 1e9,
         "lock": _lock(state)[0],
-        "holder": state.holder or None,
+        "holder": None if state.place is None else _place(state.place),
         "seconds_left": state.left,
         "waiting": state.waiting,
+        "waiters": [_place(waiter) for waiter in state.waiters],
         "pending": pending,
         "cool_down_seconds": state.cool_down,
         "cool_down_reason": state.reason or None,
@@ -127,7 +159,7 @@ def _text(target: Target, state: State, pending: int) -> str:
         "last nonce": "none handed out yet" if state.last is None else str(state.last),
         "lead": "-" if state.last is None else lead(state.last - state.now),
         "lock": _lock(state)[1],
-        "waiting": str(state.waiting),
+        "waiting": _waiting(state),
         "pending": f"{pending} calls; see kraken-nonce pending" if pending else "none",
         "cool-down": f"{span(state.cool_down)}: {printable(state.reason)}" if state.cool_down else "none",
     }

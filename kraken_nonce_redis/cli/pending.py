@@ -61,7 +61,8 @@ def _clear(target: Target, nonce: str) -> None:
 def _line(entry: Pending) -> str:
     ids = f"  cl_ord_id {printable(', '.join(entry.cl_ord_ids))}" if entry.cl_ord_ids else ""
     txids = f"  txid {printable(', '.join(entry.txids.values()))}" if entry.txids else ""
-    return f"{entry.nonce}  {moment(entry.nonce)}  {_state(entry):<8}  {printable(entry.method)}{ids}{txids}"
+    name = f"  of {printable(entry.name)}" if entry.name else ""
+    return f"{entry.nonce}  {moment(entry.nonce)}  {_state(entry):<8}  {printable(entry.method)}{name}{ids}{txids}"
 
 
 def _state(entry: Pending) -> str:
@@ -74,6 +75,7 @@ def _data(entry: Pending) -> dict[str, object]:
         "since": str(entry.since),
         "state": _state(entry),
         "key": entry.key,
+        "name": entry.name or None,
         "method": entry.method,
         "cl_ord_ids": list(entry.cl_ord_ids),
         "txids": dict(entry.txids),

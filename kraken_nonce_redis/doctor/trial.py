@@ -86,7 +86,6 @@ class Trial:
         state, queue = self.keys.state, self.keys.queue
         return {
             "hset": ("HSET", state, "doctor", "1"),
-            "hincrby": ("HINCRBY", state, "doctor", 1),
             # From here on the key expires by itself if this process is killed.
             "pexpire": ("PEXPIRE", state, _LIFE),
             "hget": ("HGET", state, "doctor"),

@@ -1,3 +1,4 @@
+-- include: state
 -- include: decimal
 -- How often calls may start. All times are server time in microseconds, as Lua numbers (exact below 2^53).
 --
@@ -94,4 +95,19 @@ local function cooling(field, now)
   local since, term, reason = field:match('^(%d+) (%d+) (.*)$')
   if greater(since, now) then return tonumber(term), reason, now .. ' ' .. term .. ' ' .. reason end
   return math.max(since - now + term, 0), reason
+end
+
+-- may_start(now, text): in how many microseconds a call with these settings may start, 0 for now, and what it
+-- waits for; also the settings and the pace for `start`, nil without any.
+local function may_start(now, text)
+  local wait, reason, since_now = cooling(state.cool_down, now)
+  if since_now then redis.call('HSET', KEYS[1], 'cool_down', since_now) end
+  local cause = 'cool-down ' .. reason
+  if text == '' then return wait, cause end
+  local settings = numbers(text)
+  local pace, set_back = read_pace(state.pace, settings, tonumber(now))
+  if set_back then redis.call('HSET', KEYS[1], 'pace', written(pace)) end
+  local at, why = earliest(pace, settings, tonumber(now))
+  if at - now > wait then wait, cause = at - now, why end
+  return wait, cause, settings, pace
 end

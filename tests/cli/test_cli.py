@@ -236,7 +236,7 @@ def test_status_of_a_fresh_key(cli: Cli) -> None:
 
 def test_status_shows_holder_time_left_and_waiters(cli: Cli, valkey: Server, api_key: str) -> None:
     """Who holds the key, until when, and how many wait: to be seen at a glance, or read by a script."""
-    lock = CallLock(valkey.client(), api_key, ttl=20)
+    lock = CallLock(valkey.client(), api_key, ttl=20, name="a bot")
     with lock.hold() as lease:
         store_for(valkey.client()).run(
             commands.acquire(lock.keys, "waiter:1", 20, ticket=0, priority="normal", pace="")
@@ -247,8 +247,10 @@ def test_status_shows_holder_time_left_and_waiters(cli: Cli, valkey: Server, api
     assert int(data["last"]) >= lease.nonce
     assert 15 < data["seconds_left"] <= 20
     assert abs(data["lead_seconds"]) < 5
-    assert re.search(r"waiting +1\n", text)
-    assert re.search(rf"lock +held by {data['holder']} for (20.0|1\d\.\d) s at most\n", text)
+    assert re.search(r"waiting +1\n +waiter:1, normal, \d\.\d s by now\n", text)
+    assert re.search(r"lock +held by a bot, \d\.\d s by now and (20.0|1\d\.\d) s more at most\n", text)
+    assert [waiter["id"] for waiter in data["waiters"]] == ["waiter:1"]
+    assert data["holder"]["name"] == "a bot"
     assert "the server's clock" in text
 
 
@@ -259,7 +261,7 @@ def test_status_tells_an_offer_from_a_lease(cli: Cli, valkey: Server, api_key: s
     store.run(commands.acquire(keys, "waiter:1", 20, ticket=0, priority="normal", pace=""))
     store.run(commands.release(keys, "holder:1"))
     data = json.loads(cli("status", "--json").stdout)
-    assert (data["lock"], data["holder"], data["waiting"]) == ("offered", "waiter:1", 0)
+    assert (data["lock"], data["holder"]["id"], data["waiting"]) == ("offered", "waiter:1", 0)
 
 
 def test_status_tells_a_lease_that_ran_out(cli: Cli, valkey: Server, api_key: str) -> None:
@@ -268,7 +270,7 @@ def test_status_tells_a_lease_that_ran_out(cli: Cli, valkey: Server, api_key: st
     store.run(commands.acquire(keys, "dead:1", 0.001, ticket=None, priority="normal", pace=""))
     time.sleep(0.05)
     data = json.loads(cli("status", "--json").stdout)
-    assert (data["lock"], data["holder"], data["seconds_left"]) == ("ended", "dead:1", 0)
+    assert (data["lock"], data["holder"]["id"], data["seconds_left"]) == ("ended", "dead:1", 0)
     assert "free to take" in cli("status").stdout
 
 

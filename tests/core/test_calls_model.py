@@ -284,7 +284,7 @@ class Redis:
 
     def leave(self, nonce: int, intent: str) -> None:
         """Make an intent pending."""
-        key, method, ids = intent.split(" ")
+        key, method, ids, name = intent.split(" ")
         self.journal[nonce] = Pending(
             nonce=nonce,
             since=0,
@@ -297,6 +297,7 @@ class Redis:
             method=method,
             cl_ord_ids=() if ids == "-" else tuple(ids.removeprefix("+").split(",")),
             own_ids=ids.startswith("+"),
+            name=name,
         )
 
     def _keys(self) -> tuple[str, ...]:
@@ -309,8 +310,9 @@ class Redis:
             self._shelve()
         nonces = self._block()
         self.holder, self.until = member, self.world.now + term / 1e6
-        if rest[-1]:
-            self.intent = nonces[0], rest[-1]
+        intent = rest[-2]
+        if intent:
+            self.intent = nonces[0], intent
         return Granted(nonces, term / 1e6, self._keys())
 
     def extend(
@@ -366,7 +368,7 @@ class Redis:
         """Look."""
         now = round(self.world.now * 1e9)
         left = max(0.0, self.until - self.world.now)
-        return State(now, self.last, self.holder, bool(self.holder), left, 0, len(self._keys()), 0.0, "")
+        return State(now, self.last, self.holder, None, bool(self.holder), left, 0, (), len(self._keys()), 0.0, "")
 
     def advance(self, target: int, _max_lead: int, below: Any = 0) -> int:
         """Raise the last nonce."""
@@ -661,7 +663,7 @@ def test_an_intent_without_a_call(world: World, *, known: bool) -> None:
     extended = world.redis.run(step.command)
     nonces = extended.nonces
     world.pass_time(60)
-    world.redis.acquire("another", 30_000_000, "")
+    world.redis.acquire("another", 30_000_000, "", "0")
     assert world.redis.journal[nonces.start].cl_ord_ids == call.cl_ord_ids
     with pytest.raises(LeaseLost):
         flow.send(extended)
@@ -701,7 +703,7 @@ def test_an_intent_has_the_name_that_redis_has_for_it(world: World) -> None:
     assert isinstance(step, Send)
     assert step.nonce > nonces[-1]
     world.pass_time(60)
-    world.redis.acquire("another", 30_000_000, "")
+    world.redis.acquire("another", 30_000_000, "", "0")
     assert set(world.redis.journal) == {nonces.start}
     carry_out(world, flow, _error("EOrder:Insufficient funds"), step)
     with pytest.raises(LeaseLost):
@@ -726,7 +728,7 @@ def test_a_release_that_comes_minutes_later(world: World, *, known: bool) -> Non
         step.lost()
         flow.send(None)
     world.pass_time(250)
-    world.redis.acquire("another", 30_000_000, "")
+    world.redis.acquire("another", 30_000_000, "", "0")
     assert len(world.redis.journal) == 1
     assert world.release(lock) == known
     assert len(world.redis.journal) == (not known)
@@ -735,7 +737,7 @@ def test_a_release_that_comes_minutes_later(world: World, *, known: bool) -> Non
 @pytest.mark.parametrize("how", ["closed in the call", "closed while it tells", "Redis fails"])
 def test_told_and_not_struck(world: World, how: str) -> None:
     """What is told when nothing can be said to Redis any more is told again by the next holder, with the same id."""
-    world.redis.leave(5, f"{digest(KEY)} Withdraw -")
+    world.redis.leave(5, f"{digest(KEY)} Withdraw - name")
     told: list[Any] = []
     flow = calling(Lock(), Call.of(KEY, "Balance", {}, SECONDS), "settle", told.append)
     answer = _answer({})
@@ -762,7 +764,7 @@ def test_told_and_not_struck(world: World, how: str) -> None:
 
 def test_told_before_the_next_attempt(world: World) -> None:
     """A call that is made again later has told what it found out before, while others may still wait for that."""
-    world.redis.leave(5, f"{digest(KEY)} Withdraw -")
+    world.redis.leave(5, f"{digest(KEY)} Withdraw - name")
     told: list[Any] = []
     flow = calling(Lock(), Call.of(KEY, "Balance", {}, SECONDS), "settle", told.append)
     step = next(flow)

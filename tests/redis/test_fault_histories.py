@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.helpers import KEYS, SECOND, eventually
+from tests.support.helpers import KEYS, SECOND, as_stored, eventually
 from tests.support.histories import untold
 from tests.support.mishaps import AWAY, LATE, MISHAPS, Mishap, mixture
 from tests.support.servers import FAKETIME_MISSING, HOST, VALKEY, faketime_library, require
@@ -108,7 +108,7 @@ def at_work(crew: Crew, tmp_path: Path) -> Callable[..., contextlib.AbstractCont
 
     @contextlib.contextmanager
     def at_work(topology: Topology, **options: float) -> Iterator[Stage]:
-        topology.client().hset(KEYS.state, "nonce", time.time_ns() + LEAD * SECOND)
+        topology.client().hset(KEYS.state, "nonce", as_stored(time.time_ns() + LEAD * SECOND))
         stage = Stage(crew, tmp_path)
         query = "&".join(f"{name}={value}" for name, value in options.items())
         with stage.at_work([f"{topology.url}?{query}"] * PROCESSES):

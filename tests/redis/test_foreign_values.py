@@ -46,7 +46,7 @@ WRONG: dict[str, list[bytes]] = {
     ],
     "pace": [b"1 2", b"1 2 x", b"1 2 3\x00", b"1 2 3" + b" 4" * 10_000],
     "cool_down": [b"1 2", b"x 2 why", b"1 " + b"9" * 17 + b" why", b"1 -2 why"],
-    "intent": [b"5 key method", b"0 key method -", b"9223372036854775808 key method -", b"5 key method - more"],
+    "intent": [b"5 key method", b"0 key method -", b"9223372036854775808 key method -", b"5 key method - name more"],
     "pending": [b"1 2", b"9" * 17, b"1 key:", b"1 key:x", b"1  key:1", b"1 key:1 ", b"1" + b" key:1" * 2000],
     "ticket": [b"1 2", b"9" * 17],
     "overtaken": [b"1 2", b"9" * 17],
@@ -63,7 +63,7 @@ def values(field: str) -> list[bytes]:
 
 def write(client: redis.Redis, field: str, value: bytes) -> None:
     """Put a value into a state that is ours otherwise."""
-    client.hsetnx(KEYS.state, "nonce", NONCE)
+    client.hsetnx(KEYS.state, "nonce", f"2:{NONCE}")
     client.hset(KEYS.state, field, value)
 
 
@@ -138,7 +138,7 @@ def test_unlock_beside_another_field(redis_client: redis.Redis, field: str) -> N
     rival = Rival(redis_client)
     rival.take()
     write(redis_client, field, EVERYWHERE["binary"])
-    state = run(redis_client, commands.inspect(KEYS, lock_only=True))
+    state = run(redis_client, commands.inspect(KEYS, "lock"))
     assert state.holder == rival.member()
     assert run(redis_client, commands.unlock(KEYS, state.holder))
     assert not redis_client.hexists(KEYS.state, "lock")
@@ -192,17 +192,17 @@ def test_removing_a_field(redis_client: redis.Redis, field: str) -> None:
     [
         *EVERYWHERE.values(),
         b"5 new key method",
-        b"5 new key method - more",
+        b"5 new key method - name more",
         b"5 5 key method -",
         b"9" * 17 + b" new k m -",
         b"5 sold key method -",
-        b"5 sold key method - 6 O-1",
-        b"5 new key method - 6 -",
-        b"5 reported key method - 6 -",
-        b"5 found key method -",
-        b"5 found key method - x O-1",
-        b"5 found key method - 6 O-1 more",
-        b"5 found key method - " + b"9" * 17 + b" O-1",
+        b"5 sold key method - name 6 O-1",
+        b"5 new key method - name 6 -",
+        b"5 reported key method - name 6 -",
+        b"5 found key method - name",
+        b"5 found key method - name x O-1",
+        b"5 found key method - name 6 O-1 more",
+        b"5 found key method - name " + b"9" * 17 + b" O-1",
     ],
     ids=lambda entry: repr(entry[:10]),
 )

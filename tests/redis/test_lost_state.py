@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kraken_nonce_redis._redis import commands
-from tests.support.helpers import KEYS, SECOND, eventually, run
+from tests.support.helpers import KEYS, SECOND, as_stored, eventually, run
 
 if TYPE_CHECKING:
     import redis
@@ -62,7 +62,7 @@ def test_the_first_nonce_after_lost_state(
     """
     now = clock(client)
     if stored is not None:
-        client.hset(KEYS.state, "nonce", now + stored * SECOND)
+        client.hset(KEYS.state, "nonce", as_stored(now + stored * SECOND))
     seen = 0 if floor is None else now + floor * SECOND
     nonce = take(client, seen)
     if expected == "clock":
@@ -83,7 +83,7 @@ def test_a_replica_with_a_slow_clock(client: redis.Redis, faketime_server: Serve
     """
     highest = take(client)
     replicated = highest - 10 * SECOND
-    client.hset(KEYS.state, "nonce", replicated)
+    client.hset(KEYS.state, "nonce", as_stored(replicated))
     step(client, faketime_server, -30)
     assert take(client) == replicated + 1
     assert take(client, floor=replicated - SECOND) == replicated + 2
@@ -101,7 +101,7 @@ def test_a_slow_clock_alone(client: redis.Redis, faketime_server: Server) -> Non
 def test_a_failover_longer_than_the_clock_is_slow(client: redis.Redis, faketime_server: Server) -> None:
     """When the clock has passed the lost nonces, it covers those who have seen none of them."""
     highest = take(client)
-    client.hset(KEYS.state, "nonce", highest - 10 * SECOND)
+    client.hset(KEYS.state, "nonce", as_stored(highest - 10 * SECOND))
     step(client, faketime_server, 2 - 0.5)
     assert take(client) > highest
 

@@ -14,7 +14,7 @@ import pytest
 
 from kraken_nonce_redis import NonceTooFarAhead
 from tests.support.faces import KEY
-from tests.support.helpers import KEYS, SECOND, View, assert_distinct_and_in_order, fails, new_process
+from tests.support.helpers import KEYS, SECOND, View, as_stored, assert_distinct_and_in_order, fails, new_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +54,7 @@ def test_nonces_are_exact_to_the_last_digit(face: Face, server: AnyServer, redis
     nonces = face.allocator(face.client(server))
     start = nonces.jump_forward(100 * SECOND)
     assert [nonces.next() for _ in range(25)] == list(range(start + 1, start + 26))
-    assert redis_client.hget(KEYS.state, "nonce") == str(start + 25).encode()
+    assert redis_client.hget(KEYS.state, "nonce") == as_stored(start + 25).encode()
 
 
 def test_white_space_around_a_key(face: Face, server: AnyServer, redis_client: redis.Redis) -> None:
@@ -68,7 +68,7 @@ def test_white_space_around_a_key(face: Face, server: AnyServer, redis_client: r
 @pytest.mark.parametrize("stored", [10**19 // 5 - 1, 2 * 10**18 + 9_999_999_999, 9_007_199_254_740_993 * 200])
 def test_carries_are_exact(face: Face, server: AnyServer, redis_client: redis.Redis, stored: int) -> None:
     """Wherever the digits roll over, the next nonce is the last one and one."""
-    redis_client.hset(KEYS.state, "nonce", stored)
+    redis_client.hset(KEYS.state, "nonce", as_stored(stored))
     nonces = face.allocator(face.client(server))
     assert nonces.next() == stored + 1
     assert nonces.reserve(1_000_000) == range(stored + 2, stored + 1_000_002)
@@ -190,7 +190,7 @@ def test_max_lead_refuses_no_nonce(face: Face, server: AnyServer) -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_last_nonces_below_int64(face: Face, server: AnyServer, redis_client: redis.Redis, count: int) -> None:
     """Kraken's type ends at 2^63 - 1: the last one is handed out, then an error says so and changes nothing."""
-    redis_client.hset(KEYS.state, "nonce", HIGHEST - count)
+    redis_client.hset(KEYS.state, "nonce", as_stored(HIGHEST - count))
     nonces = face.allocator(face.client(server))
     with fails(NonceTooFarAhead, "replace it at Kraken", str(HIGHEST - count)):
         nonces.reserve(count + 1)
@@ -210,7 +210,7 @@ def _flush(client: redis.Redis) -> None:
 
 
 def _older(client: redis.Redis) -> None:
-    client.hset(KEYS.state, "nonce", time.time_ns() - 5 * SECOND)
+    client.hset(KEYS.state, "nonce", as_stored(time.time_ns() - 5 * SECOND))
 
 
 @pytest.mark.parametrize("lose", [_flush, _older])
@@ -245,7 +245,7 @@ def test_every_way_of_getting_a_nonce_heals(
         seen = ahead.reserve(100_000)[-1]
         if heal == "extend":
             # A lease that was lost with the state can't be extended, so only the nonce is taken back.
-            redis_client.hset(KEYS.state, "nonce", time.time_ns() - 5 * SECOND)
+            redis_client.hset(KEYS.state, "nonce", as_stored(time.time_ns() - 5 * SECOND))
             lease.extend(10)
             assert lease.next_nonce() > seen
             return

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kraken_nonce_redis._redis import commands
 from tests.support.faces import FACES, KEY
-from tests.support.helpers import SECOND, Rival, View, assert_distinct_and_in_order, eventually
+from tests.support.helpers import KEYS, SECOND, Rival, View, assert_distinct_and_in_order, eventually, run
 from tests.support.tiers import by_tier, in_test_all
 from tests.support.workers import Worker, Workers
 
@@ -152,6 +153,28 @@ def test_killed_holder(worker: Callable[..., Worker], view: View, name: str) -> 
     assert later - nonce >= TTL * SECOND
     assert isinstance(waiter.do("release"), float)
     view.assert_nothing_left()
+
+
+@ON_BOTH_FACES
+def test_killed_waiters(worker: Callable[..., Worker], view: View, name: str) -> None:
+    """Waiters that were killed cost the one behind them nothing: the server knows that nobody hears them."""
+    holder, dead, last = worker(name), [worker(name), worker(name)], Rival(view.client)
+    holder.do("hold")
+    for number, process in enumerate(dead, 1):
+        process.tell("hold")
+        eventually(lambda number=number: view.client.zcount(KEYS.queue, 4e15, 4e15) == number)  # type: ignore[misc]
+    last.queue_up()
+    for process in dead:
+        process.kill()
+    eventually(lambda: not any(number for _, number in view.client.pubsub_numsub(*_channels(view))))
+    holder.do("release")
+    eventually(lambda: view.state.holder == last.member(), 0.5)
+
+
+def _channels(view: View) -> list[str]:
+    """Return the channels of the processes that wait."""
+    waiting = run(view.client, commands.inspect(KEYS, "waiters")).waiters
+    return ["kraken-nonce:wake:" + waiter.member.split(":")[0] for waiter in waiting]
 
 
 @pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])

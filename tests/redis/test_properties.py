@@ -161,7 +161,7 @@ class NonceHistory(RuleBasedStateMachine):
     def redis_holds_what_it_should(self) -> None:
         """Find the last nonce in Redis to the last digit, and never expiring."""
         value: Any = self.admin.hget(KEYS.state, "nonce")
-        assert int(value or 0) == self.stored
+        assert int((value or b"2:0").removeprefix(b"2:")) == self.stored
         assert self.admin.ttl(KEYS.state) == (-1 if self.stored else -2)
 
 
@@ -231,8 +231,8 @@ class Model:
             self.alive.discard(process_of(self.holder.member))
         return True
 
-    def next_waiter(self) -> str | None:
-        """Take the next living one out of the queue."""
+    def next_waiter(self, asking: str = "") -> str | None:
+        """Take the next living one out of the queue; the one that asks is alive."""
         while self.queue:
             # Two can have the same ticket when one has it from before state was lost; then the name decides.
             order = sorted(self.queue, key=lambda one: (self.queue[one], one))
@@ -242,7 +242,7 @@ class Model:
                 self.overtaken += 1
                 if self.overtaken > MOST_OVERTAKINGS:
                     member = normal
-            is_alive = process_of(member) in self.alive
+            is_alive = member == asking or process_of(member) in self.alive
             self.leave(member)
             if is_alive:
                 return member
@@ -267,7 +267,7 @@ class Model:
         if mine and self.holder is not None and self.holder.leased:
             return "granted"
         if not mine and self.is_free(now):
-            following = self.next_waiter()
+            following = self.next_waiter(member)
             mine = following in (None, member)
             if not mine and following:
                 self.holder = Holder(following, leased=False, since=now, term=OFFER)
@@ -279,7 +279,7 @@ class Model:
         if ticket is None:
             return "busy"
         if member not in self.queue:
-            self.tickets = self.tickets + 1 if ticket == 0 else max(self.tickets, ticket)
+            self.tickets = max(self.tickets + 1, now) if ticket == 0 else max(self.tickets, ticket)
             self.queue[member] = (ticket or self.tickets) + (HIGH if high else 0)
         self.alive.add(process_of(member))
         return "waiting"
@@ -292,12 +292,12 @@ class Model:
             self.leave(member)
 
     def live(self, oldest: str, now: int) -> str:
-        """Send a heartbeat; return whom of the process the lock is offered to."""
+        """Send a heartbeat; return who of the process has the lock or is offered it."""
         if self.is_free(now):
             self.hand_over(now)
         if oldest in self.queue:
             self.alive.add(process_of(oldest))
-        if self.holder and not self.holder.leased and process_of(self.holder.member) == process_of(oldest):
+        if self.holder and process_of(self.holder.member) == process_of(oldest):
             return self.holder.member
         return ""
 

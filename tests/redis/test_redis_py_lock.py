@@ -54,7 +54,7 @@ def test_token(lock: CallLock, view: View, token: str | bytes) -> None:
     """A token of the caller's identifies the lease in Redis."""
     assert lock.acquire(blocking=False, token=token)
     text = token.decode() if isinstance(token, bytes) else token
-    assert view.state.holder.endswith(f":{text}")
+    assert view.state.holder.endswith(f"|{text}")
     assert lock.owned()
     lock.release()
     view.assert_nothing_left()

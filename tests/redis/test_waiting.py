@@ -436,9 +436,10 @@ def test_waiters_of_many_keys(face: Face, valkey: Server) -> None:
 def test_a_call_before_another_caller_began_to_listen() -> None:
     """Whoever had asked before its process listened asks again, though another caller has begun to listen meanwhile."""
     process_state = ProcessState(Agenda(lambda: None))
-    flow = acquiring(process_state, KEYS, process_state.new_member(None), Wishes(), ttl=30.0)
+    flow = acquiring(process_state, KEYS, process_state.new_member(), Wishes(), ttl=30.0)
     assert isinstance(next(flow), Run)
     process_state.listening = True
-    assert isinstance(flow.send(commands.Waiting(1, "1", 30.0, 0.0, "")), Run)
-    assert isinstance(flow.send(commands.Waiting(1, "1", 30.0, 0.0, "")), Pause)
+    waiting = commands.Waiting(1, "1", left=30.0, cool_down=0.0, heard=False, reason="")
+    assert isinstance(flow.send(waiting), Run)
+    assert isinstance(flow.send(waiting), Pause)
     flow.close()

@@ -43,6 +43,8 @@ def crash(world: World) -> None:
     process = world.random.choice(world.processes)
     if not process.crashed:
         process.crashed = True
+        if world.random.random() < 0.7:
+            world.network.vanish(process)
         world.history.dead += 1
         world.history.fault("%s is killed", process.name)
 

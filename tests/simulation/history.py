@@ -26,8 +26,11 @@ from tests.simulation.records import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kraken_nonce_redis._core.lock import LeaseCore
     from kraken_nonce_redis._redis.commands import Command
+    from tests.simulation.network import Connection
     from tests.simulation.pipe import Order
     from tests.simulation.process import Process
     from tests.simulation.scheduler import Scheduler
@@ -62,6 +65,7 @@ class History:
         self.patience = 0.0
         self._asks: Acquisition | None = None
         self.server: Server
+        self.connections: Sequence[Connection] = ()
         self.clock_rate = 1.0
         self.numbers = itertools.count()
         self._scheduler = scheduler
@@ -311,7 +315,7 @@ class History:
         key = self.key(command.keys[0])
         acquisition = self._by_member.get(member)
         if acquisition is None:
-            acquisition = self._by_member[member] = key.acquisitions[member.split(":")[2]]
+            acquisition = self._by_member[member] = key.acquisitions[member.split("|")[3]]
         acquisition.asks += not again
         self._asks = acquisition
         if isinstance(result, commands.Granted):
@@ -408,6 +412,8 @@ class History:
         else:
             key.covered_until = min(key.covered_until, now)
         given_up = leased and holder is not None and holder.state == "over" and holder.process.runs
+        if given_up and any(one.demoted for one in self.connections if holder and one.process is holder.process):
+            given_up = False  # it hears with its next command that another server has taken over
         key.returned_by = min(key.returned_by, now) if given_up and ends > now else float("inf")
         key.ends = ends
 
@@ -437,7 +443,7 @@ class History:
         """Take note that the server has gone back to an older state, or to none."""
         self.disturbs_locks()
         for state, key in self._keys.items():
-            key.must_exceed = int(self.server.hashes.get(state, {}).get("nonce", 0))
+            key.must_exceed = int(self.server.hashes.get(state, {}).get("nonce", "2:0").removeprefix("2:"))
             key.started_at = -60.0
 
     def finish(self) -> None:

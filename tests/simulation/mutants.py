@@ -72,7 +72,7 @@ _numbers = itertools.count()
 
 
 def _another_member(keys: Keyspace, member: str, ttl: float, **options: Any) -> commands.Command[Any]:
-    return _acquire(keys, f"{member}:{next(_numbers)}", ttl, **options)
+    return _acquire(keys, member.replace(":", f":{next(_numbers)}", 1), ttl, **options)
 
 
 def _deadline_from_the_answer(lease: core.LeaseCore, nonces: range, deadline: float) -> None:
@@ -134,31 +134,35 @@ def _nothing_is_owed(*_: object) -> tuple[()]:
 
 MUTANTS: dict[str, LuaMutant | PythonMutant] = {
     "release gives back whatever anybody has": LuaMutant(
-        "if state.member == member then\n  free", "if state.member then\n  free"
+        "local mine, known, late = state.member == member,", "local mine, known, late = state.member ~= nil,"
     ),
-    "a freed lock is offered to nobody": LuaMutant("  if member then offer(state, member, ticket, clock()) end\n", ""),
+    "a freed lock is offered to nobody": LuaMutant("  if member then offer(member, ticket, now) end\n", ""),
     "a message soon after another is lost": PythonMutant(waiting.KeyWaiters, "called", _called_once),
-    "a late request gets the lock for nobody": LuaMutant("if has_left(state, member) then", "if false then"),
+    "a late request gets the lock for nobody": LuaMutant("if has_left(member) then", "if false then"),
     "extend asks for no ownership": LuaMutant("if state.member ~= ARGV[2] or not state.lease then", "if false then"),
-    "nobody is woken": LuaMutant("  redis.call('PUBLISH', 'kraken-nonce:wake:' .. process_of(member), member)", ""),
-    "the floor is ignored": LuaMutant("if floor ~= '0' and greater(floor, stored or '0') then", "if false then"),
-    "a nonce is handed out twice": LuaMutant("first = add(stored, 1)", "first = stored"),
-    "nonces through a Lua number": LuaMutant("first = add(stored, 1)", "first = whole(tonumber(stored) + 1)"),
-    "a holder that asks again waits for itself": LuaMutant("local mine = state.member == member", "local mine = false"),
+    "nobody is woken": LuaMutant("if call(member, member) > 0 or", "if"),
+    "the floor is ignored": LuaMutant(
+        "local lost = floor ~= '0' and greater(floor, last or '0')", "local lost = false"
+    ),
+    "a nonce is handed out twice": LuaMutant("first = add(last, 1)", "first = last"),
+    "nonces through a Lua number": LuaMutant("first = add(last, 1)", "first = ('%.0f'):format(tonumber(last) + 1)"),
+    "a holder that asks again waits for itself": LuaMutant(
+        "if state.lease and state.member == member then\n      return", "if false then\n      return"
+    ),
     "a release run twice means a lost lease": LuaMutant("return 'gone'", "return 'lost'"),
     "a lost lease is not told": LuaMutant("return 'lost' end\nreturn 'gone'", "end\nreturn 'released'"),
     "the last in the queue goes first": LuaMutant(
         "return member, score, more\nend",
-        "return redis.call('ZRANGEBYSCORE', queue, '-inf', WAITERS, 'LIMIT', "
-        "redis.call('ZCOUNT', queue, '-inf', WAITERS) - 1, 1)[1], score, more\nend",
+        "return redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', WAITERS, 'LIMIT', "
+        "redis.call('ZCOUNT', KEYS[2], '-inf', WAITERS) - 1, 1)[1], score, more\nend",
     ),
-    "high priority goes before without end": LuaMutant("'overtaken', 1) <= MOST_OVERTAKINGS", "'overtaken', 1) > 0"),
+    "high priority goes before without end": LuaMutant("return times <= MOST_OVERTAKINGS", "return true"),
     "high priority means nothing": LuaMutant("if high then score = score - PROCESSES end", ""),
     "a dead waiter gets an offer for each of its places": LuaMutant(
-        "    redis.call('ZREM', queue, process_of(state.member))\n", ""
+        "    redis.call('ZREM', KEYS[2], process, '=' .. process)\n  end\n  return true", "  end\n  return true"
     ),
     "a newcomer goes before an order that may go first": LuaMutant("may_go_before = not first", "may_go_before = true"),
-    "a booking outlives its cool-down": LuaMutant("    offer(state, state.member, state.ticket, now) --", "    --"),
+    "a booking outlives its cool-down": LuaMutant("    offer(state.member, state.ticket, now) --", "    --"),
     "a lease that ran out goes on": LuaMutant("if now - state.since < tonumber(state.term) then", "if true then"),
     "a lease ends early": LuaMutant(
         "if now - state.since < tonumber(state.term) then", "if now - state.since < tonumber(state.term) * 0.9 then"

@@ -318,17 +318,24 @@ class Network:
         self._scheduler.at(arrives, arrive)
         return moment
 
-    def publish(self, channel: str, message: str) -> None:
-        """Call a waiter."""
+    def publish(self, channel: str, message: str) -> int:
+        """Call a waiter; return how many connections the server knows that it goes to."""
         self._history.published(message)
         subscription = self.subscriptions.get(channel)
-        if subscription is None or subscription.deaf or self._unreachable(subscription.process):
-            return
+        if subscription is None:
+            return 0
+        if subscription.deaf or self._unreachable(subscription.process):
+            return 1
         if self.trouble and self._random.random() < self.trouble:
             self.cut(subscription)
-            return
+            return 1
         when = subscription.last = max(self._scheduler.now + self.delay(), subscription.last + _NEXT)
         self._scheduler.at(when, lambda: subscription.process.hear(subscription, message))
+        return 1
+
+    def vanish(self, process: Process) -> None:
+        """Let the server see at once that a process has ended."""
+        self.subscriptions.pop(process.process_state.channel, None)
 
     def cut(self, subscription: Subscription) -> None:
         """Close the connection on which a process hears of offers, which it notices."""

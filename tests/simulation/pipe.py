@@ -127,6 +127,7 @@ class Pipe:
         self._pipeline.lose(error)
         if not self._proven:
             self._history.lost(self._process, in_flight)
+        self._process.process_state.disconnected()
         self._write()
 
     # Connecting

@@ -80,7 +80,7 @@ def _word(value: float | str) -> str:
 class Server:
     """The data, the time, and the commands that scripts use. Times are microseconds since 1970."""
 
-    def __init__(self, lua: Lua, publish: Callable[[str, str], None]) -> None:
+    def __init__(self, lua: Lua, publish: Callable[[str, str], int]) -> None:
         self.now = 0
         self.hashes: dict[str, dict[str, str]] = {}
         self.sets: dict[str, dict[str, float]] = {}
@@ -126,8 +126,7 @@ class Server:
         return 1
 
     def _do_publish(self, channel: str, message: str) -> int:
-        self._publish(channel, message)
-        return 1
+        return self._publish(channel, message)
 
     # Hashes
 
@@ -151,12 +150,6 @@ class Server:
         if not stored:
             self._do_del(key)
         return found
-
-    def _do_hincrby(self, key: str, field: str, increment: int) -> int:
-        stored = self.hashes.setdefault(key, {})
-        value = int(stored.get(field, "0")) + int(increment)
-        stored[field] = str(value)
-        return value
 
     # Sorted sets
 

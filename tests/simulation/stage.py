@@ -148,8 +148,8 @@ class Stage:
         self._pace = pace
         self._locks: dict[Process, LockCore[LeaseCore]] = {}
 
-    def _publish(self, channel: str, message: str) -> None:
-        self.network.publish(channel, message)
+    def _publish(self, channel: str, message: str) -> int:
+        return self.network.publish(channel, message)
 
     @property
     def now(self) -> float:

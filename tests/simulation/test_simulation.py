@@ -110,7 +110,9 @@ PACES = st.sampled_from(
     ["", Pace(min_interval=0.2, startup_rate=2, tier="pro").settings(2, startup_protection=True)],
 )
 RECORDED = STUB.replace(
-    "return real", "if name == 'PUBLISH' then return real.call('RPUSH', 'published', ...) end\n  return real"
+    "return real",
+    "if name == 'PUBLISH' then\n    real.call('RPUSH', 'published', ...)\n    return #select(2, ...) % 2\n  end\n"
+    "  return real",
 )
 
 
@@ -122,8 +124,13 @@ class BesideARealServer(RuleBasedStateMachine):
         self.client = client
         client.flushall()
         self.published: list[str] = []
-        self.small = SmallServer(library(), lambda channel, message: self.published.extend((channel, message)))
+        self.small = SmallServer(library(), self._publish)
         self.small.now = round(BEGIN * 1e6)
+
+    def _publish(self, channel: str, message: str) -> int:
+        """Let some messages be heard, and others not."""
+        self.published += (channel, message)
+        return len(message) % 2
 
     def run(self, command: commands.Command[Any], floor: int = 0) -> None:
         """Run a command on both, and compare the replies."""
@@ -144,21 +151,32 @@ class BesideARealServer(RuleBasedStateMachine):
         floor=FLOORS,
         pace=PACES,
         ttl=st.sampled_from([1.0, 30.0]),
+        heard=st.sampled_from(["0", "1", "?"]),
     )
-    def acquire(self, member: str, ticket: int | None, high: bool, floor: int, pace: str, ttl: float) -> None:  # noqa: FBT001
+    def acquire(
+        self,
+        member: str,
+        ticket: int | None,
+        high: bool,  # noqa: FBT001
+        floor: int,
+        pace: str,
+        ttl: float,
+        heard: commands.Heard,
+    ) -> None:
         """Ask for the lock."""
         priority: commands.Priority = "high" if high else "normal"
-        self.run(commands.acquire(KEYS, member, ttl, ticket=ticket, priority=priority, pace=pace), floor)
+        asks = commands.acquire(KEYS, member, ttl, ticket=ticket, priority=priority, pace=pace, heard=heard)
+        self.run(asks, floor)
 
     @rule(member=MEMBERS)
     def release(self, member: str) -> None:
         """Give up whatever a member has."""
         self.run(commands.release(KEYS, member))
 
-    @rule(member=MEMBERS)
-    def wait(self, member: str) -> None:
+    @rule(member=MEMBERS, heard=st.booleans())
+    def wait(self, member: str, heard: bool) -> None:  # noqa: FBT001
         """Send a heartbeat."""
-        self.run(commands.heartbeat(KEYS, member[0], member))
+        self.run(commands.heartbeat(KEYS, member[0], member, heard=heard))
 
     @rule(member=MEMBERS, floor=FLOORS, seconds=st.sampled_from([0.5, 30.0]))
     def extend(self, member: str, floor: int, seconds: float) -> None:
@@ -193,7 +211,7 @@ class BesideARealServer(RuleBasedStateMachine):
     @rule()
     def inspect(self) -> None:
         """Look."""
-        self.run(commands.inspect(KEYS))
+        self.run(commands.inspect(KEYS, "waiters"))
 
     @rule(seconds=st.sampled_from([0.000001, 0.3, 0.75, 1.0, 30.0, -0.5, -3600.0]))
     def time_goes_on(self, seconds: float) -> None:

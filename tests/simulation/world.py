@@ -44,6 +44,7 @@ class World:
         self.history = History(self.scheduler, traced=traced)
         self.server = self.history.server = Server(lua, self._publish)
         self.network = Network(self.scheduler, choice, self.server, self.history)
+        self.history.connections = self.network.connections
         self.network.clock = self._server_clock
         self.clock_offset = BEGIN
         self._clock_rate = self.history.clock_rate = choice.choice([1.0, 1.0, 0.999, 1.0009])
@@ -88,8 +89,8 @@ class World:
                 self.callers.append(caller)
                 self.tasks.append(process.start(caller.live(choice.choice([1, 1, 2, 3]), spread, high)))
 
-    def _publish(self, channel: str, message: str) -> None:
-        self.network.publish(channel, message)
+    def _publish(self, channel: str, message: str) -> int:
+        return self.network.publish(channel, message)
 
     def _server_clock(self, now: float) -> int:
         return round((self.clock_offset + now * self._clock_rate) * 1e6)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import redis
 
     from kraken_nonce_redis._arguments import Priority
-    from kraken_nonce_redis._redis.commands import Answer, Command, Granted, Heartbeat
+    from kraken_nonce_redis._redis.commands import Answer, Command, Granted, Heard, Heartbeat
     from kraken_nonce_redis.errors import KrakenNonceError
 
 T = TypeVar("T")
@@ -38,6 +38,11 @@ ON_VALKEY = pytest.mark.parametrize("server", [VALKEY], indirect=True, ids=["val
 """For a test that takes a second or more: the fixture `server` is Valkey alone."""
 SECOND = 10**9
 ROOT = Path(__file__).parents[2]
+
+
+def as_stored(nonce: int) -> str:
+    """Return how the last nonce is stored."""
+    return f"2:{nonce}"
 
 
 def environment() -> dict[str, str]:
@@ -122,11 +127,14 @@ class Rival:
         ticket: int | None = 0,
         priority: Priority = "normal",
         pace: str = "",
+        heard: Heard = "0",
     ) -> Answer:
         """Ask for the lock or a place in the queue."""
         return run(
             self._client,
-            commands.acquire(self._keys, self.member(number), ttl, ticket=ticket, priority=priority, pace=pace),
+            commands.acquire(
+                self._keys, self.member(number), ttl, ticket=ticket, priority=priority, pace=pace, heard=heard
+            ),
         )
 
     def queue_up(self, number: int = 1, priority: Priority = "normal") -> int:
@@ -171,11 +179,11 @@ class View:
 
     @property
     def places(self) -> int:
-        """How many places in the queue were given out so far."""
+        """The last place in the queue that was given out; each is above the one before."""
         return int(self.client.hget(self.keys.state, "ticket") or 0)
 
     def until_places(self, number: int) -> None:
-        """Wait until so many were given out: unlike the number of those who wait, it only ever goes up."""
+        """Wait for a later place to be given out: unlike the number of those who wait, it only ever goes up."""
         eventually(lambda: self.places >= number)
 
     def until_free(self) -> None:

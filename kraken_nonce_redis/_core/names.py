@@ -1,0 +1,40 @@
+"""What a bot is called in Redis and in messages, so that people know it."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from kraken_nonce_redis import _process
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis.errors import InvalidArgument
+
+VARIABLE: Final = "KRAKEN_NONCE_NAME"
+LONGEST: Final = 64
+"""Characters of a name."""
+
+
+def checked(name: object, api_key: str, parameter: str = "name") -> str:
+    """Return a name. Raises `InvalidArgument`."""
+    if not isinstance(name, str) or not name.strip() or len(name) > LONGEST or not name.isprintable():
+        raise InvalidArgument(parameter, f"must be 1 to {LONGEST} printable characters")
+    if api_key and api_key in name:
+        raise InvalidArgument(parameter, "must not hold the API key, since it is shown to people and stored in Redis")
+    return name.strip()
+
+
+def chosen(name: object, api_key: str) -> str | None:
+    """Return a name as it stands in Redis, None for that of the process. Raises `InvalidArgument`."""
+    if name is not None:
+        return commands.word(checked(name, api_key))
+    if VARIABLE in os.environ:
+        checked(os.environ[VARIABLE], api_key, VARIABLE)
+    return None
+
+
+def of_process() -> str:
+    """Return the name of this process as it stands in Redis: that of the environment, else its host and number."""
+    process = _process.current()
+    if not process.name:
+        process.name = commands.word(os.environ.get(VARIABLE) or _process.default_name())
+    return process.name
