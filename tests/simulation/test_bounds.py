@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kraken_nonce_redis import HoldTimeout, Pace, StoreUnavailable
+from kraken_nonce_redis._core import waiting
 from kraken_nonce_redis._core.waiting import HEARTBEAT, LONGEST_WAY, OFFER
 from kraken_nonce_redis.pace import Tier
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
@@ -260,6 +261,31 @@ def test_lost_subscriptions_change_no_order() -> None:
     stage.run()
     assert turns == sorted(turns, key=lambda turn: turn.granted or 1e9)
     assert turns[-1].granted is not None
+
+
+@pytest.mark.parametrize("mistake", [False, True], ids=["", "a passed waiter loses its place"])
+def test_a_passed_waiter_is_next(monkeypatch: pytest.MonkeyPatch, mistake: bool) -> None:  # noqa: FBT001
+    """A waiter of which the server thinks that nobody hears it is passed, asks again and is the next one."""
+    if mistake:
+        real = waiting.KeyWaiters.ask_again
+
+        def ask_again(key_waiters: waiting.KeyWaiters) -> None:
+            for waiter in key_waiters.everyone():
+                waiter.ticket = 0
+            real(key_waiters)
+
+        monkeypatch.setattr(waiting.KeyWaiters, "ask_again", ask_again)
+    stage = Stage()
+    holder, process = kept(stage, 3.5), stage.process()
+    passed = stage.turn(process, at=1, keep=0.01)
+    second, third = (stage.turn(stage.process(), at=1 + n / 10, keep=2.5) for n in (1, 2))
+    stage.at(3.4, lambda: stage.network.vanish(process))
+    stage.run()
+    assert second.granted is not None
+    assert second.granted - released(holder) <= HAND_OVER, "one that nobody hears costs the next one nothing"
+    assert passed.granted is not None
+    assert third.granted is not None
+    assert (passed.granted < third.granted) is not mistake
 
 
 def test_a_lost_subscription_costs_a_round_trip() -> None:
