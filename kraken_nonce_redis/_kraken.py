@@ -53,6 +53,7 @@ class Method:
         validates: whether it takes ``validate``, and then changes nothing.
         places: orders that can have a client's id of ours: ``"order"`` when the call's parameters are one order,
             ``"orders"`` when the parameter ``orders`` is a list of them.
+        ages: whether it takes a ``deadline``, since it is not to be carried out long after it was asked for.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Method:
     cost: float = 1
     validates: bool = False
     places: Literal["order", "orders"] | None = None
+    ages: bool = False
 
     @property
     def priority(self) -> Priority:
@@ -70,10 +72,10 @@ class Method:
 METHODS: Final[tuple[Method, ...]] = (
     # Orders. AddOrder and CancelOrder add nothing to the REST counter, since the matching engine has counters of its
     # own (Kraken). The same of amendments, edits and batches is said by ccxt alone.
-    Method("AddOrder", "trades", cost=0, validates=True, places="order"),
-    Method("AddOrderBatch", "trades", cost=0, validates=True, places="orders"),
-    Method("AmendOrder", "trades", cost=0),
-    Method("EditOrder", "trades", cost=0, validates=True),  # the new order has no client's id (Kraken)
+    Method("AddOrder", "trades", cost=0, validates=True, places="order", ages=True),
+    Method("AddOrderBatch", "trades", cost=0, validates=True, places="orders", ages=True),
+    Method("AmendOrder", "trades", cost=0, ages=True),
+    Method("EditOrder", "trades", cost=0, validates=True, ages=True),  # the new order has no client's id (Kraken)
     Method("CancelOrder", "cancels", cost=0),
     Method("CancelOrderBatch", "cancels", cost=0),
     Method("CancelAll", "cancels"),  # 1: Kraken exempts AddOrder and CancelOrder only, and ccxt counts 1

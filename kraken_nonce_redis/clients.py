@@ -24,6 +24,9 @@ class Options(LockSettings, total=False):
         namespace: prefix of the Redis keys; all processes that share the API key need the same.
         wait_timeout: most seconds that a call waits for its turn and between its attempts, by default 60; None for no
             limit. Settling a call with an unknown outcome takes extra time.
+        patience: most seconds from when you ask for an order (AddOrder, AddOrderBatch, EditOrder, AmendOrder) until it
+            begins to leave, by default 5; None for no limit. It counts waiting for the lock, pace, cool-downs, ccxt's
+            throttle and all attempts. An order that is too late is not sent: `HoldTimeout`, or Kraken's last refusal.
         call_timeout: seconds for a request without its own timeout, by default 10.
         pace: how often calls may start, a `Pace`; by default there is no limit but the lock. Cost and priority of a
             call follow from its method.
@@ -41,6 +44,7 @@ class Options(LockSettings, total=False):
 
     redis: Any
     wait_timeout: float | None
+    patience: float | None
     call_timeout: float
     cool_downs: CoolDowns
     retries: Retries

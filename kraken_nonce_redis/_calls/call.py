@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from kraken_nonce_redis import _arguments as arguments
+from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _kraken as kraken
 from kraken_nonce_redis._calls import outcomes
 from kraken_nonce_redis._redis import commands
@@ -34,6 +35,7 @@ class Call:
         present: makes what the client returns from Kraken's answer, or raises what the client does.
         cl_ord_ids: of the orders that it places; empty if one of them has none.
         own_ids: whether all of these were made up here, so that nobody else uses them.
+        asked: when its caller asked for it, on `clock.now`.
     """
 
     key: str
@@ -43,6 +45,7 @@ class Call:
     present: Callable[[Mapping[str, Any]], Any]
     cl_ord_ids: tuple[str, ...]
     own_ids: bool
+    asked: float
 
     @classmethod
     def of(
@@ -54,10 +57,11 @@ class Call:
         present: Callable[[Mapping[str, Any]], Any] = lambda answer: answer,
         *,
         form: bool = False,
+        asked: float | None = None,
     ) -> Call:
         """Return a call with the caller's parameters, which stay as they are. Raises `InvalidArgument`.
 
-        With ``form``, the client encodes values by ``str``.
+        With ``form``, the client encodes values by ``str``. ``asked`` is now, unless it is given.
         """
         arguments.credential("key", api_key)
         arguments.seconds("timeout", seconds, 0, LONGEST_CALL)
@@ -65,12 +69,18 @@ class Call:
         if form and copied.get("validate") is True:
             copied["validate"] = "true"  # as Kraken documents it
         ids, own = _name_orders(method, copied) if outcomes.changes(method, copied) else ((), False)
-        return cls(digest(api_key), method, copied, seconds, present, ids, own)
+        asked = clock.now() if asked is None else asked
+        return cls(digest(api_key), method, copied, seconds, present, ids, own, asked)
 
     @property
     def changes(self) -> bool:
         """Whether it changes anything at Kraken."""
         return outcomes.changes(self.method, self.params)
+
+    @property
+    def ages(self) -> bool:
+        """Whether it is not to begin long after it was asked for."""
+        return self.changes and kraken.method_named(self.method).ages
 
     @property
     def intent(self) -> str:

@@ -26,7 +26,7 @@ from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.settling import Settlement, settling
 from kraken_nonce_redis._core.lock import logger
 from kraken_nonce_redis._core.record import Stage
-from kraken_nonce_redis._core.steps import Run, Send, Sleep, running
+from kraken_nonce_redis._core.steps import Run, Send, Sleep, check_patience, running
 from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis._kraken import Outcome, Remedy
 from kraken_nonce_redis._redis import commands
@@ -90,6 +90,7 @@ class Calls:
         pace: how often calls may start.
         cool_downs: how long all calls pause after Kraken's refusals.
         on_event: gets the events.
+        patience: most seconds from when an order is asked for until it is sent; None for no limit.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Calls:
         pace: Pace | None,
         cool_downs: CoolDowns,
         on_event: Hook | None,
+        patience: float | None = arguments.DEFAULT_PATIENCE,
     ) -> None:
         if on_unknown not in ON_UNKNOWN:
             raise InvalidArgument("on_unknown", f"must be one of {', '.join(ON_UNKNOWN)}, not {on_unknown!r}")
@@ -108,6 +110,7 @@ class Calls:
         self.on_unknown: Final = on_unknown
         self.cool_downs: Final = arguments.instance("cool_downs", cool_downs, CoolDowns) or CoolDowns()
         self._wait_timeout = arguments.timeout(wait_timeout, "wait_timeout")
+        self._patience = arguments.timeout(patience, "patience")
         self._pace = pace
         self._on_event = checked(on_event)
         self.inherits = True
@@ -118,7 +121,8 @@ class Calls:
     def calling(self, lock: LockCore[Any], owner: object, call: Call) -> CallFlow[Heard]:
         """Make a call and return what was heard last, which may be a refusal.
 
-        Raises `HoldTimeout` when it timed out waiting for the lock, `LeaseLost`, `StoreError`: then nothing was sent.
+        Raises `HoldTimeout` when it timed out waiting for the lock or is too late for its patience, `LeaseLost`,
+        `StoreError`: then nothing was sent.
         Raises `NoncePoisoned`, and for a call that changes something `OutcomeUnknown` and `NotCarriedOut`.
         """
         news: list[News] = []
@@ -133,6 +137,9 @@ class Calls:
 
     def _trying(self, lock: LockCore[Any], owner: object, call: Call, news: list[News]) -> CallFlow[Heard]:
         until = None if self._wait_timeout is None else clock.now() + self._wait_timeout
+        latest = self.latest(call)
+        check_patience(call.method, latest)
+        until = latest if until is None else until if latest is None else min(until, latest)
         heard: Heard | None = None
         attempts = 0
         while True:
@@ -147,9 +154,10 @@ class Calls:
             try:
                 heard = yield from lock.under_lease(owner, attempt.making, wishes)
             except HoldTimeout:
-                if heard is None or attempt.begun:
+                said = attempt.refusal or heard
+                if said is None or (attempt.begun and not attempt.is_late):
                     raise
-                return heard
+                return said
             except BaseException as error:
                 if not isinstance(error, Exception):
                     attempt.tell_of_interruption()
@@ -162,6 +170,10 @@ class Calls:
             yield from self._telling(lock, news)
             logger.info("%s is made again in %.1f s: %s", call.method, wait, heard.reason)
             yield Sleep(wait)
+
+    def latest(self, call: Call) -> float | None:
+        """Return until when on `clock.now` a call may begin; None for no limit."""
+        return call.asked + self._patience if self._patience is not None and call.ages else None
 
     def _telling(self, lock: LockCore[Any], news: list[News], *, closed: bool = False) -> Flow[None]:
         """Tell the news, without the lock, so that a hook may make calls itself; then change the journal's entries.
@@ -192,6 +204,8 @@ class _Attempt:
     def __init__(self, calls: Calls, lock: LockCore[Any], call: Call, news: list[News], *, first: bool) -> None:
         self.begun = False
         """Whether it got the lock."""
+        self.refusal: Heard | None = None
+        """The last refusal that was heard."""
         self._calls = calls
         self._retries = calls.retries
         self._lock = lock
@@ -249,6 +263,12 @@ class _Attempt:
         return heard
 
     @property
+    def is_late(self) -> bool:
+        """Whether it is too late for the call to begin."""
+        latest = self._calls.latest(self._call)
+        return latest is not None and clock.now() > latest
+
+    @property
     def _harmless(self) -> bool:
         """Whether the call may be made a second time at once."""
         return kraken.method_named(self._call.method).effect == "cancels" or (self._first and not self._call.changes)
@@ -266,12 +286,14 @@ class _Attempt:
         if call.changes:
             self._note(Stage.SENT, nonce)  # from now on, whatever may happen
         try:
-            heard: Heard = yield Send(call.method, call.params, nonce, lease, call.seconds)
+            heard: Heard = yield Send(call.method, call.params, nonce, lease, call.seconds, self._calls.latest(call))
         except Exception:
             self._note(*before)  # nothing was sent, this time
             raise
         if call.changes and heard.verdict.outcome is not Outcome.UNKNOWN:
             self._note(Stage.KNOWN, nonce)
+        if heard.verdict.outcome is Outcome.NOT_CARRIED_OUT:
+            self.refusal = heard
         yield from self._learning(heard.errors)
         return heard
 
@@ -324,8 +346,11 @@ class _Attempt:
     def _finding_out(self, nonce: int, heard: Heard) -> CallFlow[Heard]:
         """Return what became of a call that changes something and got no answer, or raise that it can't be told."""
         call, how, known = self._call, self._calls.on_unknown, heard.reason
-        if how == "replay":
-            again = yield from self._sending(nonce)
+        if how == "replay" and not self.is_late:
+            try:
+                again = yield from self._sending(nonce)
+            except HoldTimeout:  # it has just become too late
+                again = heard
             if again.verdict.outcome is Outcome.CARRIED_OUT:
                 return again
             # No other refusal says what became of the first request: Kraken may refuse before it looks at the nonce.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import urls
-from kraken_nonce_redis._arguments import DEFAULT_CALL_TIMEOUT, DEFAULT_WAIT_TIMEOUT
+from kraken_nonce_redis._arguments import DEFAULT_CALL_TIMEOUT, DEFAULT_PATIENCE, DEFAULT_WAIT_TIMEOUT
 from kraken_nonce_redis._calls.call import LONGEST_CALL
 from kraken_nonce_redis._calls.calls import Calls
 from kraken_nonce_redis._core.steps import Sleep
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LONGEST_TIMEOUT: Final = LONGEST_CALL / 2
 """The longest timeout of a request, in seconds: it may count twice, for connecting and reading, within one lease."""
 
-_GIVEN: Final = ("wait_timeout", "call_timeout", "cool_downs", "retries", "on_unknown")
+_GIVEN: Final = ("wait_timeout", "call_timeout", "cool_downs", "retries", "on_unknown", "patience")
 _COOL_DOWNS: Final = CoolDowns()
 _RETRIES: Final = Retries()
 
@@ -51,9 +51,10 @@ class _GuardCore(Generic[LockType]):
         cool_downs: CoolDowns = _COOL_DOWNS,
         retries: Retries = _RETRIES,
         on_unknown: OnUnknown = "settle",
+        patience: float | None = DEFAULT_PATIENCE,
         **settings: Unpack[LockSettings],
     ) -> None:
-        given = (wait_timeout, call_timeout, cool_downs, retries, on_unknown)
+        given = (wait_timeout, call_timeout, cool_downs, retries, on_unknown, patience)
         self._given = dict(zip(_GIVEN, given, strict=True)) | {"redis": redis} | settings
         self._redis = urls.from_environment() if redis is None else redis
         if self._redis is None:
@@ -71,6 +72,7 @@ class _GuardCore(Generic[LockType]):
             pace=settings.get("pace"),
             cool_downs=cool_downs,
             on_event=settings.get("on_event"),
+            patience=patience,
         )
 
     def leave_journal(self) -> None:

@@ -6,6 +6,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis.errors import HoldTimeout
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -57,6 +60,14 @@ class Send:
 
     Run twice with the same nonce, it sends the same bytes. An exception other than an interruption says that nothing
     was sent.
+
+    Attributes:
+        method: Kraken's name.
+        params: without nonce.
+        nonce: for this request.
+        lease: under which it is sent.
+        seconds: that it takes at most.
+        latest: until when on `clock.now` it may begin; None for no limit.
     """
 
     method: str
@@ -64,12 +75,15 @@ class Send:
     nonce: int
     lease: LeaseCore
     seconds: float
+    latest: float | None = None
 
     def check(self, elapsed: float = 0.0) -> None:
         """Raise `LeaseLost` if the lease may end before the answer comes. To be called last before sending.
 
-        ``elapsed`` is how many seconds the request has taken already, to connect.
+        ``elapsed`` is how many seconds the request has taken already, to connect. Raises `HoldTimeout` when it is too
+        late for the request.
         """
+        check_patience(self.method, self.latest)
         self.lease.check(max(0.0, self.seconds - elapsed))
 
 
@@ -78,6 +92,14 @@ class Sleep:
     """Sleep for a number of seconds."""
 
     seconds: float
+
+
+def check_patience(method: str, latest: float | None) -> None:
+    """Raise `HoldTimeout` if a call may not begin any more."""
+    if latest is not None and (late := clock.now() - latest) > 0:
+        raise HoldTimeout(
+            f"{method} was asked for too long ago: its patience ended {late:.3f} s ago, so it was not sent"
+        )
 
 
 Step: TypeAlias = Run | Tell | Listen | Pause

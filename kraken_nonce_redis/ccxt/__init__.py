@@ -17,7 +17,7 @@ try:
 except ImportError as error:
     raise ImportError("ccxt is not installed: pip install 'kraken-nonce-redis[ccxt]'") from error
 
-from kraken_nonce_redis.ccxt._adapter import Adapter, Unsigned
+from kraken_nonce_redis.ccxt._adapter import Adapter, Unsigned, asking
 
 if TYPE_CHECKING:
     from kraken_nonce_redis._calls.call import Heard
@@ -53,6 +53,11 @@ class kraken(Adapter, ccxt.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt
 
     def _longest(self) -> float:
         return longest(self._timeout())
+
+    def fetch2(self, *args: Any, **kwargs: Any) -> Any:
+        """Throttle and make a call, as ccxt does."""
+        with asking():
+            return super().fetch2(*args, **kwargs)
 
     def fetch(self, url: Any, method: Any = "GET", headers: Any = None, body: Any = None) -> Any:
         """Send a request and return the decoded answer; a private one under the lock."""

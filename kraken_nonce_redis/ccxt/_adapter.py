@@ -8,8 +8,10 @@ is not held while a call is throttled or waits for its next attempt, and each at
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+from contextvars import ContextVar
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 import ccxt
 
 from kraken_nonce_redis import _arguments as arguments
+from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._calls import leaving
 from kraken_nonce_redis._calls.call import Call
 from kraken_nonce_redis._calls.guards import LONGEST_TIMEOUT
@@ -25,7 +28,7 @@ from kraken_nonce_redis.clients import Options
 from kraken_nonce_redis.errors import IncompatibleClient
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
     from kraken_nonce_redis._core.steps import Send
 
@@ -33,7 +36,19 @@ _OPTIONS: Final = tuple(Options.__annotations__)
 _PROBE_NONCE: Final = 1_700_000_000_000_000_001
 _PROBE: Final[Mapping[str, Any]] = {"method": "Balance", "params": {}, "nonce": _PROBE_NONCE}
 
+_asked: Final[ContextVar[float | None]] = ContextVar("kraken_nonce_asked", default=None)
+
 _Stock: Any = object  # stands for ccxt's class, which comes after `Adapter` in each that is put together
+
+
+@contextlib.contextmanager
+def asking() -> Generator[None]:
+    """Count the patience of the calls that are made inside of this block from its beginning, before ccxt throttles."""
+    token = _asked.set(clock.now())
+    try:
+        yield
+    finally:
+        _asked.reset(token)
 
 
 class Unsigned:
@@ -42,11 +57,13 @@ class Unsigned:
     Attributes:
         method: Kraken's name of the method, such as ``"AddOrder"``.
         params: without nonce.
+        asked: when ccxt was asked for the call, on `clock.now`; None if that is unknown.
     """
 
     def __init__(self, method: str, api: Any, verb: str = "GET", params: Any = None, *rest: Any, **named: Any) -> None:
         self.method: Final = method
         self.params: Final[Mapping[str, Any]] = params or {}
+        self.asked: Final = _asked.get()
         self._api, self._verb, self._rest, self._named = api, verb, rest, named
 
     def __repr__(self) -> str:
@@ -132,7 +149,8 @@ class Adapter(_Stock):  # type: ignore[misc] # it has no types
         return arguments.seconds("timeout", (self.timeout or 0) / 1000, 0.001, LONGEST_TIMEOUT)
 
     def _call(self, unsigned: Unsigned) -> Call:
-        return Call.of(self.apiKey, unsigned.method, unsigned.params, self._longest(), self._present)
+        longest, asked = self._longest(), unsigned.asked
+        return Call.of(self.apiKey, unsigned.method, unsigned.params, longest, self._present, asked=asked)
 
     def _present(self, answer: Mapping[str, Any]) -> Any:
         """Return what ccxt's ``fetch`` does for an answer of Kraken, or raise what it does."""

@@ -10,7 +10,7 @@ from kraken_nonce_redis import _process
 from kraken_nonce_redis._calls import leaving
 from kraken_nonce_redis._calls.aiohttp import leave_to_parent, watch
 from kraken_nonce_redis._calls.guards import AsyncGuard
-from kraken_nonce_redis.ccxt._adapter import Adapter, Unsigned
+from kraken_nonce_redis.ccxt._adapter import Adapter, Unsigned, asking
 from kraken_nonce_redis.errors import IncompatibleClient
 
 if TYPE_CHECKING:
@@ -87,6 +87,11 @@ class AsyncAdapter(Adapter):
 
     def _longest(self) -> float:
         return self._timeout() + 1  # aiohttp rounds up to a full second of the loop's clock
+
+    async def fetch2(self, *args: Any, **kwargs: Any) -> Any:
+        """Throttle and make a call, as ccxt does."""
+        with asking():
+            return await super().fetch2(*args, **kwargs)
 
     async def fetch(self, url: Any, method: Any = "GET", headers: Any = None, body: Any = None) -> Any:
         """Send a request and return the decoded answer; a private one under the lock."""
