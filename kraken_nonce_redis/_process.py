@@ -53,6 +53,7 @@ class Process:
         stores: the stores of threads, by connection settings; each notices a fork by itself.
         name: what it is called in Redis, empty until that is asked for.
         telling: of the journals' entries that are told at present, the state key and nonce.
+        warned: the state keys of the API keys of whose nonce windows it was warned.
         turn: must be held while a store is looked up or made.
         successor: the object that replaces this one after a fork, under the key None.
         mark: its first item is 0 in forked children of this process, and not in itself.
@@ -63,6 +64,7 @@ class Process:
         self.stores = stores
         self.name = ""
         self.telling: set[tuple[str, int | None]] = set()
+        self.warned: set[str] = set()
         self.turn = threading.RLock()
         self.successor: dict[None, Process] = {}
         self.mark = _mark()

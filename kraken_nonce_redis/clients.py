@@ -35,7 +35,10 @@ class Options(LockSettings, total=False):
         on_unknown: what to do about a call that changes something and got no answer. ``"settle"`` (default): Kraken's
             lists of orders are asked, under the same lease. ``"raise"``: `OutcomeUnknown` at once. ``"replay"``: the
             same bytes are sent once more, then as ``"settle"``; that Kraken refuses them for their nonce if the first
-            ones arrived is inferred and not documented.
+            ones arrived is inferred and not documented. Refused with `InvalidArgument` for an API key with a nonce
+            window, before anything is sent.
+        nonce_window: the API key's nonce window in ns, for a Kraken that does not answer GetApiKeyInfo; by default 0,
+            with a warning where it matters.
         durable: how many replicas must have it when the nonce is raised after a refusal, or each lease: as for
             `CallLock` and `NonceAllocator`.
         name: what people see of this bot in Redis, as for `CallLock`.
@@ -49,4 +52,5 @@ class Options(LockSettings, total=False):
     cool_downs: CoolDowns
     retries: Retries
     on_unknown: OnUnknown
+    nonce_window: int | None
     on_event: Hook | None

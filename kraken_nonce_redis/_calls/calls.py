@@ -23,7 +23,8 @@ from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _kraken as kraken
 from kraken_nonce_redis import _process
 from kraken_nonce_redis._calls.call import Call, Heard
-from kraken_nonce_redis._calls.settling import Settlement, settling
+from kraken_nonce_redis._calls.outcomes import is_final_refusal, window_in
+from kraken_nonce_redis._calls.settling import Fence, Settlement, settling
 from kraken_nonce_redis._core.lock import logger
 from kraken_nonce_redis._core.record import Stage
 from kraken_nonce_redis._core.steps import Run, Send, Sleep, check_patience, running
@@ -36,6 +37,7 @@ from kraken_nonce_redis.errors import (
     InvalidArgument,
     KrakenNonceError,
     NoncePoisoned,
+    NonceTooFarAhead,
     NotCarriedOut,
     OutcomeUnknown,
     StoreError,
@@ -58,6 +60,8 @@ ON_UNKNOWN: Final = ("settle", "raise", "replay")
 
 _TELLING: Final = 5.0
 """Seconds that a process has to tell what it has found out about another one's call; then the next holder tells it."""
+_WINDOW_KNOWN_FOR: Final = 3_600.0
+"""Seconds after which ``replay`` asks for the nonce window again: it is a setting that people may change."""
 _MOST_REPORTED: Final = 1_000
 _REPORTED_FOR: Final = 30 * 86_400.0
 """How many reported calls the journal keeps, and for how many seconds."""
@@ -91,6 +95,7 @@ class Calls:
         cool_downs: how long all calls pause after Kraken's refusals.
         on_event: gets the events.
         patience: most seconds from when an order is asked for until it is sent; None for no limit.
+        nonce_window: of the API keys, in ns, where Kraken does not tell it; None if that is unknown.
     """
 
     def __init__(
@@ -103,6 +108,7 @@ class Calls:
         cool_downs: CoolDowns,
         on_event: Hook | None,
         patience: float | None = arguments.DEFAULT_PATIENCE,
+        nonce_window: int | None = None,
     ) -> None:
         if on_unknown not in ON_UNKNOWN:
             raise InvalidArgument("on_unknown", f"must be one of {', '.join(ON_UNKNOWN)}, not {on_unknown!r}")
@@ -111,6 +117,13 @@ class Calls:
         self.cool_downs: Final = arguments.instance("cool_downs", cool_downs, CoolDowns) or CoolDowns()
         self._wait_timeout = arguments.timeout(wait_timeout, "wait_timeout")
         self._patience = arguments.timeout(patience, "patience")
+        self._nonce_window = (
+            None if nonce_window is None else arguments.whole("nonce_window", nonce_window, 0, arguments.LONGEST_LEAD)
+        )
+        if on_unknown == "replay" and nonce_window:
+            raise _no_replay(nonce_window)
+        self.windows: dict[str, tuple[float, int]] = {}
+        """By API key, when its nonce window was asked for, on `clock.now`, and the window in ns."""
         self._pace = pace
         self._on_event = checked(on_event)
         self.inherits = True
@@ -175,6 +188,30 @@ class Calls:
         """Return until when on `clock.now` a call may begin; None for no limit."""
         return call.asked + self._patience if self._patience is not None and call.ages else None
 
+    def learn_window(self, key: str, state: str, heard: Heard) -> int | None:
+        """Return what an answer to GetApiKeyInfo says about the nonce window of an API key, in ns; None for nothing.
+
+        Where Kraken does not answer that question at all, the settings count; else the window is taken for 0, with one
+        warning in each process. ``state`` is how the key is called in it.
+        """
+        told = window_in(heard)
+        if told is None and heard.verdict.outcome is Outcome.UNKNOWN:
+            return self._nonce_window
+        if told is None and not is_final_refusal(heard):
+            return None
+        if told is None:
+            if self._nonce_window is None and state not in _process.current().warned:
+                _process.current().warned.add(state)
+                logger.warning(
+                    "Kraken does not tell the nonce window of %s (%s), so it is taken for 0. If the API key has one, "
+                    "give it as nonce_window, in ns",
+                    state,
+                    heard.reason or "an answer without it",
+                )
+            told = self._nonce_window or 0
+        self.windows[key] = clock.now(), told
+        return told
+
     def _telling(self, lock: LockCore[Any], news: list[News], *, closed: bool = False) -> Flow[None]:
         """Tell the news, without the lock, so that a hook may make calls itself; then change the journal's entries.
 
@@ -215,6 +252,7 @@ class _Attempt:
         self._nonce = 0
         """The nonce of the last request that may have changed something; what became of it is in the lease's record."""
         self._heard: Heard | None = None
+        self._replays = False
 
     def making(self, lease: LeaseCore) -> CallFlow[Heard]:
         """Make the attempt. What it returns is final, or asks for a later attempt."""
@@ -245,6 +283,8 @@ class _Attempt:
         call, lease = self._call, self._lease
         if self._calls.inherits and not {call.key, commands.ANY_KEY}.isdisjoint(lease.grant.inherited):
             yield from self._settling_inherited()
+        if call.changes and self._calls.on_unknown == "replay":
+            self._replays = yield from self._may_replay()
         nonce = yield from lease.beginning(call.intent, call.seconds)
         heard = yield from self._sending(nonce)
         if heard.verdict.remedy is Remedy.NONCE:
@@ -346,7 +386,7 @@ class _Attempt:
     def _finding_out(self, nonce: int, heard: Heard) -> CallFlow[Heard]:
         """Return what became of a call that changes something and got no answer, or raise that it can't be told."""
         call, how, known = self._call, self._calls.on_unknown, heard.reason
-        if how == "replay" and not self.is_late:
+        if self._replays and not self.is_late:
             try:
                 again = yield from self._sending(nonce)
             except HoldTimeout:  # it has just become too late
@@ -360,7 +400,7 @@ class _Attempt:
         if how == "raise" or not call.cl_ord_ids:
             raise self._unknown(nonce, known) from heard.failure
         opened = None if call.own_ids else (yield from self._sent_at())
-        settlement = yield from self._settling(call.cl_ord_ids, opened)
+        settlement = yield from self._settling(call.cl_ord_ids, opened, nonce)
         _warn(call, nonce, settlement.known)
         self._news.append(News(_settled(call, nonce, settlement.outcome, settlement.txids, inherited=False)))
         known += f"; {settlement.known}"
@@ -380,10 +420,47 @@ class _Attempt:
         state = yield from running(commands.inspect(self._lock.keys))
         return state.now / 1e9 - (clock.now() - self._started)
 
-    def _settling(self, ids: tuple[str, ...], opened: float | None, *, hasty: bool = False) -> CallFlow[Settlement]:
-        """Ask Kraken's lists what became of orders; the arguments are those of `settling`."""
+    def _settling(
+        self, ids: tuple[str, ...], opened: float | None, lost: int, *, hasty: bool = False
+    ) -> CallFlow[Settlement]:
+        """Ask Kraken's lists what became of orders; ``lost`` is their nonce at most, the rest as for `settling`."""
         waits = self._calls.retries.settle_waits
-        return settling(self._asking, self._pausing, ids, opened=opened, waits=waits, hasty=hasty)
+
+        def fencing() -> CallFlow[Fence]:
+            return self._fencing(lost)
+
+        return settling(self._asking, self._pausing, fencing, ids, opened=opened, waits=waits, hasty=hasty)
+
+    def _asking_for_window(self) -> CallFlow[tuple[int | None, Heard]]:
+        """Ask Kraken for the nonce window, in ns; None if it can't be known now."""
+        heard = yield from self._asking("GetApiKeyInfo", {})
+        return self._calls.learn_window(self._call.key, self._lock.keys.state, heard), heard
+
+    def _fencing(self, lost: int) -> CallFlow[Fence]:
+        """Let a request with a nonce be too late once one of the next questions is accepted."""
+        window, heard = yield from self._asking_for_window()
+        if window is None:
+            refused = heard.verdict.outcome is Outcome.NOT_CARRIED_OUT
+            return Fence(trouble=f"GetApiKeyInfo: {heard.reason}", again=True, stop=refused)
+        try:
+            # Counted from the lost nonce: from the last one, the lead would pile up.
+            yield from self._lease.above(lost + window, round(self._retries.max_lead * 1e9))
+        except NonceTooFarAhead as error:
+            return Fence(trouble=f"the nonce window is {window / 1e9:g} s; {error}")
+        return Fence(accepted=window == 0 and heard.verdict.outcome is Outcome.CARRIED_OUT)
+
+    def _may_replay(self) -> CallFlow[bool]:
+        """Return whether the same bytes may be sent twice. Raises `InvalidArgument` if the API key has a nonce window.
+
+        Inside of one, Kraken might accept them twice.
+        """
+        asked, window = self._calls.windows.get(self._call.key, (None, None))
+        if asked is None or clock.now() - asked > _WINDOW_KNOWN_FOR:
+            self._lease.grant.record = self._lease.grant.record.begun()
+            window, _ = yield from self._asking_for_window()
+        if window:
+            raise _no_replay(window)
+        return window == 0
 
     # Calls of earlier holders
 
@@ -421,7 +498,8 @@ class _Attempt:
         else:
             self._lease.grant.record = self._lease.grant.record.begun()
             opened = None if entry.own_ids else min(entry.nonce, entry.since) / 1e9
-            settlement = yield from self._settling(entry.cl_ord_ids, opened, hasty=True)
+            lost = entry.nonce + commands.BLOCK - 1
+            settlement = yield from self._settling(entry.cl_ord_ids, opened, lost, hasty=True)
             outcome, txids, known = settlement.outcome, settlement.txids, settlement.known
             final = outcome != "unknown" or settlement.hopeless  # else Kraken can't be asked now
         found = [txids.get(cl_ord_id, "") for cl_ord_id in entry.cl_ord_ids]
@@ -453,6 +531,14 @@ class _Attempt:
                 )
                 self._news.append(News(event, entry.nonce))
                 telling.add(name)
+
+
+def _no_replay(window: int) -> InvalidArgument:
+    return InvalidArgument(
+        "on_unknown",
+        f"'replay' is not for an API key with a nonce window, here {window} ns: inside of it, Kraken might accept the "
+        "same request twice. Use 'settle', or set the key's window to 0 at Kraken",
+    )
 
 
 def _settled(

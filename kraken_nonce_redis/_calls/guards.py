@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LONGEST_TIMEOUT: Final = LONGEST_CALL / 2
 """The longest timeout of a request, in seconds: it may count twice, for connecting and reading, within one lease."""
 
-_GIVEN: Final = ("wait_timeout", "call_timeout", "cool_downs", "retries", "on_unknown", "patience")
+_GIVEN: Final = ("wait_timeout", "call_timeout", "cool_downs", "retries", "on_unknown", "patience", "nonce_window")
 _COOL_DOWNS: Final = CoolDowns()
 _RETRIES: Final = Retries()
 
@@ -52,9 +52,10 @@ class _GuardCore(Generic[LockType]):
         retries: Retries = _RETRIES,
         on_unknown: OnUnknown = "settle",
         patience: float | None = DEFAULT_PATIENCE,
+        nonce_window: int | None = None,
         **settings: Unpack[LockSettings],
     ) -> None:
-        given = (wait_timeout, call_timeout, cool_downs, retries, on_unknown, patience)
+        given = (wait_timeout, call_timeout, cool_downs, retries, on_unknown, patience, nonce_window)
         self._given = dict(zip(_GIVEN, given, strict=True)) | {"redis": redis} | settings
         self._redis = urls.from_environment() if redis is None else redis
         if self._redis is None:
@@ -73,6 +74,7 @@ class _GuardCore(Generic[LockType]):
             cool_downs=cool_downs,
             on_event=settings.get("on_event"),
             patience=patience,
+            nonce_window=nonce_window,
         )
 
     def leave_journal(self) -> None:

@@ -15,6 +15,8 @@ from kraken_nonce_redis._kraken import Outcome, Remedy, Verdict
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kraken_nonce_redis._calls.call import Heard
+
 _CARRIED_OUT: Final = Verdict(Outcome.CARRIED_OUT, Remedy.NONE)
 
 NEVER_SENT: Final = frozenset(
@@ -75,6 +77,23 @@ def errors_in(answer: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(errors, list | tuple):
         return ()
     return tuple(error for error in errors if isinstance(error, str) and error.startswith("E"))
+
+
+def is_final_refusal(heard: Heard) -> bool:
+    """Return whether Kraken's answer to a question is that it does not answer it, and not for the time being only."""
+    if heard.answer is None:
+        return False
+    meanings = [kraken.meaning_of(error) for error in heard.errors]
+    return all(meaning.verdict == kraken.REFUSED and meaning.cool_down is None for meaning in meanings)
+
+
+def window_in(heard: Heard) -> int | None:
+    """Return the nonce window in an answer to GetApiKeyInfo, in nonce ticks; None if there is none."""
+    result = None if heard.answer is None or heard.errors else heard.answer.get("result")
+    window = result.get("nonceWindow") if isinstance(result, dict) else None
+    if isinstance(window, str) and window.isascii() and window.isdigit():
+        return int(window)
+    return window if isinstance(window, int) and not isinstance(window, bool) and window >= 0 else None
 
 
 def of_failure(failure: BaseException | None) -> Verdict:

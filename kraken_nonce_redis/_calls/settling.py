@@ -1,9 +1,10 @@
 """Did an order go through? Found, absent and unknown are three different answers; no I/O.
 
-Kraken's lists of open and of closed orders are asked by cl_ord_id. Each of these requests has a higher nonce than the
-one that was lost; so once the first of them is accepted, the lost one can never be carried out any more (nonce window
-0). What is left is that Kraken may list an order later than it accepts it, so the lists are asked again after a while:
-an order is absent when it is missing from both lists in every look, the first of which was the fence.
+Kraken's lists of open and of closed orders are asked by cl_ord_id. Each of these requests has a nonce that is higher
+than the lost one by more than the API key's nonce window; so once one of them is accepted, the lost one can never be
+carried out any more. That is the fence. The window is asked for first. If it is 0, that question is the fence already.
+What is left is that Kraken may list an order later than it accepts it, so the lists are asked again after a while: an
+order is absent when it is missing from both lists in the last look, and the fence came in an earlier one.
 """
 
 from __future__ import annotations
@@ -51,6 +52,23 @@ class Settlement:
         return {"error": [], "result": {"orders": [{"txid": txid, "descr": descr} for txid, descr in placed]}}
 
 
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """What came of the question for the nonce window.
+
+    Attributes:
+        accepted: whether that question was the fence itself.
+        trouble: why no further question will be it; empty if the next one that is accepted is.
+        again: whether to ask for the window again.
+        stop: whether Kraken refused to answer, so that asking is no use now.
+    """
+
+    accepted: bool = False
+    trouble: str = ""
+    again: bool = False
+    stop: bool = False
+
+
 @dataclass
 class _Search:
     """What the looks at the lists have shown so far."""
@@ -60,8 +78,12 @@ class _Search:
     found: dict[str, tuple[str, str]] = field(default_factory=dict)
     clear: bool = True
     """Whether the current look had clear answers only."""
+    fence: Fence | None = None
+    """What came of the last question for the nonce window; None if it is to be asked for."""
+    accepted: bool = False
+    """Whether a nonce above the window was accepted."""
     fenced: bool = False
-    """Whether an earlier look had, so that a later nonce was accepted before the current one began."""
+    """The same in an earlier look, so that it was accepted before the current one began."""
     stop: bool = False
     """Whether Kraken refused to answer, so that asking again is no use now."""
     trouble: str = ""
@@ -79,6 +101,7 @@ class _Search:
             self.stop = heard.verdict.outcome is Outcome.NOT_CARRIED_OUT
             self._unclear(heard.reason, hopeless=heard.verdict == REFUSED)
             return
+        self.accepted |= self.fence is not None and not self.fence.trouble
         result = heard.answer.get("result")
         orders = result.get(name) if isinstance(result, dict) else None
         if not isinstance(orders, dict):
@@ -86,6 +109,14 @@ class _Search:
             return
         for txid, order in orders.items():
             self._match(str(txid), order)
+
+    def raise_fence(self, fence: Fence) -> None:
+        """Take what came of the question for the nonce window."""
+        self.fence = None if fence.again else fence
+        self.accepted |= fence.accepted
+        self.stop = fence.stop
+        if fence.trouble:
+            self._unclear(fence.trouble)
 
     def _match(self, txid: str, order: Mapping[str, Any]) -> None:
         for cl_ord_id in self.missing:
@@ -107,6 +138,7 @@ class _Search:
 def settling(
     ask: Callable[[str, Mapping[str, Any]], CallFlow[Heard]],
     pause: Callable[[float], CallFlow[None]],
+    fencing: Callable[[], CallFlow[Fence]],
     ids: tuple[str, ...],
     *,
     opened: float | None,
@@ -118,6 +150,7 @@ def settling(
     Args:
         ask: makes a reading call with a later nonce.
         pause: waits for a number of seconds.
+        fencing: asks for the nonce window, and sees to it that the nonces of further questions are above it.
         ids: their cl_ord_id.
         opened: when they were sent, in seconds since 1970; None if these ids have no other use. Kraken lets an id be
             used again, so an order with one that may not be new counts only if it was opened after that.
@@ -128,9 +161,12 @@ def settling(
     for wait in (None, *waits):
         if wait is not None:
             yield from pause(wait)
-            search.fenced |= search.clear
+            search.fenced |= search.accepted
             search.clear = True
-        yield from _looking(ask, search)
+        if search.fence is None:
+            search.raise_fence((yield from fencing()))
+        if not search.stop and not (hasty and not search.clear):
+            yield from _looking(ask, search)
         if not search.missing or search.stop or (hasty and not search.clear):
             break
     return _settlement(search)
@@ -155,11 +191,11 @@ def _settlement(search: _Search) -> Settlement:
     missing = ", ".join(search.missing)
     if not (search.clear and search.fenced):
         more = f"; {found}" if found else ""
-        known = f"Kraken's lists gave no clear answer ({search.trouble}){more}"
+        known = f"Kraken gave no clear answer ({search.trouble}){more}"
         return Settlement("unknown", search.found, known, search.hopeless)
     if search.found:
         return Settlement("partly", search.found, f"Kraken lists {found}; it does not list {missing}")
-    return Settlement("absent", {}, f"a later nonce was accepted, and Kraken lists no such order: {missing}")
+    return Settlement("absent", {}, f"a nonce above its window was accepted, and Kraken lists no such order: {missing}")
 
 
 def _uuid(cl_ord_id: object) -> uuid.UUID | None:

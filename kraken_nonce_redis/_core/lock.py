@@ -266,15 +266,31 @@ class LeaseCore:
     def beginning(self, intent: str, seconds: float) -> Flow[int]:
         """Return the nonce for a call that takes at most ``seconds``, and note its intent if it has one.
 
-        The lease is long enough for the call then. Raises `LeaseLost` and `StoreError`.
+        The lease is long enough for the call then. The nonce is from the block that the intent has its name from, so
+        that a later holder knows how high it is at most. Raises `LeaseLost` and `StoreError`.
         """
         grant = self.grant
         first = grant.record.stage is Stage.UNUSED and self.outer is None
         grant.record, grant.inherited = grant.record.begun(), ()
         if first and self.remaining() > seconds and (grant.record.intent or not intent):
             return self.nonce
-        yield from self._extended(seconds + _SLACK, intent)
-        return self.next_nonce()
+        while True:
+            yield from self._extended(seconds + _SLACK, intent)
+            nonce = self.next_nonce()
+            if not intent or nonce < grant.record.intent + commands.BLOCK:
+                return nonce  # else a renewal has come in between
+
+    def above(self, nonce: int, max_lead: int) -> Flow[None]:
+        """Let all further nonces of the lease be above a nonce; if need be, all who share the key go on above it.
+
+        Raises `NonceTooFarAhead` if it is more than ``max_lead`` ns ahead of the server's clock, `LeaseLost` and
+        `StoreError`.
+        """
+        if (yield from self._fresh_nonce()) > nonce:
+            return
+        raising = commands.advance(self._lock.keys, nonce, max_lead)
+        yield from running(raising.durable(self._lock.durability))
+        yield from self._extended(self.remaining())
 
     def lasting(self, seconds: float) -> Flow[None]:
         """Make sure that the lease lasts ``seconds``. Raises `LeaseLost` and `StoreError`."""

@@ -294,7 +294,7 @@ class Pending:
     """A call that changes something and whose outcome is unknown.
 
     Attributes:
-        nonce: of its first request, ns since 1970; a later attempt of the same call has a higher one.
+        nonce: the first of a block of `BLOCK` nonces, ns since 1970; an order's last request had one of these.
         since: server time when its holder was gone, ns since 1970.
         age: seconds since then.
         reported: whether a later holder has told that it could do no more about it.

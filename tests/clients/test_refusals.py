@@ -188,7 +188,7 @@ class TestNeverAgain:
             )
             with pytest.raises(OutcomeUnknown, match=LOCKOUT):
                 bot.order("limit")
-            assert [request.method for request in sim.requests()] == ["AddOrder", "OpenOrders"]
+            assert [request.method for request in sim.requests()] == ["AddOrder", "GetApiKeyInfo"]
             for call in (bot.balance, lambda: bot.order("limit"), other.balance, lambda: other.order("market")):
                 with pytest.raises(CoolDown, match=LOCKOUT) as caught:
                     call()

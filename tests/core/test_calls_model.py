@@ -1,9 +1,9 @@
 """Thousands of random schedules against the flow of a call: an exchange, a journal and a clock made of a few lines.
 
 The flow is driven step by step, as a shell does it, and anything may happen between two steps: a request gets lost
-before or after it was accepted, arrives late, is refused; the process dies; Redis fails; time passes, so that the lease
-ends and another bot comes in between. In the end all that is still on its way arrives, the last bot finds out what is
-pending, and what everybody was told is held against what is at the exchange.
+before or after it was accepted, arrives late, inside of a nonce window or not, is refused; the process dies; Redis
+fails; time passes, so that the lease ends and another bot comes in between. In the end all that is still on its way
+arrives, the last bot finds out what is pending, and what everybody was told is held against what is at the exchange.
 
 KRAKEN_NONCE_SCHEDULES in the environment says how many there are in each mode.
 """
@@ -25,6 +25,7 @@ from kraken_nonce_redis import (
     CoolDowns,
     KrakenNonceError,
     LeaseLost,
+    NonceTooFarAhead,
     NotCarriedOut,
     OutcomeUnknown,
     Retries,
@@ -33,6 +34,7 @@ from kraken_nonce_redis import (
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.calls import Calls
+from kraken_nonce_redis._core import steps
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.lock import LeaseCore, LockCore
 from kraken_nonce_redis._core.steps import Run, Send, Sleep, Tell
@@ -120,11 +122,18 @@ class Order:
 
 
 class Exchange:
-    """Kraken with a nonce window of 0."""
+    """Kraken."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.highest = 0
+        self.window = world.luck.choice([0, 0, 0, *[10 * 10**9] * 2, 7_200 * 10**9])
+        """The nonce window in ns; the longest one is longer than nonces may be ahead."""
+        self.repeats = world.chance(0.5)
+        """Whether a nonce inside of the window is accepted twice."""
+        self.silent = world.chance(0.2)
+        """Whether it does not tell the window."""
+        self.used: set[int] = set()
         self.orders: list[Order] = []
         self.on_their_way: list[tuple[int, str]] = []
         self.accepted: list[tuple[float, int, str]] = []
@@ -153,9 +162,11 @@ class Exchange:
             self.accept(nonce, cl_ord_id)
 
     def use(self, nonce: int) -> bool:
-        """Accept a nonce if it is above all others."""
-        accepted = nonce > self.highest
+        """Accept a nonce if it is above all others, or inside of the window."""
+        inside = self.highest - self.window <= nonce and (self.repeats or nonce not in self.used)
+        accepted = nonce > self.highest or (self.window > 0 and inside)
         self.highest = max(self.highest, nonce)
+        self.used.add(nonce)
         return accepted
 
     def accept(self, nonce: int, cl_ord_id: str) -> None:
@@ -222,7 +233,13 @@ class Exchange:
         errors = {"refused": ("EAPI:Invalid nonce",), "busy": BUSY, "no": REFUSED}.get(fate)
         if errors:
             return _error(luck.choice(errors))
+        if name == "GetApiKeyInfo":
+            return self.answer_info()
         return _answer({} if name == "Balance" else self.list_orders(name, cl_ord_id))
+
+    def answer_info(self) -> Heard:
+        """Tell the nonce window, or don't."""
+        return _error("EGeneral:Unknown method") if self.silent else _answer({"nonceWindow": self.window})
 
     def list_orders(self, name: str, cl_ord_id: str | None) -> dict[str, Any]:
         """Return the orders of a list."""
@@ -370,8 +387,10 @@ class Redis:
         left = max(0.0, self.until - self.world.now)
         return State(now, self.last, self.holder, None, bool(self.holder), left, 0, (), len(self._keys()), 0.0, "")
 
-    def advance(self, target: int, _max_lead: int, below: Any = 0) -> int:
+    def advance(self, target: int, max_lead: int, below: Any = 0) -> int:
         """Raise the last nonce."""
+        if target > max(self.last, round(self.world.now * 1e9) + max_lead):
+            raise NonceTooFarAhead("too far", last=self.last, lead=0, max_lead=max_lead)
         self.last = max(self.last, target) if not below or self.last < int(below) else self.last
         return self.last
 
@@ -391,7 +410,9 @@ class Lock(LockCore[LeaseCore]):
         return LeaseCore(self, acquired, owner)
 
 
-def calling(lock: Lock, call: Call, on_unknown: OnUnknown, on_event: Hook | None = None) -> CallFlow[Heard]:
+def calling(
+    lock: Lock, call: Call, on_unknown: OnUnknown, on_event: Hook | None = None, **options: Any
+) -> CallFlow[Heard]:
     """Return the flow of a call."""
     return Calls(
         retries=Retries(waits=(5.0, 10.0), jitter=0, settle_waits=WAITS),
@@ -400,6 +421,7 @@ def calling(lock: Lock, call: Call, on_unknown: OnUnknown, on_event: Hook | None
         pace=None,
         cool_downs=CoolDowns(),
         on_event=on_event,
+        **options,
     ).calling(lock, "owner", call)
 
 
@@ -434,14 +456,25 @@ class Bot:
     """What the hook should not have heard."""
     unknowable: set[str] = field(default_factory=set)
     """The cl_ord_id of calls that were released, and whose process was killed before the caller's next line."""
+    latest: dict[str, float] = field(default_factory=dict)
+    """By cl_ord_id, when the patience of a call ends."""
+
+    def options(self) -> dict[str, Any]:
+        """Return the settings of a call's client."""
+        exchange = self.world.exchange
+        window = exchange.window if exchange.silent and exchange.window else None
+        return {"patience": self.world.luck.choice([None, 5.0, 60.0]), "nonce_window": window}
 
     def call(self, method: str, depth: int = 0) -> None:
         """Make a call in a new process, whatever comes of it."""
         call = Call.of(KEY, method, {}, SECONDS)
         told, ear, lock = "nothing", Ear(self.hear), Lock()
         self.world.alive.append(lock)
+        options = self.options()
+        if options["patience"] is not None:
+            self.latest |= dict.fromkeys(call.cl_ord_ids, call.asked + options["patience"])
         try:
-            heard = self.drive(calling(lock, call, self.on_unknown, ear), depth, ear)
+            heard = self.drive(calling(lock, call, self.on_unknown, ear, **options), depth, ear)
         except NotCarriedOut:
             told = "absent"
         except OutcomeUnknown as error:
@@ -467,8 +500,9 @@ class Bot:
         self.events.append(event)  # what a hook raises would only be logged
         if getattr(event, "inherited", False) and event.nonce in self.world.redis.known:
             self.wrong.append(f"its own caller knew and had released it: {event}")
-        if getattr(event, "outcome", "") == "absent" and self.world.exchange.highest <= event.nonce:
-            self.wrong.append(f"no later nonce was accepted: {event}")
+        exchange = self.world.exchange
+        if getattr(event, "outcome", "") == "absent" and exchange.highest - exchange.window <= event.nonce:
+            self.wrong.append(f"no later nonce was accepted, above the window: {event}")
 
     def conclusions(self, cl_ord_id: str) -> set[tuple[int, str, str]]:
         """Return what events said of an order: for which attempt (by its nonce), whether found or absent, its txid."""
@@ -546,6 +580,8 @@ class Bot:
         # The lease is the caller's, and lasts until the answer is there.
         assert world.redis.holder == step.lease.grant.member
         assert world.redis.until >= world.now + SECONDS
+        if step.method == "AddOrder" and world.now > self.latest.get(step.params["cl_ord_id"], world.now):
+            self.wrong.append("an order began after its patience")
         if self.trouble:
             return self.send(step)
         return self.calm(step)
@@ -567,7 +603,7 @@ class Bot:
         """Send a question over a good line."""
         while True:
             heard = self.world.exchange.answer_question(step.nonce, step.method, step.params.get("cl_ord_id"))
-            if not heard.errors and heard.failure is None:
+            if (not heard.errors and heard.failure is None) or heard.errors == ("EGeneral:Unknown method",):
                 return heard
             self.world.exchange.bad_line = 0.0
             if "EAPI:Invalid nonce" in heard.errors:
@@ -692,16 +728,20 @@ def test_an_interrupted_release(world: World, *, sent: bool) -> None:
 
 
 def test_an_intent_has_the_name_that_redis_has_for_it(world: World) -> None:
-    """A renewal comes between an extension and its call, as in the background: the call has a later nonce then."""
+    """A renewal comes between an extension and its call, as in the background: then the intent is noted once more.
+
+    So a later holder knows how high the nonce of the lost call is at most, and a fence can be counted from it.
+    """
     lock = Lock()
     lease = carry_out(world, lock._holding("owner", Wishes(timeout=0)))
     flow = calling(lock, Call.of(KEY, "AddOrder", {}, SECONDS), "raise")
     extended = world.redis.run(next(flow).command)
-    nonces = extended.nonces
     carry_out(world, lease._extending(SECONDS))
+    extended = world.redis.run(flow.send(extended).command)
+    nonces = extended.nonces
     step = flow.send(extended)
     assert isinstance(step, Send)
-    assert step.nonce > nonces[-1]
+    assert step.nonce == nonces.start
     world.pass_time(60)
     world.redis.acquire("another", 30_000_000, "", "0")
     assert set(world.redis.journal) == {nonces.start}
@@ -774,6 +814,27 @@ def test_told_before_the_next_attempt(world: World) -> None:
     assert world.redis.journal[5].reported
     carry_out(world, flow, _answer({}), step)
     assert len(told) == 1
+
+
+MUTANTS: dict[str, tuple[Any, str, Any]] = {
+    "a fence of n + 1 inside of a window": (Calls, "learn_window", lambda *_: 0),
+    "an order that begins after its patience": (steps, "check_patience", lambda *_: None),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_mutants(mutant: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The schedules notice what they are there to notice."""
+    caplog.set_level(logging.CRITICAL, "kraken_nonce_redis")
+    monkeypatch.setattr(*MUTANTS[mutant])
+
+    def run_all() -> None:
+        for seed in range(10 * SCHEDULES):
+            with monkeypatch.context() as patches:
+                run_schedule(seed, "settle", patches)
+
+    with pytest.raises(AssertionError):
+        run_all()
 
 
 @pytest.mark.parametrize("on_unknown", ["settle", "raise", "replay"])
