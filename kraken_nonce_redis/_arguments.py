@@ -14,6 +14,10 @@ Priority: TypeAlias = Literal["normal", "high"]
 """Which of the waiting callers goes first."""
 OnUnknown: TypeAlias = Literal["settle", "raise", "replay"]
 """What a client does about a call that changes something and got no answer."""
+DeadlineOf: TypeAlias = Literal["auto"]
+"""Where an order has its deadline from, if its caller gave none."""
+OnAbsent: TypeAlias = Literal["raise", "resend"]
+"""What a client does about an order that is proved to be absent."""
 T = TypeVar("T")
 
 DEFAULT_NAMESPACE: Final = "kraken-nonce"

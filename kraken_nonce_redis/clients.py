@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from kraken_nonce_redis._core.wishes import LockSettings
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._arguments import OnUnknown
+    from kraken_nonce_redis._arguments import DeadlineOf, OnAbsent, OnUnknown
     from kraken_nonce_redis.events import Hook
     from kraken_nonce_redis.pace import CoolDowns
     from kraken_nonce_redis.retries import Retries
@@ -39,6 +39,12 @@ class Options(LockSettings, total=False):
             window, before anything is sent.
         nonce_window: the API key's nonce window in ns, for a Kraken that does not answer GetApiKeyInfo; by default 0,
             with a warning where it matters.
+        deadline: ``"auto"`` gives orders without one Kraken's own ``deadline``, about 5 s after they are sent by
+            Kraken's clock, so that absence can be proved; a lost order is settled in about 16 s then. By default
+            orders get none.
+        on_absent: what to do about an order that is proved to be absent. ``"raise"`` (default): `NotCarriedOut`.
+            ``"resend"``: it is sent once more, with the same cl_ord_id and a fresh deadline, if its ``patience`` is
+            not over by then; needs ``deadline="auto"``.
         durable: how many replicas must have it when the nonce is raised after a refusal, or each lease: as for
             `CallLock` and `NonceAllocator`.
         name: what people see of this bot in Redis, as for `CallLock`.
@@ -53,4 +59,6 @@ class Options(LockSettings, total=False):
     retries: Retries
     on_unknown: OnUnknown
     nonce_window: int | None
+    deadline: DeadlineOf | None
+    on_absent: OnAbsent
     on_event: Hook | None

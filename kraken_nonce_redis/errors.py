@@ -207,12 +207,21 @@ class OutcomeUnknown(CallUnsettled):
 class NotCarriedOut(CallUnsettled):
     """A call got no answer and was not carried out.
 
-    Nor will it be: Kraken has accepted a later nonce, and then listed no such order in several looks, ``settle_waits``
-    apart. An order that Kraken accepts but neither places nor lists for longer than that would be missed; AddOrder's
-    own ``deadline`` excludes it.
+    Nor will it be: Kraken has accepted a later nonce, above the API key's nonce window, and then listed no such order
+    in several looks, ``settle_waits`` apart. An order that Kraken accepts but neither places nor lists for longer than
+    that would be missed.
+
+    Attributes:
+        proved: whether Kraken also could not place it any more, since its deadline was over, by ``proof_wait``
+            seconds, when Kraken was looked at for the last time. An order that Kraken has placed and lists later than
+            that would still be missed.
     """
 
     verdict = "was not carried out"
+
+    def __init__(self, method: str, nonce: int, cl_ord_id: str, known: str, *, proved: bool = False) -> None:
+        super().__init__(method, nonce, cl_ord_id, known)
+        self.proved = proved
 
 
 class CallLockError(KrakenNonceError, redis.exceptions.LockError):

@@ -53,6 +53,8 @@ class OrderSettled(_Event):
             ``kraken-nonce pending``.
         orders: Kraken's txid for each cl_ord_id that was found.
         inherited: whether an earlier holder made the call.
+        proved: for ``"absent"``, whether that is proved: the order's deadline was over when Kraken's lists were looked
+            at for the last time, ``proof_wait`` after it. Else it rests on Kraken listing orders within the looks.
     """
 
     method: str
@@ -61,6 +63,7 @@ class OrderSettled(_Event):
     outcome: Literal["found", "absent", "partly", "unknown"]
     orders: Mapping[str, str]
     inherited: bool
+    proved: bool = False
 
 
 @dataclass(frozen=True)

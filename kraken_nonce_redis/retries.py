@@ -28,6 +28,8 @@ class Retries:
         max_lead: most seconds ahead of the server's clock to which a nonce is raised, up to 90 days.
         settle_waits: seconds between two looks at Kraken's lists of orders, for an order with an unknown outcome. The
             lock is held in between. An order is absent when it is missing in all of these looks. At least one.
+        proof_wait: seconds after an order's deadline at which Kraken's lists are looked at for the last time, so that
+            they prove its absence. It is how much later than that Kraken may list an order.
 
     Raises `InvalidArgument`.
     """
@@ -37,6 +39,7 @@ class Retries:
     leads: tuple[float, ...] = (60.0, 600.0, 6_000.0)
     max_lead: float = DEFAULT_MAX_LEAD / 1e9
     settle_waits: tuple[float, ...] = (1.0, 2.0, 5.0)
+    proof_wait: float = 10.0
 
     CLASSIC: ClassVar[Retries]
     """Raises the nonce 30 s at a time, as many bots do by themselves."""
@@ -56,6 +59,7 @@ class Retries:
             raise InvalidArgument("leads", f"each must be above the one before, not {self.leads!r}")
         if not self.settle_waits:
             raise InvalidArgument("settle_waits", "must hold at least one wait: Kraken may list an order late")
+        arguments.seconds("proof_wait", self.proof_wait, 0, _LONGEST_WAIT)
         arguments.seconds("jitter", self.jitter, 0, 1)
         arguments.seconds("max_lead", self.max_lead, 0, arguments.LONGEST_LEAD / 1e9)
 

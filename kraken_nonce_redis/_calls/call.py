@@ -115,12 +115,14 @@ class Heard:
         failure: what the client raises instead.
         answer: Kraken's answer, decoded from JSON; None if there was none.
         left: whether the request has begun to leave, whatever the failure looks like.
+        date: the `Date` of Kraken's answer, in Unix seconds; None if it is unknown.
     """
 
     value: Any = None
     failure: Exception | None = None
     answer: Mapping[str, Any] | None = None
     left: bool = False
+    date: float | None = None
 
     @property
     def errors(self) -> tuple[str, ...]:

@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _kraken as kraken
 from kraken_nonce_redis import _process
+from kraken_nonce_redis._calls import exchange_clock
 from kraken_nonce_redis._calls.call import Call, Heard
-from kraken_nonce_redis._calls.outcomes import is_final_refusal, window_in
+from kraken_nonce_redis._calls.exchange_clock import ExchangeClock
+from kraken_nonce_redis._calls.outcomes import is_final_refusal, is_refused_for_deadline, window_in
 from kraken_nonce_redis._calls.settling import Fence, Settlement, settling
 from kraken_nonce_redis._core.lock import logger
 from kraken_nonce_redis._core.record import Stage
@@ -47,9 +49,9 @@ from kraken_nonce_redis.pace import CoolDowns, priority_of, tell_a_time
 from kraken_nonce_redis.retries import Retries
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from kraken_nonce_redis._arguments import OnUnknown
+    from kraken_nonce_redis._arguments import DeadlineOf, OnAbsent, OnUnknown
     from kraken_nonce_redis._core.lock import LeaseCore, LockCore
     from kraken_nonce_redis._core.steps import CallFlow, Flow
     from kraken_nonce_redis._redis.commands import Pending, Result
@@ -57,11 +59,16 @@ if TYPE_CHECKING:
     from kraken_nonce_redis.pace import Pace
 
 ON_UNKNOWN: Final = ("settle", "raise", "replay")
+ON_ABSENT: Final = ("raise", "resend")
 
 _TELLING: Final = 5.0
 """Seconds that a process has to tell what it has found out about another one's call; then the next holder tells it."""
 _WINDOW_KNOWN_FOR: Final = 3_600.0
 """Seconds after which ``replay`` asks for the nonce window again: it is a setting that people may change."""
+_LONGEST_DEADLINE: Final = 65.0
+"""Seconds from now to the latest deadline that Kraken can have taken, with a margin for its clock."""
+_MOST_RESENT: Final = 1
+"""How often an order that is proved to be absent is sent again."""
 _MOST_REPORTED: Final = 1_000
 _REPORTED_FOR: Final = 30 * 86_400.0
 """How many reported calls the journal keeps, and for how many seconds."""
@@ -96,6 +103,8 @@ class Calls:
         on_event: gets the events.
         patience: most seconds from when an order is asked for until it is sent; None for no limit.
         nonce_window: of the API keys, in ns, where Kraken does not tell it; None if that is unknown.
+        deadline: ``"auto"`` to give each order a deadline, if it has none.
+        on_absent: what is done about an order that is proved to be absent.
     """
 
     def __init__(
@@ -109,6 +118,8 @@ class Calls:
         on_event: Hook | None,
         patience: float | None = arguments.DEFAULT_PATIENCE,
         nonce_window: int | None = None,
+        deadline: DeadlineOf | None = None,
+        on_absent: OnAbsent = "raise",
     ) -> None:
         if on_unknown not in ON_UNKNOWN:
             raise InvalidArgument("on_unknown", f"must be one of {', '.join(ON_UNKNOWN)}, not {on_unknown!r}")
@@ -122,6 +133,15 @@ class Calls:
         )
         if on_unknown == "replay" and nonce_window:
             raise _no_replay(nonce_window)
+        if deadline not in {None, "auto"}:
+            raise InvalidArgument("deadline", f"must be 'auto' or None, not {deadline!r}")
+        self.deadline: Final = deadline
+        if on_absent not in ON_ABSENT:
+            raise InvalidArgument("on_absent", f"must be one of {', '.join(ON_ABSENT)}, not {on_absent!r}")
+        if on_absent == "resend" and (deadline != "auto" or on_unknown != "settle"):
+            raise InvalidArgument("on_absent", "'resend' needs deadline='auto' and on_unknown='settle'")
+        self.on_absent: Final = on_absent
+        self.exchange_clock: Final = ExchangeClock()
         self.windows: dict[str, tuple[float, int]] = {}
         """By API key, when its nonce window was asked for, on `clock.now`, and the window in ns."""
         self._pace = pace
@@ -253,6 +273,13 @@ class _Attempt:
         """The nonce of the last request that may have changed something; what became of it is in the lease's record."""
         self._heard: Heard | None = None
         self._replays = False
+        self._params = call.params
+        """Those of the last request, with its deadline."""
+        self._deadline = exchange_clock.read(call.params.get("deadline")) if call.ages else None
+        """That of the last request, in Unix seconds by Kraken's clock; None if it has none."""
+        self._dates = calls.deadline is not None and call.ages and not call.params.get("deadline")
+        self._resent = 0
+        """How often the order was sent after it was proved to be absent."""
 
     def making(self, lease: LeaseCore) -> CallFlow[Heard]:
         """Make the attempt. What it returns is final, or asks for a later attempt."""
@@ -283,10 +310,13 @@ class _Attempt:
         call, lease = self._call, self._lease
         if self._calls.inherits and not {call.key, commands.ANY_KEY}.isdisjoint(lease.grant.inherited):
             yield from self._settling_inherited()
-        if call.changes and self._calls.on_unknown == "replay":
-            self._replays = yield from self._may_replay()
+        yield from self._preparing()
         nonce = yield from lease.beginning(call.intent, call.seconds)
         heard = yield from self._sending(nonce)
+        if self._dates and is_refused_for_deadline(heard):
+            self._calls.exchange_clock.trust_latest()
+            nonce = yield from lease.beginning(call.intent, call.seconds)
+            heard = yield from self._sending(nonce)
         if heard.verdict.remedy is Remedy.NONCE:
             if self._first:
                 nonce = yield from lease.beginning(call.intent, call.seconds)
@@ -301,6 +331,14 @@ class _Attempt:
         if call.changes and heard.verdict.outcome is Outcome.UNKNOWN:
             heard = yield from self._finding_out(nonce, heard)
         return heard
+
+    def _preparing(self) -> CallFlow[None]:
+        """Ask what must be known before the call is sent."""
+        if self._call.changes and self._calls.on_unknown == "replay":
+            self._replays = yield from self._may_replay()
+        if self._dates and not self._calls.exchange_clock.is_sharp:
+            self._lease.grant.record = self._lease.grant.record.begun()
+            yield from self._asking_for_window()
 
     @property
     def is_late(self) -> bool:
@@ -318,15 +356,26 @@ class _Attempt:
         self._nonce = nonce
         self._lease.grant.record = self._lease.grant.record.at(stage)
 
-    def _sending(self, nonce: int) -> CallFlow[Heard]:
-        """Send the call, once."""
+    def _give_deadline(self) -> None:
+        """Give the next request of an order a fresh deadline, by Kraken's clock."""
+        self._deadline = self._calls.exchange_clock.deadline()
+        if self._deadline is None:
+            self._params = self._call.params
+            logger.warning("%s gets no deadline, since Kraken's clock is not known well enough", self._call.method)
+        else:
+            self._params = {**self._call.params, "deadline": exchange_clock.written(self._deadline)}
+
+    def _sending(self, nonce: int, *, same: bool = False) -> CallFlow[Heard]:
+        """Send the call, once; ``same`` for the same bytes as last time."""
         call, lease = self._call, self._lease
         yield from lease.lasting(call.seconds)
-        before = lease.grant.record.stage, self._nonce
+        before, latest = (lease.grant.record.stage, self._nonce), self._calls.latest(call)
+        if self._dates and not same:
+            self._give_deadline()
         if call.changes:
             self._note(Stage.SENT, nonce)  # from now on, whatever may happen
         try:
-            heard: Heard = yield Send(call.method, call.params, nonce, lease, call.seconds, self._calls.latest(call))
+            heard = yield from self._hearing(Send(call.method, self._params, nonce, lease, call.seconds, latest))
         except Exception:
             self._note(*before)  # nothing was sent, this time
             raise
@@ -337,13 +386,20 @@ class _Attempt:
         yield from self._learning(heard.errors)
         return heard
 
+    def _hearing(self, step: Send) -> CallFlow[Heard]:
+        """Send a request, and learn from the answer what time it is at Kraken."""
+        sent = clock.now()
+        heard: Heard = yield step
+        self._calls.exchange_clock.learn(sent, clock.now(), heard.date)
+        return heard
+
     def _asking(self, method: str, params: Mapping[str, Any]) -> CallFlow[Heard]:
         """Make a reading call with a later nonce."""
         lease, seconds = self._lease, self._call.seconds
         if "otp" in self._call.params:
             params = {**params, "otp": self._call.params["otp"]}
         yield from lease.lasting(seconds)
-        heard: Heard = yield Send(method, params, lease.next_nonce(), lease, seconds)
+        heard = yield from self._hearing(Send(method, params, lease.next_nonce(), lease, seconds))
         yield from self._learning(heard.errors)
         return heard
 
@@ -388,7 +444,7 @@ class _Attempt:
         call, how, known = self._call, self._calls.on_unknown, heard.reason
         if self._replays and not self.is_late:
             try:
-                again = yield from self._sending(nonce)
+                again = yield from self._sending(nonce, same=True)
             except HoldTimeout:  # it has just become too late
                 again = heard
             if again.verdict.outcome is Outcome.CARRIED_OUT:
@@ -400,17 +456,50 @@ class _Attempt:
         if how == "raise" or not call.cl_ord_ids:
             raise self._unknown(nonce, known) from heard.failure
         opened = None if call.own_ids else (yield from self._sent_at())
-        settlement = yield from self._settling(call.cl_ord_ids, opened, nonce)
+        settlement = yield from self._settling(call.cl_ord_ids, opened, nonce, self._until_proof)
+        if settlement.outcome == "absent" and heard.verdict.outcome is Outcome.NOT_CARRIED_OUT:
+            settlement = replace(settlement, outcome="unknown", proved=False)  # of an order that was sent once more
         _warn(call, nonce, settlement.known)
-        self._news.append(News(_settled(call, nonce, settlement.outcome, settlement.txids, inherited=False)))
+        event = _settled(call, nonce, settlement.outcome, settlement.txids, inherited=False, proved=settlement.proved)
+        self._news.append(News(event))
         known += f"; {settlement.known}"
         self._note(Stage.SENT if settlement.outcome == "unknown" else Stage.KNOWN, nonce)
         if settlement.outcome == "found":
             answer = settlement.answer(call.method)
             return Heard(call.present(answer), answer=answer)
         if settlement.outcome == "absent":
-            raise NotCarriedOut(call.method, nonce, ",".join(call.cl_ord_ids), known) from heard.failure
+            absent = NotCarriedOut(call.method, nonce, ",".join(call.cl_ord_ids), known, proved=settlement.proved)
+            if self._calls.on_absent == "resend" and settlement.proved and self._dates and self._resent < _MOST_RESENT:
+                return (yield from self._resending(absent))
+            raise absent from heard.failure
         raise self._unknown(nonce, known) from heard.failure
+
+    def _resending(self, absent: NotCarriedOut) -> CallFlow[Heard]:
+        """Send an order once more that is proved to be absent, with the same cl_ord_id, if it is not too late."""
+        self._resent += 1
+        if self.is_late:
+            raise absent
+        nonce = yield from self._lease.beginning(self._call.intent, self._call.seconds)
+        try:
+            heard = yield from self._sending(nonce)
+        except HoldTimeout:  # it has just become too late
+            raise absent from None
+        if heard.verdict.outcome is Outcome.CARRIED_OUT:
+            return heard
+        if heard.verdict.outcome is Outcome.NOT_CARRIED_OUT and heard.verdict.remedy is not Remedy.NONE:
+            known = f"{absent.known}; it was sent once more, and refused: {heard.reason}"
+            raise NotCarriedOut(absent.method, nonce, absent.cl_ord_id, known, proved=True) from heard.failure
+        # If the first order is there after all, Kraken may refuse its id, or find no funds left. The lists may tell.
+        self._note(Stage.SENT, nonce)
+        return (yield from self._finding_out(nonce, heard))
+
+    def _until_proof(self) -> float | None:
+        """Return the seconds until the absence of the order is proved by a look; None if it can't be."""
+        now = self._calls.exchange_clock.earliest()
+        if self._deadline is None or now is None:
+            return None
+        wait = self._deadline - now + self._retries.proof_wait
+        return wait if wait <= _LONGEST_DEADLINE + self._retries.proof_wait else None
 
     def _unknown(self, nonce: int, known: str) -> OutcomeUnknown:
         return OutcomeUnknown(self._call.method, nonce, ",".join(self._call.cl_ord_ids), known)
@@ -421,7 +510,13 @@ class _Attempt:
         return state.now / 1e9 - (clock.now() - self._started)
 
     def _settling(
-        self, ids: tuple[str, ...], opened: float | None, lost: int, *, hasty: bool = False
+        self,
+        ids: tuple[str, ...],
+        opened: float | None,
+        lost: int,
+        until_proof: Callable[[], float | None] = lambda: None,
+        *,
+        hasty: bool = False,
     ) -> CallFlow[Settlement]:
         """Ask Kraken's lists what became of orders; ``lost`` is their nonce at most, the rest as for `settling`."""
         waits = self._calls.retries.settle_waits
@@ -429,7 +524,16 @@ class _Attempt:
         def fencing() -> CallFlow[Fence]:
             return self._fencing(lost)
 
-        return settling(self._asking, self._pausing, fencing, ids, opened=opened, waits=waits, hasty=hasty)
+        return settling(
+            self._asking,
+            self._pausing,
+            fencing,
+            ids,
+            opened=opened,
+            waits=waits,
+            hasty=hasty,
+            until_proof=until_proof,
+        )
 
     def _asking_for_window(self) -> CallFlow[tuple[int | None, Heard]]:
         """Ask Kraken for the nonce window, in ns; None if it can't be known now."""
@@ -542,11 +646,17 @@ def _no_replay(window: int) -> InvalidArgument:
 
 
 def _settled(
-    call: Call | Pending, nonce: int, outcome: Result, txids: Mapping[str, str], *, inherited: bool
+    call: Call | Pending,
+    nonce: int,
+    outcome: Result,
+    txids: Mapping[str, str],
+    *,
+    inherited: bool,
+    proved: bool = False,
 ) -> OrderSettled:
     """Return the event. Whoever tells the same of a call gives it the same id."""
     name = _id(call, nonce, outcome)
-    return OrderSettled(call.key, call.method, nonce, call.cl_ord_ids, outcome, txids, inherited, id=name)
+    return OrderSettled(call.key, call.method, nonce, call.cl_ord_ids, outcome, txids, inherited, proved, id=name)
 
 
 def _id(call: Call | Pending, nonce: int, what: str) -> str:

@@ -22,7 +22,7 @@ from kraken_nonce_redis.retries import Retries
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from kraken_nonce_redis._arguments import OnUnknown
+    from kraken_nonce_redis._arguments import DeadlineOf, OnAbsent, OnUnknown
     from kraken_nonce_redis._calls.call import Call, Heard
     from kraken_nonce_redis._core.steps import Send
     from kraken_nonce_redis._core.wishes import LockSettings
@@ -30,7 +30,17 @@ if TYPE_CHECKING:
 LONGEST_TIMEOUT: Final = LONGEST_CALL / 2
 """The longest timeout of a request, in seconds: it may count twice, for connecting and reading, within one lease."""
 
-_GIVEN: Final = ("wait_timeout", "call_timeout", "cool_downs", "retries", "on_unknown", "patience", "nonce_window")
+_GIVEN: Final = (
+    "wait_timeout",
+    "call_timeout",
+    "cool_downs",
+    "retries",
+    "on_unknown",
+    "patience",
+    "nonce_window",
+    "deadline",
+    "on_absent",
+)
 _COOL_DOWNS: Final = CoolDowns()
 _RETRIES: Final = Retries()
 
@@ -53,9 +63,21 @@ class _GuardCore(Generic[LockType]):
         on_unknown: OnUnknown = "settle",
         patience: float | None = DEFAULT_PATIENCE,
         nonce_window: int | None = None,
+        deadline: DeadlineOf | None = None,
+        on_absent: OnAbsent = "raise",
         **settings: Unpack[LockSettings],
     ) -> None:
-        given = (wait_timeout, call_timeout, cool_downs, retries, on_unknown, patience, nonce_window)
+        given = (
+            wait_timeout,
+            call_timeout,
+            cool_downs,
+            retries,
+            on_unknown,
+            patience,
+            nonce_window,
+            deadline,
+            on_absent,
+        )
         self._given = dict(zip(_GIVEN, given, strict=True)) | {"redis": redis} | settings
         self._redis = urls.from_environment() if redis is None else redis
         if self._redis is None:
@@ -75,6 +97,8 @@ class _GuardCore(Generic[LockType]):
             on_event=settings.get("on_event"),
             patience=patience,
             nonce_window=nonce_window,
+            deadline=deadline,
+            on_absent=on_absent,
         )
 
     def leave_journal(self) -> None:

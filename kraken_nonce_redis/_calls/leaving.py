@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 from contextvars import ContextVar
+from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, cast
 from urllib.parse import parse_qsl
 
 from kraken_nonce_redis._calls import outcomes
 from kraken_nonce_redis._calls.call import Heard
+from kraken_nonce_redis._calls.exchange_clock import seconds_of
 from kraken_nonce_redis._core.lock import logger
 from kraken_nonce_redis._kraken import Outcome
 from kraken_nonce_redis.errors import IncompatibleClient
@@ -66,6 +68,7 @@ class Request:
         self._call = call
         self._place = api_key, str(step.nonce)
         self._failure: Exception | None = None
+        self._date: float | None = None
         self._refusal: Exception | None = None
         self._again = False
         self._seen = False  # by a transport that is looked at, so that its answer is, too
@@ -140,6 +143,10 @@ class Request:
         if answer is not None:
             self.answer = self.answer or answer
 
+    def hear_status(self, _status: int, headers: Mapping[str, str]) -> None:
+        """Take note of the status and the headers that came back, as the client's transport has them."""
+        self._date = seconds_of(headers.get("Date"))
+
     def take(self, value: Any) -> None:
         """Take what other people's code returned for the answer, if no transport that is looked at has sent it."""
         if isinstance(value, dict) and not self._seen:
@@ -151,6 +158,11 @@ class Request:
             self._failure = failure
 
     def heard(self, value: Any = None, failure: Exception | None = None) -> Heard:
+        """Return what came of it, with the time at which Kraken answered. Raises as `_heard`."""
+        heard = self._heard(value, failure)
+        return heard if heard.answer is None else replace(heard, date=self._date)
+
+    def _heard(self, value: Any = None, failure: Exception | None = None) -> Heard:
         """Return what came of it, when the client's code has returned a value or raised an exception.
 
         Raises what kept it from leaving, if nothing was sent and a later attempt would not help.

@@ -87,6 +87,15 @@ def is_final_refusal(heard: Heard) -> bool:
     return all(meaning.verdict == kraken.REFUSED and meaning.cool_down is None for meaning in meanings)
 
 
+def is_refused_for_deadline(heard: Heard) -> bool:
+    """Return whether Kraken has refused a call since its deadline is over, or not within what Kraken takes."""
+    return any(
+        error.startswith("EService:Deadline elapsed")
+        or (error.startswith("EGeneral:Invalid arguments") and "deadline" in error)
+        for error in map(kraken.plain, heard.errors)
+    )
+
+
 def window_in(heard: Heard) -> int | None:
     """Return the nonce window in an answer to GetApiKeyInfo, in nonce ticks; None if there is none."""
     result = None if heard.answer is None or heard.errors else heard.answer.get("result")

@@ -83,6 +83,7 @@ def _request_of(prepared: Any) -> leaving.Request | None:
 def _hear(prepared: Any, response: Any) -> Any:
     sent = _request_of(prepared)
     if sent is not None:
+        sent.hear_status(response.status_code, response.headers)
         sent.hear(leaving.decoded(response.content))
     return response
 

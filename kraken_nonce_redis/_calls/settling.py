@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from kraken_nonce_redis._kraken import REFUSED, Outcome
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
     from kraken_nonce_redis._calls.call import Heard
     from kraken_nonce_redis._core.steps import CallFlow
+
+
+_SHORTEST: Final = 0.01
+"""Least seconds of a pause."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,14 @@ class Settlement:
         orders: by cl_ord_id, txid and Kraken's description of each that was found.
         known: the same in words.
         hopeless: for ``"unknown"``, whether asking again later would tell no more.
+        proved: for ``"absent"``, whether the orders could not be placed any more before the last look.
     """
 
     outcome: Literal["found", "absent", "partly", "unknown"]
     orders: Mapping[str, tuple[str, str]]
     known: str
     hopeless: bool = False
+    proved: bool = False
 
     @property
     def txids(self) -> dict[str, str]:
@@ -84,6 +90,8 @@ class _Search:
     """Whether a nonce above the window was accepted."""
     fenced: bool = False
     """The same in an earlier look, so that it was accepted before the current one began."""
+    proved: bool = False
+    """Whether nothing could be placed any more before the last look."""
     stop: bool = False
     """Whether Kraken refused to answer, so that asking again is no use now."""
     trouble: str = ""
@@ -144,6 +152,7 @@ def settling(
     opened: float | None,
     waits: tuple[float, ...],
     hasty: bool,
+    until_proof: Callable[[], float | None] = lambda: None,
 ) -> CallFlow[Settlement]:
     """Find out what became of the orders with these ids.
 
@@ -156,20 +165,40 @@ def settling(
             used again, so an order with one that may not be new counts only if it was opened after that.
         waits: seconds between two looks.
         hasty: whether to give up at the first look without a clear answer.
+        until_proof: returns the seconds until a look is a proof, since none of the orders can be placed any more and
+            those that were placed are listed; None if no look ever is.
     """
     search = _Search(ids, opened)
     for wait in (None, *waits):
         if wait is not None:
             yield from pause(wait)
-            search.fenced |= search.accepted
-            search.clear = True
-        if search.fence is None:
-            search.raise_fence((yield from fencing()))
-        if not search.stop and not (hasty and not search.clear):
-            yield from _looking(ask, search)
+        yield from _look(ask, fencing, search, hasty=hasty)
         if not search.missing or search.stop or (hasty and not search.clear):
-            break
+            return _settlement(search)
+    wait = until_proof()
+    while wait is not None and wait > 0:
+        yield from pause(max(wait, _SHORTEST))
+        wait = until_proof()
+    if wait is not None:
+        yield from _look(ask, fencing, search)
+        search.proved = True
     return _settlement(search)
+
+
+def _look(
+    ask: Callable[[str, Mapping[str, Any]], CallFlow[Heard]],
+    fencing: Callable[[], CallFlow[Fence]],
+    search: _Search,
+    *,
+    hasty: bool = False,
+) -> CallFlow[None]:
+    """Look at the lists once; before that, ask for the nonce window if it is not known."""
+    search.fenced |= search.accepted
+    search.clear = True
+    if search.fence is None:
+        search.raise_fence((yield from fencing()))
+    if not search.stop and not (hasty and not search.clear):
+        yield from _looking(ask, search)
 
 
 def _looking(ask: Callable[[str, Mapping[str, Any]], CallFlow[Heard]], search: _Search) -> CallFlow[None]:
@@ -195,7 +224,10 @@ def _settlement(search: _Search) -> Settlement:
         return Settlement("unknown", search.found, known, search.hopeless)
     if search.found:
         return Settlement("partly", search.found, f"Kraken lists {found}; it does not list {missing}")
-    return Settlement("absent", {}, f"a nonce above its window was accepted, and Kraken lists no such order: {missing}")
+    known = f"a nonce above its window was accepted, and Kraken lists no such order: {missing}"
+    if search.proved:
+        known += "; its deadline was over before the last look"
+    return Settlement("absent", {}, known, proved=search.proved)
 
 
 def _uuid(cl_ord_id: object) -> uuid.UUID | None:

@@ -12,6 +12,7 @@ from kraken_nonce_redis import InvalidArgument, NonceAllocator, NotCarriedOut, O
 from kraken_nonce_redis._calls import calls
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
+from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.helpers import SECOND, View, eventually, run
 from tests.support.order_bots import BOTS
@@ -203,7 +204,7 @@ class TestReplay:
     def test_refused_at_once(self) -> None:
         """A window that is given is refused where the client is made."""
         with pytest.raises(InvalidArgument, match="nonce window"):
-            BOTS["krakenex"]("", "key", "c2VjcmV0", redis="redis://localhost", on_unknown="replay", nonce_window=1)
+            API("key", "c2VjcmV0", redis="redis://localhost", on_unknown="replay", nonce_window=1)
 
     def test_asked_hourly(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
         """The window is asked for before the first order, and again when that was long ago."""
@@ -235,4 +236,4 @@ class TestReplay:
 def test_invalid(window: Any) -> None:
     """Only a whole number of ns is a window."""
     with pytest.raises(InvalidArgument, match="nonce_window"):
-        BOTS["krakenex"]("", "key", "c2VjcmV0", redis="redis://localhost", nonce_window=window)
+        API("key", "c2VjcmV0", redis="redis://localhost", nonce_window=window)

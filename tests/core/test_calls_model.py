@@ -32,14 +32,16 @@ from kraken_nonce_redis import (
     StoreUnavailable,
 )
 from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis._calls import calls, exchange_clock
 from kraken_nonce_redis._calls.call import Call, Heard
-from kraken_nonce_redis._calls.calls import Calls
+from kraken_nonce_redis._calls.calls import Calls, _Attempt
 from kraken_nonce_redis._core import steps
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.lock import LeaseCore, LockCore
 from kraken_nonce_redis._core.steps import Run, Send, Sleep, Tell
 from kraken_nonce_redis._core.waiting import ProcessState
 from kraken_nonce_redis._core.wishes import Wishes
+from kraken_nonce_redis._kraken import Outcome
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.commands import Extended, Granted, Pending, State
 from kraken_nonce_redis._redis.keyspace import digest
@@ -134,9 +136,11 @@ class Exchange:
         self.silent = world.chance(0.2)
         """Whether it does not tell the window."""
         self.used: set[int] = set()
+        self.ahead = world.luck.uniform(-9_000, 9_000)
+        """Seconds by which its clock is ahead of the Redis server's."""
         self.orders: list[Order] = []
-        self.on_their_way: list[tuple[int, str]] = []
-        self.accepted: list[tuple[float, int, str]] = []
+        self.on_their_way: list[tuple[int, str, float | None]] = []
+        self.accepted: list[tuple[float, int, str, float | None]] = []
         self.bad_line = world.luck.choice([0.0, 0.1, 0.5])
         """How likely a question is not answered."""
         self.dead = 0
@@ -154,12 +158,20 @@ class Exchange:
             if self.world.chance(self.patience):
                 self.arrive(one)
 
-    def arrive(self, late: tuple[int, str]) -> None:
+    def time(self) -> float:
+        """Return what time it is here."""
+        return self.world.now + self.ahead
+
+    def dated(self, heard: Heard) -> Heard:
+        """Return an answer with the time at which it is given."""
+        return heard if heard.answer is None else replace(heard, date=float(int(self.time())))
+
+    def arrive(self, late: tuple[int, str, float | None]) -> None:
         """Let a late request arrive."""
         self.on_their_way.remove(late)
-        nonce, cl_ord_id = late
+        nonce, cl_ord_id, deadline = late
         if self.use(nonce):
-            self.accept(nonce, cl_ord_id)
+            self.accept(nonce, cl_ord_id, deadline)
 
     def use(self, nonce: int) -> bool:
         """Accept a nonce if it is above all others, or inside of the window."""
@@ -169,47 +181,56 @@ class Exchange:
         self.used.add(nonce)
         return accepted
 
-    def accept(self, nonce: int, cl_ord_id: str) -> None:
+    def accept(self, nonce: int, cl_ord_id: str, deadline: float | None) -> None:
         """Place an order now or soon."""
         if self.world.chance(0.5):
-            self.place(self.world.now, nonce, cl_ord_id)
+            self.place(self.world.now, nonce, cl_ord_id, deadline)
         else:
-            self.accepted.append((self.world.now + self.world.luck.uniform(0, LATEST / 2), nonce, cl_ord_id))
+            soon = self.world.now + self.world.luck.uniform(0, LATEST / 2)
+            self.accepted.append((soon, nonce, cl_ord_id, deadline))
 
-    def place(self, now: float, nonce: int, cl_ord_id: str) -> Order:
-        """Place an order; it is listed now or soon, and open for a while or not at all."""
+    def place(self, now: float, nonce: int, cl_ord_id: str, deadline: float | None) -> Order | None:
+        """Place an order before its deadline; it is listed now or soon, and open for a while or not at all."""
         luck = self.world.luck
+        in_use = any(order.cl_ord_id == cl_ord_id and order.closed > now for order in self.orders)
+        if in_use or (deadline is not None and now + self.ahead > deadline):
+            return None
         listed = now + (0 if luck.random() < 0.5 else luck.uniform(0, LATEST / 2))
         closed = now + luck.choice([0.0, luck.uniform(0, 5), 1e9])
         order = Order(cl_ord_id, f"O{len(self.orders) + 1}", nonce, now, listed, closed)
         self.orders.append(order)
         return order
 
-    def answer_order(self, nonce: int, cl_ord_id: str) -> Heard:
+    def answer_order(self, nonce: int, cl_ord_id: str, deadline: float | None) -> Heard:
         """Hear an AddOrder, and maybe answer it."""
         luck = self.world.luck
         fate = luck.choice(("never", "lost", "late", "late", *["heard"] * 7))
         if fate == "late":
-            self.on_their_way.append((nonce, cl_ord_id))
+            self.on_their_way.append((nonce, cl_ord_id, deadline))
             self.dead = luck.choice([0, 0, 2, 4, 6])
         if fate != "heard":
             return Heard(failure=requests.ConnectTimeout("no connection") if fate == "never" else LOST)
         if luck.random() < 0.03:
             self.use(nonce + luck.choice([1, 30, 1000]) * 10**9)  # another program
         if self.use(nonce):
-            answer = self.act(nonce, cl_ord_id, luck.choice(("fine", "fine", "used", "accepted", "busy", "no")))
+            fate = luck.choice(("fine", "fine", "used", "accepted", "busy", "no"))
+            answer = self.act(nonce, cl_ord_id, deadline, fate)
         else:
             answer = _error("EAPI:Invalid nonce")
         fate = luck.choice(("heard", "heard", "heard", "lost", "busy"))
         return answer if fate == "heard" else Heard(failure=LOST) if fate == "lost" else _error(luck.choice(BUSY))
 
-    def act(self, nonce: int, cl_ord_id: str, fate: str) -> Heard:
+    def act(self, nonce: int, cl_ord_id: str, deadline: float | None, fate: str) -> Heard:
         """Do with an order what fate wants, its nonce being used."""
+        if deadline is not None and not self.time() + 2 <= deadline <= self.time() + 60:
+            return _error("EService:Deadline elapsed")
         if fate == "fine":
-            order = self.place(self.world.now, nonce, cl_ord_id)
+            order = self.place(self.world.now, nonce, cl_ord_id, deadline)
+            if order is None:
+                return _error("EGeneral:Invalid arguments:cl_ord_id not unique")
             return _answer({"txid": [order.txid], "descr": {"order": "buy"}})
         if fate == "accepted":
-            self.accept(nonce, cl_ord_id)
+            self.accept(nonce, cl_ord_id, deadline)
         if fate == "no":
             return _error(self.world.luck.choice(REFUSED))
         return _error(self.world.luck.choice(BUSY))
@@ -458,12 +479,19 @@ class Bot:
     """The cl_ord_id of calls that were released, and whose process was killed before the caller's next line."""
     latest: dict[str, float] = field(default_factory=dict)
     """By cl_ord_id, when the patience of a call ends."""
+    lost: Counter[str] = field(default_factory=Counter)
+    """By cl_ord_id, how many of its requests got no answer."""
 
     def options(self) -> dict[str, Any]:
         """Return the settings of a call's client."""
         exchange = self.world.exchange
         window = exchange.window if exchange.silent and exchange.window else None
-        return {"patience": self.world.luck.choice([None, 5.0, 60.0]), "nonce_window": window}
+        options = {"patience": self.world.luck.choice([None, 5.0, 60.0]), "nonce_window": window}
+        if self.world.chance(0.5):
+            options["deadline"] = "auto"
+            if self.on_unknown == "settle" and self.world.chance(0.7):
+                options["on_absent"] = "resend"
+        return options
 
     def call(self, method: str, depth: int = 0) -> None:
         """Make a call in a new process, whatever comes of it."""
@@ -582,6 +610,8 @@ class Bot:
         assert world.redis.until >= world.now + SECONDS
         if step.method == "AddOrder" and world.now > self.latest.get(step.params["cl_ord_id"], world.now):
             self.wrong.append("an order began after its patience")
+        if step.method == "AddOrder" and self.on_unknown == "settle" and self.lost[step.params["cl_ord_id"]] > 1:
+            self.wrong.append("an order was sent once more, twice")
         if self.trouble:
             return self.send(step)
         return self.calm(step)
@@ -591,9 +621,12 @@ class Bot:
         world, cl_ord_id = self.world, step.params.get("cl_ord_id")
         world.pass_time(world.luck.choice([0.0, 0.05, 1.0]))
         if step.method == "AddOrder":
-            heard = world.exchange.answer_order(step.nonce, str(cl_ord_id))
+            deadline = exchange_clock.read(step.params.get("deadline"))
+            heard = world.exchange.answer_order(step.nonce, str(cl_ord_id), deadline)
+            self.lost[str(cl_ord_id)] += heard.verdict.outcome is Outcome.UNKNOWN
         else:
             heard = world.exchange.answer_question(step.nonce, step.method, cl_ord_id)
+        heard = world.exchange.dated(heard)
         world.pass_time(world.luck.choice([0.0, 0.05, 10.0]))
         if world.chance(0.05):
             raise Killed
@@ -603,6 +636,7 @@ class Bot:
         """Send a question over a good line."""
         while True:
             heard = self.world.exchange.answer_question(step.nonce, step.method, step.params.get("cl_ord_id"))
+            heard = self.world.exchange.dated(heard)
             if (not heard.errors and heard.failure is None) or heard.errors == ("EGeneral:Unknown method",):
                 return heard
             self.world.exchange.bad_line = 0.0
@@ -819,6 +853,8 @@ def test_told_before_the_next_attempt(world: World) -> None:
 MUTANTS: dict[str, tuple[Any, str, Any]] = {
     "a fence of n + 1 inside of a window": (Calls, "learn_window", lambda *_: 0),
     "an order that begins after its patience": (steps, "check_patience", lambda *_: None),
+    "an order that is sent once more twice": (calls, "_MOST_RESENT", 2),
+    "a look before the deadline for a proof": (_Attempt, "_until_proof", lambda _: 0.0),
 }
 
 
