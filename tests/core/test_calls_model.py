@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -479,6 +480,8 @@ class Bot:
     """The cl_ord_id of calls that were released, and whose process was killed before the caller's next line."""
     latest: dict[str, float] = field(default_factory=dict)
     """By cl_ord_id, when the patience of a call ends."""
+    deadlines: dict[str, float] = field(default_factory=dict)
+    """By cl_ord_id, the deadline of the last order that was sent, by Kraken's clock."""
     lost: Counter[str] = field(default_factory=Counter)
     """By cl_ord_id, how many of its requests got no answer."""
 
@@ -608,13 +611,23 @@ class Bot:
         # The lease is the caller's, and lasts until the answer is there.
         assert world.redis.holder == step.lease.grant.member
         assert world.redis.until >= world.now + SECONDS
-        if step.method == "AddOrder" and world.now > self.latest.get(step.params["cl_ord_id"], world.now):
-            self.wrong.append("an order began after its patience")
-        if step.method == "AddOrder" and self.on_unknown == "settle" and self.lost[step.params["cl_ord_id"]] > 1:
-            self.wrong.append("an order was sent once more, twice")
+        if step.method == "AddOrder":
+            self.check_order(step)
         if self.trouble:
             return self.send(step)
         return self.calm(step)
+
+    def check_order(self, step: Send) -> None:
+        """Note what is wrong about an order that is about to be sent."""
+        world, cl_ord_id = self.world, step.params["cl_ord_id"]
+        if world.now > self.latest.get(cl_ord_id, world.now):
+            self.wrong.append("an order began after its patience")
+        if self.on_unknown == "settle" and self.lost[cl_ord_id] > 1:
+            self.wrong.append("an order was sent once more, twice")
+        proved_at = self.deadlines.get(cl_ord_id, 0.0) + Retries().proof_wait
+        if self.on_unknown == "settle" and self.lost[cl_ord_id] and world.exchange.time() < proved_at:
+            self.wrong.append("an order was sent once more before it was proved to be absent")
+        self.deadlines[cl_ord_id] = exchange_clock.read(step.params.get("deadline")) or math.inf
 
     def send(self, step: Send) -> Heard:
         """Send a request over a bad line."""
@@ -854,7 +867,7 @@ MUTANTS: dict[str, tuple[Any, str, Any]] = {
     "a fence of n + 1 inside of a window": (Calls, "learn_window", lambda *_: 0),
     "an order that begins after its patience": (steps, "check_patience", lambda *_: None),
     "an order that is sent once more twice": (calls, "_MOST_RESENT", 2),
-    "a look before the deadline for a proof": (_Attempt, "_until_proof", lambda _: 0.0),
+    "a proof before the deadline": (_Attempt, "_until_proof", lambda _: 0.0),
 }
 
 
