@@ -314,7 +314,6 @@ class _Attempt:
         nonce = yield from lease.beginning(call.intent, call.seconds)
         heard = yield from self._sending(nonce)
         if self._dates and is_refused_for_deadline(heard):
-            self._calls.exchange_clock.trust_latest()
             nonce = yield from lease.beginning(call.intent, call.seconds)
             heard = yield from self._sending(nonce)
         if heard.verdict.remedy is Remedy.NONCE:
@@ -442,10 +441,10 @@ class _Attempt:
     def _finding_out(self, nonce: int, heard: Heard) -> CallFlow[Heard]:
         """Return what became of a call that changes something and got no answer, or raise that it can't be told."""
         call, how, known = self._call, self._calls.on_unknown, heard.reason
-        if self._replays and not self.is_late:
+        if self._replays:
             try:
                 again = yield from self._sending(nonce, same=True)
-            except HoldTimeout:  # it has just become too late
+            except HoldTimeout:  # it is too late
                 again = heard
             if again.verdict.outcome is Outcome.CARRIED_OUT:
                 return again
@@ -477,12 +476,10 @@ class _Attempt:
     def _resending(self, absent: NotCarriedOut) -> CallFlow[Heard]:
         """Send an order once more that is proved to be absent, with the same cl_ord_id, if it is not too late."""
         self._resent += 1
-        if self.is_late:
-            raise absent
         nonce = yield from self._lease.beginning(self._call.intent, self._call.seconds)
         try:
             heard = yield from self._sending(nonce)
-        except HoldTimeout:  # it has just become too late
+        except HoldTimeout:  # it is too late
             raise absent from None
         if heard.verdict.outcome is Outcome.CARRIED_OUT:
             return heard

@@ -28,25 +28,20 @@ class ExchangeClock:
 
     def __init__(self) -> None:
         self._known: tuple[float, float, float] | None = None
-        self._latest: tuple[float, float, float] | None = None
-        """The least and the most distance, and when that was learned; of all answers, and of the latest one."""
+        """The least and the most distance, and when that was learned."""
 
     def learn(self, sent: float, received: float, date: float | None) -> None:
         """Take the `Date` of an answer, Unix seconds, and between which times on `clock.now` it was given."""
         if date is None:
             return
-        self._latest = date - received, date + _RESOLUTION - sent, received
+        told = date - received, date + _RESOLUTION - sent
         if self._known is not None:
             least, most = (bound - received for bound in _bounds(self._known, received))
-            least, most = max(least, self._latest[0]), min(most, self._latest[1])
+            least, most = max(least, told[0]), min(most, told[1])
             if least <= most:
                 self._known = least, most, received
                 return
-        self._known = self._latest  # the first one, or Kraken's clock or ours was set
-
-    def trust_latest(self) -> None:
-        """Forget all answers but the latest one."""
-        self._known = self._latest
+        self._known = *told, received  # the first one, or Kraken's clock or ours was set
 
     @property
     def is_sharp(self) -> bool:

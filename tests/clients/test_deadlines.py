@@ -18,6 +18,7 @@ from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.helpers import run
 from tests.support.order_bots import BOTS, form
+from tests.support.tiers import in_test_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 PROOF_WAIT = 0.5
 RETRIES = Retries(waits=(0.01,) * 4, settle_waits=(0.02, 0.06), proof_wait=PROOF_WAIT)
+KINDS = ["krakenex", "ccxt-async", "sdk", *in_test_all("ccxt", "sdk-async")]
 AHEAD = 3.0
 """Seconds to a deadline, about: the least that Kraken takes, and what is unknown of its clock."""
 ASKING = "GetApiKeyInfo"
@@ -99,7 +101,7 @@ def test_krakens_clock(scene: Scene, kind: str, offset: float) -> None:
     assert [request.method for request in sim.requests()].count(ASKING) <= 1
 
 
-@pytest.mark.parametrize("kind", BOTS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_proved(scene: Scene, kind: str) -> None:
     """An order that Kraken accepts, but has not placed by its deadline, is proved to be absent, and stays absent."""
     held = AHEAD + PROOF_WAIT + 2
@@ -151,7 +153,7 @@ def test_an_inherited_order_is_not_proved(scene: Scene) -> None:
 class TestResend:
     """Sending an order once more that is proved to be absent."""
 
-    @pytest.mark.parametrize("kind", BOTS)
+    @pytest.mark.parametrize("kind", KINDS)
     def test_placed_once(self, scene: Scene, kind: str) -> None:
         """An order that was lost on its way is placed, once, though the lost request arrives after all."""
         sim, late = scene.sim, AHEAD + PROOF_WAIT + 1.5

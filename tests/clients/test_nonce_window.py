@@ -15,7 +15,8 @@ from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.helpers import SECOND, View, eventually, run
-from tests.support.order_bots import BOTS
+from tests.support.order_bots import BOTS, Beliefs
+from tests.support.tiers import by_tier
 
 if TYPE_CHECKING:
     from tests.support.order_bots import Bot
@@ -93,6 +94,26 @@ def test_a_late_order(scene: Scene, kind: str, *, repeats: bool) -> None:
     nonces = [request.nonce for request in sim.requests()]
     assert nonces == sorted(nonces, key=lambda nonce: nonce or 0)
     assert WINDOW / SECOND - 5 < scene.lead() < WINDOW / SECOND + 1
+
+
+@pytest.mark.parametrize("kind", BOTS)
+def test_many_late_orders(scene: Scene, kind: str) -> None:
+    """Whatever is told of an order's request that went missing, it is so when that arrives after all."""
+    wanted, beliefs = by_tier(6, 6, 500), Beliefs()
+    scene.sim.set_nonce_window(SECOND, repeats=True)
+    with scene.bot(kind) as bot:
+        scene.sim.configure(
+            faults=[
+                Fault(what, "reading", methods=["AddOrder"], probability=0.3, late=LATE)
+                for what in ("cut", "502", "EService:Unavailable")
+            ]
+        )
+        for _ in range(wanted):
+            beliefs.ask(bot, "market")
+    time.sleep(LATE + 0.1)
+    beliefs.check(scene.sim.orders(), wanted)
+    assert beliefs.absent
+    assert not beliefs.unknown
 
 
 def test_without_a_window(scene: Scene) -> None:
