@@ -483,7 +483,8 @@ class _Attempt:
             raise absent from None
         if heard.verdict.outcome is Outcome.CARRIED_OUT:
             return heard
-        if heard.verdict.outcome is Outcome.NOT_CARRIED_OUT and heard.verdict.remedy is not Remedy.NONE:
+        for_now = heard.verdict.remedy is not Remedy.NONE or is_refused_for_deadline(heard)
+        if heard.verdict.outcome is Outcome.NOT_CARRIED_OUT and for_now:
             known = f"{absent.known}; it was sent once more, and refused: {heard.reason}"
             raise NotCarriedOut(absent.method, nonce, absent.cl_ord_id, known, proved=True) from heard.failure
         # If the first order is there after all, Kraken may refuse its id, or find no funds left. The lists may tell.

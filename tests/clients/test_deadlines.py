@@ -184,20 +184,23 @@ class TestResend:
             bot.order("market")
         assert len(scene.orders()) == 1
 
-    @pytest.mark.parametrize("refusal", ["", "EOrder:Insufficient funds", "EAPI:Rate limit exceeded"])
+    @pytest.mark.parametrize(
+        "refusal", ["", "EOrder:Insufficient funds", "EAPI:Rate limit exceeded", "EService:Deadline elapsed"]
+    )
     def test_refused(self, scene: Scene, sim: KrakenSimulator, refusal: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """If Kraken refuses the second one for its id or for lack of funds, the first one may be there after all."""
+        certain = refusal.startswith(("EAPI", "EService"))
         faults = [Fault("cut", "answering" if not refusal else "reading", methods=["AddOrder"], calls=[1])]
         if refusal:
             faults.append(Fault(refusal, "reading", methods=["AddOrder"], calls=[2]))
         sim.configure(listing_delay=(60, 60), faults=faults)
         with scene.bot(on_absent="resend", patience=60) as bot:
-            with pytest.raises(NotCarriedOut if "Rate" in refusal else OutcomeUnknown, match=refusal or "cl_ord_id"):
+            with pytest.raises(NotCarriedOut if certain else OutcomeUnknown, match=refusal or "cl_ord_id"):
                 bot.order("limit")
             assert len(scene.orders()) == 2
             assert len(sim.orders()) == (not refusal)
             sim.configure(listing_delay=(0, 0), faults=[])
-            if "Rate" not in refusal:
+            if not certain:
                 assert scene.pending() == 1
                 monkeypatch.setattr(calls._Attempt, "_inheriting", forget)
                 bot.balance()
