@@ -403,7 +403,7 @@ class _Departed:
 
 
 class Recall:
-    """A chore: look at the locks that members of this process have released, since the server may have lost that.
+    """A chore: look for members of this process that have left, in the locks and queues that they were in.
 
     A server that takes over may lack the last writes of the one before.
     """
@@ -413,14 +413,16 @@ class Recall:
         self._keys = keys
 
     def command(self, now: float) -> Command[State] | None:
-        """Return a look at one lock, or None when all were looked at."""
+        """Return a look at one key, or None when all were looked at."""
         del now
-        return commands.inspect_lock(next(iter(self._keys))) if self._keys else None
+        return commands.inspect_all(next(iter(self._keys))) if self._keys else None
 
     def succeeded(self, command: Command[State], result: State, now: float) -> float:
-        """Give the lock back if it is held for one who has left; go on with the next."""
+        """Give back what is held for those who have left; go on when there are none."""
+        found = [result.holder, *(waiter.member for waiter in result.waiters)]
+        if any([self._process_state.recall(member) for member in found]):  # noqa: C419 - every one of them
+            return now + TOGETHER
         self._keys.discard(command.keys)
-        self._process_state.recall(result.holder)
         return now
 
     def failed(self, error: KrakenNonceError, now: float) -> float:
@@ -537,11 +539,13 @@ class ProcessState:
             latest = next(reversed(self.departed.values()), None)
         return latest is not None and latest.until > clock.now()
 
-    def recall(self, member: str) -> None:
-        """Repeat the release of a member that the server takes for present."""
+    def recall(self, member: str) -> bool:
+        """Repeat the release of a member that the server takes for present; return whether it has left."""
         departed = self.departed.get(member)
-        if departed is not None and departed.until > clock.now():
-            self.give_back(replace(departed.release), departed.until - clock.now())
+        if departed is None or departed.until <= clock.now():
+            return False
+        self.give_back(replace(departed.release), departed.until - clock.now())
+        return True
 
     def disconnected(self) -> None:
         """Look whether the server still knows of our releases, since another one may have taken over."""

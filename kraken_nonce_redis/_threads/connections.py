@@ -220,7 +220,7 @@ class Target:
             options = {"connection_class": pool.connection_class, **pool.connection_kwargs}
         options = {name: value for name, value in options.items() if name not in ("host", "port")}
         key = ("cluster", frozenset(nodes), settings_key(options))
-        return cls(key, Place.of_cluster(nodes), lambda *given: ClusterConnections(nodes, options, *given))
+        return cls(key, Place.of_cluster(nodes), lambda places, lost: ClusterConnections(nodes, options, places, lost))
 
     @classmethod
     def _of_server(cls, client: redis.Redis) -> Target:

@@ -208,7 +208,7 @@ class Target:
     def _of_cluster(cls, nodes: tuple[Address, ...], options: Mapping[str, Any]) -> Target:
         options = {name: value for name, value in options.items() if name not in ("host", "port")}
         key = ("cluster", frozenset(nodes), settings_key(options))
-        return cls(key, Place.of_cluster(nodes), lambda *given: ClusterConnections(nodes, options, *given))
+        return cls(key, Place.of_cluster(nodes), lambda places, lost: ClusterConnections(nodes, options, places, lost))
 
     @classmethod
     def _of_server(
