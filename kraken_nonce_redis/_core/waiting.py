@@ -532,13 +532,6 @@ class ProcessState:
         with self.turn:
             return {departed.release.keys for departed in self.departed.values() if departed.until > now}
 
-    @property
-    def anyone_departed(self) -> bool:
-        """Whether the server may take anybody who has left for present, should it lose what it was told."""
-        with self.turn:
-            latest = next(reversed(self.departed.values()), None)
-        return latest is not None and latest.until > clock.now()
-
     def recall(self, member: str) -> bool:
         """Repeat the release of a member that the server takes for present; return whether it has left."""
         departed = self.departed.get(member)
@@ -547,7 +540,7 @@ class ProcessState:
         self.give_back(replace(departed.release), departed.until - clock.now())
         return True
 
-    def disconnected(self) -> None:
+    def reconnected(self) -> None:
         """Look whether the server still knows of our releases, since another one may have taken over."""
         keys = self.departed_keys()
         if keys:
