@@ -161,7 +161,8 @@ def bounded(timeout: Timeout, default: float) -> float | tuple[float, float] | A
     """
 
     def limited(part: Any) -> float:
-        return default if part is None else arguments.seconds("timeout", part, _SHORTEST, LONGEST_CALL)
+        # No socket takes a Decimal; that shows only when a connection is used again.
+        return default if part is None else float(arguments.seconds("timeout", part, _SHORTEST, LONGEST_CALL))
 
     if isinstance(timeout, tuple):
         if len(timeout) != 2:  # noqa: PLR2004 - a pair

@@ -338,7 +338,8 @@ class TestLease:
         trade = kraken_sdk.Trade(**access)
         assert trade.request("POST", "/0/private/AddOrder", dict(FORM), timeout)["txid"]
         trade.TIMEOUT = timeout
-        assert trade.create_order(**ORDER)["txid"]
+        for _ in range(2):  # over the same connection
+            assert trade.create_order(**ORDER)["txid"]
 
     @pytest.mark.parametrize("timeout", [Decimal(5), None, aiohttp.ClientTimeout(5), aiohttp.ClientTimeout()])
     def test_as_in_aiohttp(self, access: dict[str, Any], timeout: Any) -> None:
