@@ -138,7 +138,6 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
     ),
     "a freed lock is offered to nobody": LuaMutant("  if member then offer(member, ticket, now) end\n", ""),
     "a message soon after another is lost": PythonMutant(waiting.KeyWaiters, "called", _called_once),
-    "a late request gets the lock for nobody": LuaMutant("if has_left(member) then", "if false then"),
     "extend asks for no ownership": LuaMutant("if state.member ~= ARGV[2] or not state.lease then", "if false then"),
     "nobody is woken": LuaMutant("if call(member, member) > 0 or", "if"),
     "the floor is ignored": LuaMutant(
@@ -192,7 +191,6 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
 
 RARE = {
     "a newcomer goes before an order that may go first",
-    "a late request gets the lock for nobody",
     "a dead waiter gets an offer for each of its places",
     "a clock set back is not noticed",
     "a pace is not noticed to lie ahead",
