@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from typing import Any, cast
 
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _process
@@ -24,16 +23,11 @@ class _Request(_Stock):  # type: ignore[misc]
             return await super().send(conn)
 
 
-@functools.cache
-def _watching(kind: type) -> type:
-    return type(kind.__name__, (_Request, kind), {"__module__": kind.__module__})
-
-
 def watch(session: Any) -> None:
     """See to it that each request of a session of aiohttp is looked at right before it leaves."""
     kind = session._request_class  # noqa: SLF001 - only its constructor takes one, and that is called by the clients
     if not issubclass(kind, _Request):
-        session._request_class = _watching(kind)  # noqa: SLF001
+        session._request_class = leaving.watching(kind, cast("type", _Request))  # noqa: SLF001
 
 
 def leave_to_parent(session: Any) -> None:

@@ -8,6 +8,7 @@ they must have the nonce of a step that is under way, and no request with that n
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from contextvars import ContextVar
 from threading import Lock
@@ -174,6 +175,12 @@ class Request:
         if failure is None:
             return value is None and self.answer is None
         return self._refusal in outcomes.led_to(failure)
+
+
+@functools.cache
+def watching(kind: type, ours: type) -> type:
+    """Return a class of a client's transport with what is different in ours; it looks like the former."""
+    return type(kind.__name__, (ours, kind), {"__module__": kind.__module__})
 
 
 def current() -> Request | None:

@@ -7,7 +7,6 @@ the classes of a session's adapters and pools are replaced by subclasses, made h
 from __future__ import annotations
 
 import contextlib
-import functools
 from decimal import Decimal
 from typing import Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
@@ -87,16 +86,11 @@ def _hear(prepared: Any, response: Any) -> Any:
     return response
 
 
-@functools.cache
-def _watching(kind: type, ours: type) -> type:
-    return type(kind.__name__, (ours, kind), {"__module__": kind.__module__})
-
-
 def _watched(thing: Any, ours: type) -> Any:
     """Give an object what is different in one of ours."""
     if not isinstance(thing, ours):
         kind: Any = type(thing)
-        thing.__class__ = _watching(kind, ours)
+        thing.__class__ = leaving.watching(kind, ours)
     return thing
 
 
