@@ -159,7 +159,7 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
     "high priority goes before without end": LuaMutant("return times <= MOST_OVERTAKINGS", "return true"),
     "high priority means nothing": LuaMutant("if high then score = score - PROCESSES end", ""),
     "a dead waiter gets an offer for each of its places": LuaMutant(
-        "    redis.call('ZREM', KEYS[2], process, '=' .. process)\n  end\n  return true", "  end\n  return true"
+        "    forget_process(state.member)\n  end\n  return true", "  end\n  return true"
     ),
     "a newcomer goes before an order that may go first": LuaMutant("may_go_before = not first", "may_go_before = true"),
     "a lease that ran out goes on": LuaMutant("if now - state.since < tonumber(state.term) then", "if true then"),
