@@ -255,8 +255,7 @@ class LeaseCore:
         self, term: float, intent: str = "", *, replace: bool = False
     ) -> Command[Extended | Literal["late", "lost"]]:
         known, number = self.grant.record.known, next(self.grant.extensions)
-        if intent:
-            intent = f"{intent} {self._lock._named()}"
+        intent = self._lock._with_name(intent)
         return commands.extend(
             self._lock.keys, self.grant.member, term, intent, known=known, number=number, replace=replace
         )
@@ -356,6 +355,10 @@ class LockCore(Generic[L]):
         """Return the bot's name as it stands in Redis."""
         return self._name or names.of_process()
 
+    def _with_name(self, intent: str) -> str:
+        """Return an intent with the bot's name; none stays none."""
+        return f"{intent} {self._named()}" if intent else ""
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.keys.state} ttl={self.ttl:g}>"
 
@@ -436,7 +439,7 @@ class LockCore(Generic[L]):
         member = process_state.new_member(self._named(), commands.word(wishes.method), wishes.token)
         durability = of_every_nonce(self.durability)
         if wishes.intent:
-            wishes = wishes._replace(intent=f"{wishes.intent} {self._named()}")
+            wishes = wishes._replace(intent=self._with_name(wishes.intent))
         try:
             acquired = yield from acquiring(
                 process_state, self.keys, member, wishes, ttl=self.ttl, pace=pace, durability=durability
