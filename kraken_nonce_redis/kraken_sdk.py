@@ -211,8 +211,7 @@ class KrakenNonceMixin(_Signing):
         Before 3.5, the SDK takes its ``TIMEOUT`` instead of any timeout but its default.
         """
         own = bounded(self.TIMEOUT, self._guard.call_timeout)
-        if own != self.TIMEOUT:
-            self.TIMEOUT = cast("int", own)  # which the SDK takes by itself
+        self.TIMEOUT = cast("int", own)  # which the SDK takes by itself
         chosen = own if timeout in (None, _SDK_TIMEOUT) else bounded(timeout, self._guard.call_timeout)
         return chosen, max(longest(chosen), longest(own))
 
