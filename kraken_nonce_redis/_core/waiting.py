@@ -55,6 +55,8 @@ _UNKNOWN = "="
 _JUST_AFTER = 0.002
 _RETRY = 1.0
 _MOST_DEPARTED = 4096
+_CROSSING = 1.0
+"""Seconds in which an offer of the lock to one who has left may have crossed with its release."""
 _REASONS = {
     "held": "its holder has up to",
     "interval": "the pace's min_interval allows the next call in",
@@ -395,10 +397,12 @@ class _Departed:
 
     Attributes:
         release: what has told the server so.
+        at: when on `clock.now` the server has answered that.
         until: until when on `clock.now` a server that has lost that may take it for present.
     """
 
     release: Command[Release]
+    at: float
     until: float
 
 
@@ -521,8 +525,9 @@ class ProcessState:
 
     def departed_for_good(self, command: Command[Release], left: float = 0.0) -> None:
         """Take note of a release that the server has answered, of a member that had ``left`` seconds."""
+        now = clock.now()
         with self.turn:
-            self.departed[str(command.args[0])] = _Departed(command, clock.now() + max(left, QUEUE_LIFE))
+            self.departed[str(command.args[0])] = _Departed(command, now, now + max(left, QUEUE_LIFE))
             if len(self.departed) > _MOST_DEPARTED:
                 del self.departed[next(iter(self.departed))]
 
@@ -607,7 +612,9 @@ class ProcessState:
             if waiter is not None or name == state:
                 key_waiters.called(waiter)
                 return
-        self.recall(name)
+        departed = self.departed.get(name)
+        if departed is not None and self.heard > departed.at + _CROSSING:
+            self.recall(name)
 
     def rouse(self) -> None:
         """Wake one sleeper without an offer, so that it may listen."""
