@@ -165,7 +165,7 @@ def test_a_question_that_nobody_needs_any_more(process: Callable[[int], Process]
 
 
 def test_offers_to_one_who_has_left(process: Callable[[int], Process]) -> None:
-    """An offer that has crossed with a release costs no command; one that comes later shows that the release was lost."""
+    """An offer that has crossed with a release costs no command; a later one shows that the release was lost."""
     one = process(0)
     release = commands.release(KEYS, "process:1")
     one.process_state.departed_for_good(release)
