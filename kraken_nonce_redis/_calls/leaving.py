@@ -134,7 +134,9 @@ class Request:
     def _refuse_again(self) -> NoReturn:
         self._again = True
         logger.warning("%s: %s (nonce %d) was not sent again", self._client, self.step.method, self.step.nonce)
-        raise IncompatibleClient(self._client, _AGAIN)
+        error = IncompatibleClient(self._client, _AGAIN)
+        error.carried_out = None if self._call.changes else False  # by the first one
+        raise error
 
     def hear(self, answer: Mapping[str, Any] | None) -> None:
         """Take note of Kraken's answer, as the transport or the client's own code has it; None if there was none."""

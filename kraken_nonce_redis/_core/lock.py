@@ -25,6 +25,7 @@ from kraken_nonce_redis.errors import (
     LeaseLost,
     NoncesUsedUp,
     StoreError,
+    about_no_call,
 )
 from kraken_nonce_redis.pace import Pace
 
@@ -225,9 +226,13 @@ class LeaseCore:
                 name,
                 f"must be above 0 and leave the lease at most {arguments.LONGEST_TTL:g} s, not {seconds!r}",
             )
-        if self.ended or self.grant.over or not self.grant.mark[0]:
-            self.check()
-        yield from self._extended(term, replace=replace)
+        try:
+            if self.ended or self.grant.over or not self.grant.mark[0]:
+                self.check()
+            yield from self._extended(term, replace=replace)
+        except KrakenNonceError as error:
+            about_no_call(error)
+            raise
         if replace:
             self.grant.term = seconds
             if self.grant.renewal is not None:
@@ -392,10 +397,8 @@ class LockCore(Generic[L]):
     def _own(self, owner: object, doing: str) -> L:
         lease = self._mine(owner)
         if lease is None:
-            raise CallLockError(
-                f"can't {doing} {self.keys.state}: this thread or task does not hold it",
-                self.keys.state,
-            )
+            problem = f"can't {doing} {self.keys.state}: this thread or task does not hold it"
+            raise about_no_call(CallLockError(problem, self.keys.state))
         return lease
 
     def under_lease(self, owner: object, body: Callable[[L], CallFlow[T]], wishes: Wishes) -> CallFlow[T]:
@@ -506,6 +509,8 @@ class LockCore(Generic[L]):
             release: Release = yield Run(command)
             self._process_state().departed_for_good(command, left)
         except BaseException as error:
+            if isinstance(error, KrakenNonceError):
+                about_no_call(error)
             if not grant.holds:
                 if not isinstance(error, Exception):
                     grant.record = grant.record.unheard()
@@ -513,11 +518,11 @@ class LockCore(Generic[L]):
             raise
         # A release sent twice may have worked the first time. After a single one, another caller has ended the lease.
         if release == "lost" or (release == "gone" and not (command.repeated and left)):
-            raise LeaseLost(
+            problem = (
                 f"the lease on {self.keys.state} ended before it was released; another caller may have held the "
-                "lock in the meantime. Choose a longer ttl, or auto_renew=True",
-                self.keys.state,
+                "lock in the meantime. Choose a longer ttl, or auto_renew=True"
             )
+            raise about_no_call(LeaseLost(problem, self.keys.state))
 
     def _abandon(self, owner: object, depth: int) -> None:
         """End the holds of an owner that are more than ``depth``; the lock is released in the background."""

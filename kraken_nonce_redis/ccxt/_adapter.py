@@ -3,7 +3,7 @@
 ccxt's ``fetch2`` throttles and then, for each attempt, calls ``sign`` and passes the result to ``fetch``. Here ``sign``
 only takes note of a private call, and ``fetch`` takes the lock, signs with a nonce of the lease and sends. So the lock
 is not held while a call is throttled or waits for its next attempt, and each attempt has a lease of its own. Only
-``fetch`` has to wait for anything, so only that is written twice.
+``fetch`` has to wait for anything, so only that is written twice. What leaves here is an error of ccxt, too.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 import ccxt
 
 from kraken_nonce_redis import _arguments as arguments
-from kraken_nonce_redis._calls import leaving
+from kraken_nonce_redis._calls import leaving, outcomes
 from kraken_nonce_redis._calls.call import Call
 from kraken_nonce_redis._calls.guards import LONGEST_TIMEOUT
 from kraken_nonce_redis._core.lock import logger
+from kraken_nonce_redis.ccxt.errors import as_ccxt
 from kraken_nonce_redis.clients import Options
 from kraken_nonce_redis.errors import IncompatibleClient
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._core.steps import Send
 
 _OPTIONS: Final = tuple(Options.__annotations__)
+_REPEATS: Final = "maxRetriesOnFailure"
+_OF_CCXT: Final = (_REPEATS, "maxRetriesOnFailureDelay")
+"""Parameters that are for ccxt itself. Its older versions have the request signed before they take them out."""
 _PROBE_NONCE: Final = 1_700_000_000_000_000_001
 _PROBE: Final[Mapping[str, Any]] = {"method": "Balance", "params": {}, "nonce": _PROBE_NONCE}
 
@@ -46,7 +50,9 @@ class Unsigned:
 
     def __init__(self, method: str, api: Any, verb: str = "GET", params: Any = None, *rest: Any, **named: Any) -> None:
         self.method: Final = method
-        self.params: Final[Mapping[str, Any]] = params or {}
+        self.params: Final[Mapping[str, Any]] = {
+            name: value for name, value in (params or {}).items() if name not in _OF_CCXT
+        }
         self._api, self._verb, self._rest, self._named = api, verb, rest, named
 
     def __repr__(self) -> str:
@@ -79,6 +85,7 @@ class Adapter(_Stock):  # type: ignore[misc] # it has no types
     _longest: Callable[[], float]
     timeout: Any
 
+    @as_ccxt()
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         check_seam(self._stock)
         config = dict(config or {})
@@ -92,6 +99,15 @@ class Adapter(_Stock):  # type: ignore[misc] # it has no types
         if "call_timeout" in options:
             config.setdefault("timeout", self._guard.call_timeout * 1000)
         super().__init__(config)
+
+    def fetch2(
+        self, path: str, api: Any = "public", method: Any = "GET", params: Any = None, *rest: Any, **named: Any
+    ) -> Any:
+        """Make a call as ccxt does; ``maxRetriesOnFailure`` does not repeat one that changes something."""
+        params = {} if params is None else params
+        if "private" in api and outcomes.changes(path, params):
+            params = {**params, _REPEATS: 0}
+        return super().fetch2(path, api, method, params, *rest, **named)
 
     def sign(self, path: str, api: Any = "public", *rest: Any, **named: Any) -> Any:
         """Sign a public call as ccxt does; take note of a private one, for ``fetch`` to sign.
