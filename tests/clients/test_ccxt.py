@@ -380,8 +380,8 @@ class TestLease:
         assert sim.requests() == []
 
     def test_waiting_has_an_end(self, sim: KrakenSimulator, make_bot: MakeBot, lock: CallLock) -> None:
-        """A key that does not get free in time fails the call, once: ccxt does not repeat the wait."""
-        bot = make_bot(wait_timeout=0.2, options={"maxRetriesOnFailure": 3})
+        """A key that does not get free in time fails the call."""
+        bot = make_bot(wait_timeout=0.2)
         took = Stopwatch()
         with lock.hold(), ThreadPoolExecutor(1) as pool, pytest.raises(HoldTimeout):
             pool.submit(bot, "privatePostBalance").result(10)
