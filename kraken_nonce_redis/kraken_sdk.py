@@ -129,7 +129,11 @@ class _Signing(spot.SpotClient):
                 kwargs[name] = arguments.stripped(name, kwargs[name])
             elif place < len(given):
                 given[place] = arguments.stripped(name, given[place])
+        urls = *given[2:3], kwargs.get("url"), kwargs.get("rest_url")
+        own = next((url for url in urls if url and isinstance(url, str)), None)
+        url = self._guard.address(own or self.URL, explicit=own is not None)
         super().__init__(*given, **kwargs)
+        self.URL = url
         self._err_handler = _AnswerListener()
 
     def get_nonce(self) -> str:

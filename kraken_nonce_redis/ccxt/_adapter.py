@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._core.steps import Send
 
 _OPTIONS: Final = tuple(Options.__annotations__)
+_OF_KRAKEN: Final = ("public", "private")
+"""The names of its URLs."""
 _REPEATS: Final = "maxRetriesOnFailure"
 _OF_CCXT: Final = (_REPEATS, "maxRetriesOnFailureDelay")
 """Parameters that are for ccxt itself. Its older versions have the request signed before they take them out."""
@@ -84,6 +86,7 @@ class Adapter(_Stock):  # type: ignore[misc] # it has no types
     _guard_type: ClassVar[Any]
     _longest: Callable[[], float]
     timeout: Any
+    urls: Any
 
     @as_ccxt()
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
@@ -99,6 +102,9 @@ class Adapter(_Stock):  # type: ignore[misc] # it has no types
         if "call_timeout" in options:
             config.setdefault("timeout", self._guard.call_timeout * 1000)
         super().__init__(config)
+        explicit = (config.get("urls") or {}).get("api") or {}
+        urls = {name: self._guard.address(self.urls["api"][name], explicit=name in explicit) for name in _OF_KRAKEN}
+        self.urls = self.deep_extend(self.urls, {"api": urls})
 
     def fetch2(
         self, path: str, api: Any = "public", method: Any = "GET", params: Any = None, *rest: Any, **named: Any
