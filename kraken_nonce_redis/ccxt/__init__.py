@@ -89,6 +89,9 @@ def patch() -> None:
     ``ccxt.pro.kraken`` are ours from now on, as often as this is called. Call it before the program imports a class.
     Options that its config doesn't have come from the environment, such as ``KRAKEN_NONCE_REDIS_URL``.
     """
-    for name in ("", ".async_support", ".pro"):
-        theirs, ours = importlib.import_module(f"ccxt{name}"), importlib.import_module(f"{__name__}{name}")
-        theirs.kraken = ours.kraken  # type: ignore[attr-defined]
+    faces: list[tuple[Any, Any]] = [
+        (importlib.import_module(f"ccxt{face}"), importlib.import_module(f"{__name__}{face}"))
+        for face in ("", ".async_support", ".pro")
+    ]  # all of them before one is changed: ccxt's own derive from each other
+    for theirs, ours in faces:
+        theirs.kraken = ours.kraken
