@@ -23,10 +23,11 @@ def checked(value: object, name: str = "base_url") -> str:
     try:
         parts = urlsplit(url)
         good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        # Before an @ stands a password. python-kraken-sdk would leave out a path.
+        good = good and not parts.path.strip("/") and url.isprintable() and set(url).isdisjoint("@?# ")
     except ValueError:
         good = False
-    # Before an @ stands a password. python-kraken-sdk would leave out a path.
-    if not good or parts.path.strip("/") or not url.isprintable() or not set(url).isdisjoint("@?# "):
+    if not good:
         raise InvalidArgument(name, "must be http://HOST[:PORT] or https://HOST[:PORT], without a user or password")
     return url.rstrip("/")
 

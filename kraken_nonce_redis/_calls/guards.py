@@ -57,11 +57,7 @@ class _GuardCore(Generic[LockType]):
     ) -> None:
         given = (wait_timeout, call_timeout, cool_downs, retries, on_unknown)
         self._given = dict(zip(_GIVEN, given, strict=True)) | {"redis": redis} | settings
-        self._redis = urls.from_environment() if redis is None else redis
-        if self._redis is None:
-            raise InvalidArgument(
-                "redis", f"give a client or a URL, or set one of {', '.join(urls.VARIABLES)} in the environment"
-            )
+        self._redis = urls.or_environment(redis)
         self._settings = settings
         self._base_url = base_url
         self.call_timeout: Final = arguments.seconds("call_timeout", call_timeout, 0.001, LONGEST_TIMEOUT)
