@@ -36,6 +36,7 @@ from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from kraken_nonce_redis.ccxt._adapter import _PROBE_NONCE, check_seam
 from kraken_nonce_redis.retries import Retries
+from kraken_nonce_redis.testing import Fault
 from tests.support.children import CONTEXT
 from tests.support.helpers import Stopwatch, eventually
 from tests.support.tiers import by_tier
@@ -469,6 +470,17 @@ class TestRetries:
         assert len(set(leases)) >= 3
         nonces = {request.nonce for request in sim.requests()}
         assert len(nonces) == len(leases)
+
+    def test_repeats_no_change(self, sim: KrakenSimulator, make_bot: MakeBot) -> None:
+        """An order is sent once, however often the call's parameters let ccxt repeat it; Kraken sees none of those."""
+        bot = make_bot(retries=Retries(waits=()))
+        sim.configure(faults=[Fault("EOrder:Rate limit exceeded", "reading", methods=["AddOrder"])])
+        order = {"pair": "XBTUSD", "type": "buy", "ordertype": "market", "volume": "1"}
+        with pytest.raises(ccxt.OperationFailed):
+            bot("privatePostAddOrder", order | {"maxRetriesOnFailure": 2, "maxRetriesOnFailureDelay": 1})
+        assert len(sim.requests()) == 1
+        assert "ordertype=market" in bot.exchange.last_request_body
+        assert "max" not in bot.exchange.last_request_body
 
     def test_gives_up_as_ccxt_does(self, sim: KrakenSimulator, make_bot: MakeBot) -> None:
         """After the last attempt the error is ccxt's; each attempt is made twice, as it changes nothing."""
