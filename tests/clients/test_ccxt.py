@@ -773,8 +773,9 @@ def test_a_session_of_the_users_after_a_fork(
     bot.exchange.session, bot.exchange.own_session = object(), False
     bot.exchange._process = SimpleNamespace(is_parent=True)
     for call in ("private_post_balance", "public_get_time", "load_markets"):
-        with pytest.raises(IncompatibleClient, match="after the fork"):
+        with pytest.raises(IncompatibleClient, match="after the fork") as caught:
             bot(call)
+        assert isinstance(caught.value, ccxt.NotSupported)
     assert sim.requests() == []
     bot.exchange.session, bot.exchange.own_session = None, True
     bot.exchange.clients = {"url": "the parent's"}

@@ -24,6 +24,7 @@ from tests.support.order_bots import BOTS, Bot, Ccxt, form
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.conftest import PrivateServer
     from tests.support.faces import Face
     from tests.support.servers import Server
 
@@ -280,6 +281,19 @@ class TestLocks:
             lock.release()
         assert [error.value.carried_out for error in (extended, released, missing)] == [None] * 3
         assert pickle.loads(pickle.dumps(released.value)).carried_out is None
+
+    def test_after_one_without_redis(self, face: Face, private_server: PrivateServer) -> None:
+        """Nor does a release that fails say anything of it."""
+        server = private_server()
+        lock = face.lock_from_url(server.url)
+        assert lock.acquire()
+        server.stop()
+        with pytest.raises(errors.StoreUnavailable) as released:
+            lock.release()
+        assert released.value.carried_out is None
+        with pytest.raises(errors.StoreUnavailable) as asked:
+            lock.acquire()
+        assert asked.value.carried_out is False
 
 
 def test_a_second_request(sim: KrakenSimulator, valkey: Server) -> None:
