@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from kraken_nonce_redis._calls import leaving
@@ -89,9 +88,10 @@ def patch() -> None:
     ``ccxt.pro.kraken`` are ours from now on, as often as this is called. Call it before the program imports a class.
     Options that its config doesn't have come from the environment, such as ``KRAKEN_NONCE_REDIS_URL``.
     """
-    faces: list[tuple[Any, Any]] = [
-        (importlib.import_module(f"ccxt{face}"), importlib.import_module(f"{__name__}{face}"))
-        for face in ("", ".async_support", ".pro")
-    ]  # all of them before one is changed: ccxt's own derive from each other
-    for theirs, ours in faces:
-        theirs.kraken = ours.kraken
+    # All are imported before one is changed: ccxt's own derive from each other.
+    import ccxt.async_support  # noqa: PLC0415 - these two take a second that others need not wait
+    import ccxt.pro  # noqa: PLC0415
+
+    from kraken_nonce_redis.ccxt import async_support, pro  # noqa: PLC0415
+
+    ccxt.kraken, ccxt.async_support.kraken, ccxt.pro.kraken = kraken, async_support.kraken, pro.kraken
