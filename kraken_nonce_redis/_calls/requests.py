@@ -124,6 +124,8 @@ def is_watched(session: Any, url: str) -> bool:
         return isinstance(session.get_adapter(url), _Transport)
     except AttributeError:
         return False
+    except ValueError:  # what has no adapter, the session won't send
+        return True
 
 
 def refuse_repeats(session: Any, url: str) -> None:
@@ -138,6 +140,8 @@ def refuse_repeats(session: Any, url: str) -> None:
         repeats = retry.is_retry("POST", 503) or (retry.total and retry._is_method_retryable("POST"))  # noqa: SLF001
     except AttributeError:
         return  # not of requests; it may have no such thing
+    except ValueError:
+        return  # there is no adapter for such a URL, as the client will say
     if repeats:
         raise IncompatibleClient(
             type(session).__qualname__,

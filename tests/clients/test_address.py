@@ -15,7 +15,11 @@ import kraken_nonce_redis.ccxt.async_support
 import kraken_nonce_redis.ccxt.pro
 from kraken_nonce_redis import InvalidArgument, _address, kraken_sdk
 from kraken_nonce_redis import krakenex as ours
-from tests.support.order_bots import AsyncCcxt, AsyncSdk, Bot, Ccxt, Krakenex, Sdk
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis.keyspace import Keyspace
+from kraken_nonce_redis.errors import KrakenNonceError
+from tests.support.helpers import Stopwatch, run
+from tests.support.order_bots import REFUSALS, AsyncCcxt, AsyncSdk, Bot, Ccxt, Krakenex, Sdk, form
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -265,6 +269,31 @@ def test_wrong_in_the_environment(kind: Any, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(InvalidArgument, match=r"^KRAKEN_API_URL: must be http://HOST") as caught:
         kind("", "key", "c2VjcmV0", redis="redis://localhost")
     assert SECRET not in repr(caught.value)
+
+
+def order(bot: Bot) -> Any:
+    """Place an order by its form: clients ask for the markets before their own methods."""
+    if isinstance(bot, Krakenex):
+        return bot.order("limit")
+    if isinstance(bot, Ccxt):
+        return bot.run(bot.client.private_post_addorder(form("limit")))
+    return bot.run(bot.client.request("POST", "/0/private/AddOrder", form("limit")))
+
+
+@pytest.mark.parametrize("kind", BEFORE)
+def test_own_that_is_none(sim: KrakenSimulator, valkey: Server, kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """What is no URL is the client's own error, for an order as well: at once, with nothing pending or told."""
+    took = Stopwatch()
+    with (
+        kind("nonsense", sim.key, sim.secret, redis=valkey.url) as bot,
+        pytest.raises((*REFUSALS, ValueError)) as caught,
+    ):
+        order(bot)
+    assert not isinstance(caught.value, KrakenNonceError)
+    assert took() < 2
+    assert isinstance(caught.value, ccxt.BaseError) is issubclass(kind, Ccxt)
+    assert run(valkey.client(), commands.pending(Keyspace.of("kraken-nonce", sim.key))) == ()
+    assert caplog.messages == []
 
 
 def test_in_a_loop(sim: KrakenSimulator, valkey: Server) -> None:
