@@ -57,8 +57,7 @@ def chosen(base_url: str | None, own: str, *, explicit: bool = False) -> str:
 def _tell(url: str) -> None:
     try:
         parts = urlsplit(url)
-        host = parts.hostname
     except ValueError:
-        host = None
-    if host is not None and not f".{host}".endswith(".kraken.com"):  # without a host, the client will say what is wrong
+        return  # the client will say what is wrong with it
+    if parts.hostname and not f".{parts.hostname}".endswith(".kraken.com"):
         logger.warning("Calls go to %s://%s instead of Kraken", parts.scheme, parts.netloc.rpartition("@")[2])
