@@ -108,7 +108,7 @@ def _extras(uri: str, step: Send, rest: dict[str, Any]) -> dict[str, Any]:
 def _raw_answer(method: str, status: int, content: bytes) -> Mapping[str, Any] | None:
     """Return Kraken's answer in a response that the SDK passes on as it is; the file of RetrieveExport is one, too."""
     if method == "RetrieveExport" and status == _HTTP_OK:
-        return leaving.decoded(content) or {"error": []}
+        return leaving.decoded(content) or {"error": [], "result": True}
     return leaving.decoded(content)
 
 

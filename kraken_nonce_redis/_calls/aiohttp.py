@@ -19,15 +19,42 @@ class _Request(_Stock):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
 
     async def send(self, conn: Any) -> Any:
-        with leaving.sending(self.headers, getattr(self.body, "_value", self.body), clock.now() - self._begun):
-            return await super().send(conn)
+        body = getattr(self.body, "_value", self.body)
+        with leaving.sending(self.headers, body, clock.now() - self._begun):
+            response = await super().send(conn)
+        response.sent = leaving.request_of(self.headers, leaving.fields_of(body))
+        return response
+
+
+class _Response(_Stock):  # type: ignore[misc]
+    """What is different in a response of aiohttp, which is read when the client's code asks for it.
+
+    Attributes:
+        sent: the request of a step that it answers; None for another request.
+    """
+
+    sent: leaving.Request | None = None
+
+    async def start(self, connection: Any) -> Any:
+        started = await super().start(connection)
+        if self.sent is not None:
+            self.sent.hear_status(self.status, self.headers)
+        return started
+
+    async def read(self) -> Any:
+        body = await super().read()
+        if self.sent is not None:
+            body = self._body = self.sent.hear_body(body)
+        return body
 
 
 def watch(session: Any) -> None:
-    """See to it that each request of a session of aiohttp is looked at right before it leaves."""
-    kind = session._request_class  # noqa: SLF001 - only its constructor takes one, and that is called by the clients
-    if not issubclass(kind, _Request):
-        session._request_class = leaving.watching(kind, cast("type", _Request))  # noqa: SLF001
+    """See to it that each request of a session of aiohttp is looked at right before it leaves, and its response."""
+    # Only the session's constructor takes these classes, and that is called by the clients.
+    for name, ours in (("_request_class", _Request), ("_response_class", _Response)):
+        kind = getattr(session, name)
+        if not issubclass(kind, ours):
+            setattr(session, name, leaving.watching(kind, cast("type", ours)))
 
 
 def leave_to_parent(session: Any) -> None:

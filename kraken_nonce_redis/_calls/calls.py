@@ -7,6 +7,7 @@ The flows here yield all the steps of `kraken_nonce_redis._core.steps`. In short
         send
         refused for its nonce: once more with a fresh one, then raise the nonce for everyone
         no answer: a reading call once more; one that changes something is settled, or raises OutcomeUnknown
+        a page with the status 429: the same once its Retry-After is over, if that is short; else nothing more for now
     release, which clears the intent only if the outcome is known
     refused for now, or no answer to a reading call: wait, then all of it again
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from kraken_nonce_redis import _arguments as arguments
@@ -32,6 +33,7 @@ from kraken_nonce_redis._kraken import Outcome, Remedy
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.errors import (
     CallUnsettled,
+    CoolDown,
     HoldTimeout,
     InvalidArgument,
     KrakenNonceError,
@@ -40,7 +42,15 @@ from kraken_nonce_redis.errors import (
     OutcomeUnknown,
     StoreError,
 )
-from kraken_nonce_redis.events import CallForgotten, NonceRaised, OrderSettled, checked, tell
+from kraken_nonce_redis.events import (
+    CallForgotten,
+    KrakenWarned,
+    NonceRaised,
+    OrderSettled,
+    ResultMissing,
+    checked,
+    tell,
+)
 from kraken_nonce_redis.pace import CoolDowns, priority_of, tell_a_time
 from kraken_nonce_redis.retries import Retries
 
@@ -48,6 +58,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from kraken_nonce_redis._arguments import OnUnknown
+    from kraken_nonce_redis._calls.outcomes import TurnedAway
     from kraken_nonce_redis._core.lock import LeaseCore, LockCore
     from kraken_nonce_redis._core.steps import CallFlow, Flow
     from kraken_nonce_redis._redis.commands import Pending, Result
@@ -56,6 +67,8 @@ if TYPE_CHECKING:
 
 ON_UNKNOWN: Final = ("settle", "raise", "replay")
 
+_WAITED_OUT: Final = 10.0
+"""Longest Retry-After in seconds that is waited for with the lock held."""
 _TELLING: Final = 5.0
 """Seconds that a process has to tell what it has found out about another one's call; then the next holder tells it."""
 _MOST_REPORTED: Final = 1_000
@@ -133,10 +146,10 @@ class Calls:
 
     def _trying(self, lock: LockCore[Any], owner: object, call: Call, news: list[News]) -> CallFlow[Heard]:
         until = None if self._wait_timeout is None else clock.now() + self._wait_timeout
-        heard: Heard | None = None
+        last: Heard | CoolDown | None = None
         attempts = 0
         while True:
-            attempt = _Attempt(self, lock, call, news, first=heard is None)
+            attempt = _Attempt(self, lock, call, news, first=not isinstance(last, Heard))
             wishes = Wishes(
                 timeout=None if until is None else max(0.0, until - clock.now()),
                 cost=self._pace.cost_of(call.method) if self._pace else 0,
@@ -145,23 +158,33 @@ class Calls:
                 intent=call.intent,
             )
             try:
-                heard = yield from lock.under_lease(owner, attempt.making, wishes)
+                made = yield from lock.under_lease(owner, attempt.making, wishes)
             except HoldTimeout:
-                if heard is None or attempt.begun:
+                if not isinstance(last, Heard) or attempt.begun:
                     raise
-                return heard
+                return last
             except BaseException as error:
                 if not isinstance(error, Exception):
                     attempt.tell_of_interruption()
                 raise
             attempts += 1
-            verdict = heard.verdict
-            wait = self.retries.wait(attempts)
-            if verdict.remedy is Remedy.NONE or wait is None or (until is not None and clock.now() + wait > until):
-                return heard
+            if isinstance(made, Heard) or not isinstance(last, Heard):
+                last = made
+            wait = self._wait(made, attempts, until)
+            if wait is None:
+                if isinstance(last, CoolDown):
+                    raise last
+                return last
             yield from self._telling(lock, news)
-            logger.info("%s is made again in %.1f s: %s", call.method, wait, heard.reason)
+            logger.info("%s is made again in %.1f s: %s", call.method, wait, made.reason)
             yield Sleep(wait)
+
+    def _wait(self, made: Heard | CoolDown, attempts: int, until: float | None) -> float | None:
+        """Return the seconds until the next attempt; None if there is to be none."""
+        if isinstance(made, Heard) and made.verdict.remedy is Remedy.NONE:
+            return None
+        wait = self.retries.wait(attempts)
+        return None if wait is None or (until is not None and clock.now() + wait > until) else wait
 
     def _telling(self, lock: LockCore[Any], news: list[News], *, closed: bool = False) -> Flow[None]:
         """Tell the news, without the lock, so that a hook may make calls itself; then change the journal's entries.
@@ -201,10 +224,17 @@ class _Attempt:
         self._nonce = 0
         """The nonce of the last request that may have changed something; what became of it is in the lease's record."""
         self._heard: Heard | None = None
+        self._turned_away: TurnedAway | None = None
+        """What came in place of the latest answer, if that was a page with the status 429."""
 
-    def making(self, lease: LeaseCore) -> CallFlow[Heard]:
-        """Make the attempt. What it returns is final, or asks for a later attempt."""
+    def making(self, lease: LeaseCore) -> CallFlow[Heard | CoolDown]:
+        """Make the attempt. What it returns is final, or asks for a later attempt; a `CoolDown` if nothing was sent."""
         self.begun, self._lease, self._started = True, lease, clock.now()
+        if self._calls.inherits and not {self._call.key, commands.ANY_KEY}.isdisjoint(lease.grant.inherited):
+            yield from self._settling_inherited()
+            if self._turned_away is not None and not (yield from self._waiting_out()):
+                seconds = self._calls.cool_downs.after_page(self._turned_away.retry_after)
+                return CoolDown(self._lock.keys.state, seconds, str(self._turned_away))
         try:
             self._heard = yield from self._making()
         except CallUnsettled:
@@ -229,8 +259,6 @@ class _Attempt:
 
     def _making(self) -> CallFlow[Heard]:
         call, lease = self._call, self._lease
-        if self._calls.inherits and not {call.key, commands.ANY_KEY}.isdisjoint(lease.grant.inherited):
-            yield from self._settling_inherited()
         nonce = yield from lease.beginning(call.intent, call.seconds)
         heard = yield from self._sending(nonce)
         if heard.verdict.remedy is Remedy.NONCE:
@@ -239,7 +267,15 @@ class _Attempt:
                 heard = yield from self._sending(nonce)
             if heard.verdict.remedy is Remedy.NONCE and self._retries.leads:
                 yield from self._raising_the_nonce(nonce)
-        elif self._harmless and heard.answer is None and heard.verdict.outcome is Outcome.UNKNOWN:
+        elif not call.changes and heard.lacks_result:
+            heard = yield from self._sending(lease.next_nonce())
+        elif (
+            self._harmless
+            and heard.answer is None
+            and heard.verdict.outcome is Outcome.UNKNOWN
+            and (call.changes or heard.turned_away is None)
+            and (yield from self._waiting_out())
+        ):
             again = yield from self._sending(lease.next_nonce())
             if not call.changes or _tells_of_both(again):
                 return again
@@ -270,9 +306,15 @@ class _Attempt:
         except Exception:
             self._note(*before)  # nothing was sent, this time
             raise
+        if call.changes and heard.lacks_result:
+            if kraken.method_named(call.method).places:
+                heard = replace(heard, doubt="an answer without a result")
+            else:
+                logger.warning("%s (nonce %d): an answer without a result", call.method, nonce)
+                self._news.append(News(ResultMissing(call.key, call.method, nonce)))
         if call.changes and heard.verdict.outcome is not Outcome.UNKNOWN:
             self._note(Stage.KNOWN, nonce)
-        yield from self._learning(heard.errors)
+        yield from self._learning(call.method, nonce, heard)
         return heard
 
     def _asking(self, method: str, params: Mapping[str, Any]) -> CallFlow[Heard]:
@@ -281,8 +323,9 @@ class _Attempt:
         if "otp" in self._call.params:
             params = {**params, "otp": self._call.params["otp"]}
         yield from lease.lasting(seconds)
-        heard: Heard = yield Send(method, params, lease.next_nonce(), lease, seconds)
-        yield from self._learning(heard.errors)
+        nonce = lease.next_nonce()
+        heard: Heard = yield Send(method, params, nonce, lease, seconds)
+        yield from self._learning(method, nonce, heard)
         return heard
 
     def _pausing(self, seconds: float) -> CallFlow[None]:
@@ -290,17 +333,35 @@ class _Attempt:
         yield from self._lease.lasting(seconds + self._call.seconds)
         yield Sleep(seconds)
 
-    def _learning(self, errors: tuple[str, ...]) -> CallFlow[None]:
-        """Start a cool-down if Kraken's refusals ask for one."""
-        keys = self._lock.keys
+    def _waiting_out(self) -> CallFlow[bool]:
+        """Wait until something may be sent again; return whether it may under this lease.
+
+        It may not if the latest answer was a page with the status 429 and a longer ``Retry-After``, or none.
+        """
+        if self._turned_away is None:
+            return True
+        wait = self._turned_away.retry_after
+        if wait is None or wait > _WAITED_OUT:
+            return False
+        yield from self._pausing(wait)
+        return True
+
+    def _learning(self, method: str, nonce: int, heard: Heard) -> CallFlow[None]:
+        """Take note of warnings, and start a cool-down if what came asks for one."""
+        keys, errors, self._turned_away = self._lock.keys, heard.errors, heard.turned_away
+        if heard.warnings:
+            logger.warning("%s (nonce %d): Kraken warns: %s", method, nonce, ", ".join(heard.warnings))
+            self._news.append(News(KrakenWarned(self._call.key, method, nonce, heard.warnings)))
         try:
             # Not by this machine's clock: if that is wrong, all the others would stop for as long.
             now = (yield from running(commands.inspect(keys))).now / 1e9 if tell_a_time(errors) else None
             seconds, reason = self._calls.cool_downs.after(errors, now)
+            if self._turned_away is not None:
+                seconds, reason = self._calls.cool_downs.after_page(self._turned_away.retry_after), heard.reason
             if seconds > 0:
                 yield Run(commands.cool_down(keys, seconds, reason))
         except StoreError as error:  # must not hide Kraken's answer
-            logger.warning("The other processes could not be told of %s: %s", ", ".join(errors), error)
+            logger.warning("The other processes could not be told of %s: %s", heard.reason, error)
 
     def _raising_the_nonce(self, refused: int) -> CallFlow[None]:
         """Raise the nonce for all who share the key, unless another caller just has."""
@@ -324,6 +385,8 @@ class _Attempt:
     def _finding_out(self, nonce: int, heard: Heard) -> CallFlow[Heard]:
         """Return what became of a call that changes something and got no answer, or raise that it can't be told."""
         call, how, known = self._call, self._calls.on_unknown, heard.reason
+        if how == "raise" or not (how == "replay" or call.cl_ord_ids) or not (yield from self._waiting_out()):
+            raise self._unknown(nonce, known) from heard.failure
         if how == "replay":
             again = yield from self._sending(nonce)
             if again.verdict.outcome is Outcome.CARRIED_OUT:
@@ -332,8 +395,8 @@ class _Attempt:
             self._note(Stage.SENT, nonce)
             if again.verdict.remedy is Remedy.NONCE:
                 known += "; the same request again was refused for its nonce, so the first one has arrived"
-        if how == "raise" or not call.cl_ord_ids:
-            raise self._unknown(nonce, known) from heard.failure
+            if not call.cl_ord_ids or not (yield from self._waiting_out()):
+                raise self._unknown(nonce, known) from heard.failure
         opened = None if call.own_ids else (yield from self._sent_at())
         settlement = yield from self._settling(call.cl_ord_ids, opened)
         _warn(call, nonce, settlement.known)

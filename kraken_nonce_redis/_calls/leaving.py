@@ -55,7 +55,7 @@ class Request:
         step: the step.
         entered: whether it was handed to the client's code that sends; before that, nothing can have been sent.
         left: whether it has begun to leave.
-        answer: Kraken's answer to it, decoded from JSON; None while there is none.
+        answer: Kraken's answer to it, decoded from JSON, with its warnings; None while there is none.
     """
 
     def __init__(self, client: object, api_key: str, call: Call, step: Send) -> None:
@@ -67,6 +67,7 @@ class Request:
         self._call = call
         self._place = api_key, str(step.nonce)
         self._failure: Exception | None = None
+        self._turned_away: outcomes.TurnedAway | None = None
         self._refusal: Exception | None = None
         self._again = False
         self._seen = False  # by a transport that is looked at, so that its answer is, too
@@ -143,6 +144,18 @@ class Request:
         if answer is not None:
             self.answer = self.answer or answer
 
+    def hear_status(self, status: int, headers: Mapping[str, str]) -> None:
+        """Take note of the status and the headers that came back, as the client's transport has them."""
+        self._turned_away = self._turned_away or outcomes.TurnedAway.of(status, headers)
+
+    def hear_body(self, content: bytes) -> bytes:
+        """Take note of what came back, and return it as the client's code is to see it."""
+        answer = decoded(content)
+        self.hear(answer)
+        if answer is None or (shown := outcomes.without_warnings(answer)) is answer:
+            return content
+        return json.dumps(shown).encode()
+
     def take(self, value: Any) -> None:
         """Take what other people's code returned for the answer, if no transport that is looked at has sent it."""
         if isinstance(value, dict) and not self._seen:
@@ -160,17 +173,26 @@ class Request:
         """
         if self._again:  # then what the client's code made of the second time says nothing
             if self.answer is None:
-                return Heard(failure=self._failure or failure, left=True)
-            try:
-                return Heard(self._call.present(self.answer), answer=self.answer, left=True)
-            except Exception as error:  # noqa: BLE001 - it is what the client makes of the answer
-                return Heard(failure=error, answer=self.answer, left=True)
+                return Heard(failure=self._failure or failure, left=True, turned_away=self._turned_away)
+            return self._presented(self.answer)
         if not self.left:
             if self._refusal is not None and self._ended_in_refusal(value, failure):
                 raise self._refusal
             if failure is not None and (not self.entered or outcomes.is_hopeless(failure)):
                 raise failure
+        if self.answer is None:
+            return Heard(value, failure, left=self.left, turned_away=self._turned_away)
+        warned = not self._seen and outcomes.without_warnings(self.answer) is not self.answer
+        if warned and (failure is not None or isinstance(value, dict)):  # the client's code may have seen them
+            return self._presented(self.answer)
         return Heard(value, failure, self.answer, left=self.left)
+
+    def _presented(self, answer: Mapping[str, Any]) -> Heard:
+        """Return what the client makes of an answer."""
+        try:
+            return Heard(self._call.present(outcomes.without_warnings(answer)), answer=answer, left=True)
+        except Exception as error:  # noqa: BLE001 - it is what the client raises
+            return Heard(failure=error, answer=answer, left=True)
 
     def _ended_in_refusal(self, value: Any, failure: Exception | None) -> bool:
         """Return whether the client's code gave up when it was refused, as far as we see; it may know another way."""

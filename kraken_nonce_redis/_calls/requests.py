@@ -82,7 +82,8 @@ def _request_of(prepared: Any) -> leaving.Request | None:
 def _hear(prepared: Any, response: Any) -> Any:
     sent = _request_of(prepared)
     if sent is not None:
-        sent.hear(leaving.decoded(response.content))
+        sent.hear_status(response.status_code, response.headers)
+        response._content = sent.hear_body(response.content)  # noqa: SLF001 - where requests keeps what was read
     return response
 
 

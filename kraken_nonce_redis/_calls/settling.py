@@ -63,7 +63,7 @@ class _Search:
     fenced: bool = False
     """Whether an earlier look had, so that a later nonce was accepted before the current one began."""
     stop: bool = False
-    """Whether Kraken refused to answer, so that asking again is no use now."""
+    """Whether Kraken refused to answer, or is to be left alone, so that asking again is no use now."""
     trouble: str = ""
     """Why a look was not clear."""
     hopeless: bool = False
@@ -76,7 +76,7 @@ class _Search:
     def take(self, heard: Heard, name: str) -> None:
         """Take an answer whose result has the orders under a name."""
         if heard.answer is None or heard.verdict.outcome is not Outcome.CARRIED_OUT:
-            self.stop = heard.verdict.outcome is Outcome.NOT_CARRIED_OUT
+            self.stop = heard.verdict.outcome is Outcome.NOT_CARRIED_OUT or heard.turned_away is not None
             self._unclear(heard.reason, hopeless=heard.verdict == REFUSED)
             return
         result = heard.answer.get("result")
