@@ -27,7 +27,7 @@ class Settlement:
 
     Attributes:
         outcome: as in `kraken_nonce_redis.events.OrderSettled`.
-        orders: by cl_ord_id, txid and Kraken's description of each that was found.
+        orders: by cl_ord_id, txid and Kraken's description of each that was found, in the order of the call.
         known: the same in words.
         hopeless: for ``"unknown"``, whether asking again later would tell no more.
     """
@@ -149,16 +149,18 @@ def _looking(ask: Callable[[str, Mapping[str, Any]], CallFlow[Heard]], search: _
 
 
 def _settlement(search: _Search) -> Settlement:
-    found = ", ".join(f"{cl_ord_id} is {txid}" for cl_ord_id, (txid, _) in search.found.items())
+    # In the order of the call, as Kraken answers it; the lists have the newest first.
+    orders = {cl_ord_id: search.found[cl_ord_id] for cl_ord_id in search.ids if cl_ord_id in search.found}
+    found = ", ".join(f"{cl_ord_id} is {txid}" for cl_ord_id, (txid, _) in orders.items())
     if not search.missing:
-        return Settlement("found", search.found, f"Kraken lists it: {found}")
+        return Settlement("found", orders, f"Kraken lists it: {found}")
     missing = ", ".join(search.missing)
     if not (search.clear and search.fenced):
         more = f"; {found}" if found else ""
         known = f"Kraken's lists gave no clear answer ({search.trouble}){more}"
-        return Settlement("unknown", search.found, known, search.hopeless)
-    if search.found:
-        return Settlement("partly", search.found, f"Kraken lists {found}; it does not list {missing}")
+        return Settlement("unknown", orders, known, search.hopeless)
+    if orders:
+        return Settlement("partly", orders, f"Kraken lists {found}; it does not list {missing}")
     return Settlement("absent", {}, f"a later nonce was accepted, and Kraken lists no such order: {missing}")
 
 
