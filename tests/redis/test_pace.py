@@ -680,6 +680,13 @@ def test_cool_downs_can_be_set() -> None:
     assert cool_downs.after(["EGeneral:Temporary lockout"], NOW)[0] == 60
 
 
+@pytest.mark.once
+def test_pages() -> None:
+    """A page says how long the pause is, 15 minutes at most; else the setting does."""
+    assert [CoolDowns().after_page(said) for said in (None, 0.0, 7.0, 86_400.0, float("inf"))] == [15, 0, 7, 900, 900]
+    assert CoolDowns(rate_limit=1).after_page(None) == 1
+
+
 # Settings.
 
 
