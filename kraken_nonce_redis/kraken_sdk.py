@@ -296,9 +296,9 @@ class AsyncKrakenNonceMixin(_Signing, spot.SpotAsyncClient):
         own = self.TIMEOUT = cast("int", self._limited(self.TIMEOUT))
         if timeout in (None, _SDK_TIMEOUT):
             return own, own + _ROUNDED_UP
-        total = getattr(timeout, "total", timeout)  # aiohttp's ClientTimeout has one
+        total = getattr(timeout, "total", timeout)  # aiohttp's ClientTimeout has one, and urllib3's Timeout
         at_most = self._limited(total)
-        chosen = timeout if total is not timeout and total is not None else at_most
+        chosen = timeout if hasattr(timeout, "sock_read") and total is not None else at_most
         return chosen, max(at_most, own) + _ROUNDED_UP
 
     def _limited(self, timeout: float | None) -> float:

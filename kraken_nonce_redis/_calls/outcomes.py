@@ -80,7 +80,7 @@ class TurnedAway:
 
     def __str__(self) -> str:
         asked = "no Retry-After" if self.retry_after is None else f"Retry-After: {self.retry_after:g} s"
-        return f"HTTP status 429, too many requests ({asked})"
+        return f"{kraken.TOO_MANY_REQUESTS} ({asked})"
 
 
 def _seconds_at(date: str) -> float | None:

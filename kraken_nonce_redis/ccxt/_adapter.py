@@ -151,7 +151,9 @@ class Adapter(_Stock):  # type: ignore[misc] # it has no types
         """Return ccxt's timeout in seconds. Raises `InvalidArgument` if there is none, or none that fits a lease."""
         if isinstance(self.timeout, Decimal):
             self.timeout = float(self.timeout)  # no socket takes the other
-        return arguments.seconds("timeout", (self.timeout or 0) / 1000, 0.001, LONGEST_TIMEOUT)
+        timeout = self.timeout or 0
+        seconds = timeout / 1000 if isinstance(timeout, int | float) else timeout
+        return arguments.seconds("timeout", seconds, 0.001, LONGEST_TIMEOUT)
 
     def _call(self, unsigned: Unsigned) -> Call:
         return Call.of(self.apiKey, unsigned.method, unsigned.params, self._longest(), self._present)

@@ -371,9 +371,9 @@ class TestLease:
         bot = make_bot(timeout=Decimal(5000))
         assert bot("privatePostBalance")
 
-    @pytest.mark.parametrize("timeout", [0, None, 10**7])
-    def test_timeout_that_fits_no_lease(self, sim: KrakenSimulator, make_bot: MakeBot, timeout: int | None) -> None:
-        """A request without an end, or one longer than any lease, is refused before it waits."""
+    @pytest.mark.parametrize("timeout", [0, None, 10**7, (3, 5), "5000"])
+    def test_timeout_that_fits_no_lease(self, sim: KrakenSimulator, make_bot: MakeBot, timeout: Any) -> None:
+        """A request without an end, one longer than any lease, or an odd one is refused before it waits."""
         bot = make_bot(redis=NOWHERE)
         bot.exchange.timeout = timeout
         with pytest.raises(InvalidArgument, match=r"^timeout: "):
