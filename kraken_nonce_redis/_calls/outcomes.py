@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
+from email.utils import mktime_tz, parsedate_tz
 from typing import TYPE_CHECKING, Any, Final
 
 from kraken_nonce_redis import _kraken as kraken
@@ -85,9 +84,9 @@ class TurnedAway:
 
 def _seconds_at(date: str) -> float | None:
     """Return the time of an HTTP date, in seconds since 1970; None if it is none."""
+    parsed = parsedate_tz(date)
     try:
-        at = parsedate_to_datetime(date)
-        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+        return None if parsed is None else mktime_tz((*parsed[:9], parsed[9] or 0))
     except (ValueError, OverflowError):
         return None
 

@@ -64,7 +64,7 @@ OF_PYTHON: Final = frozenset(
             "time",
             "typing",
         ),
-        *("importlib.resources", "urllib.parse", "uuid", "weakref"),
+        *("email.utils", "importlib.resources", "urllib.parse", "uuid", "weakref"),
     }
 )
 """What rooms without I/O use of Python's."""
