@@ -137,7 +137,7 @@ class Heard:
         """What this says about the call."""
         if self.answer is not None and not self.doubt:
             return outcomes.of_answer(self.answer)
-        if self.left or self.answer is not None:
+        if self.left or self.doubt:
             return kraken.UNKNOWN
         return outcomes.of_failure(self.failure)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kraken_nonce_redis import InvalidArgument, Retries
 from kraken_nonce_redis._calls import outcomes
-from kraken_nonce_redis._calls.call import Call
+from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.outcomes import of_answer, of_failure
 from kraken_nonce_redis._kraken import Outcome, Remedy
 
@@ -90,6 +90,13 @@ def test_warnings() -> None:
 def test_lacks_result(answer: dict[str, Any], *, lacks: bool) -> None:
     """A result is missing only where there is neither that nor an error; an empty one is a result."""
     assert outcomes.lacks_result(answer) is lacks
+
+
+def test_doubt() -> None:
+    """An answer that says nothing leaves the outcome open, whatever the client made of it."""
+    heard = Heard(failure=requests.ConnectTimeout(), answer={"error": []}, doubt="an answer without a result")
+    assert heard.verdict.outcome is MAYBE
+    assert heard.reason == "an answer without a result"
 
 
 DATE = "Fri, 27 Nov 2026 16:00:00 GMT"
