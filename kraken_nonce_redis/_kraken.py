@@ -201,6 +201,9 @@ _LIMIT: Final = Meaning(REFUSED_FOR_NOW, "rate_limit", "rate limit")
 _REFUSED: Final = Meaning(REFUSED)
 _UNKNOWN: Final = Meaning(UNKNOWN)
 
+TOO_MANY_REQUESTS: Final = "HTTP status 429, too many requests"
+"""What is said of Cloudflare's page, which is no answer of Kraken."""
+
 ERRORS: Final[tuple[tuple[str, Meaning], ...]] = (
     ("EAPI:Invalid nonce", Meaning(REFUSED_FOR_ITS_NONCE, cause="nonce")),
     ("EAPI:Invalid key", Meaning(REFUSED, cause="key")),
@@ -221,6 +224,7 @@ ERRORS: Final[tuple[tuple[str, Meaning], ...]] = (
     ("EOrder:Domain rate limit exceeded", _LIMIT),
     # Kraken's limits on net purchases in Canada (Kraken): waiting doesn't help, and other calls may go on.
     ("EBM:limit exceeded:CAL", _REFUSED),
+    (TOO_MANY_REQUESTS, Meaning(UNKNOWN, cause="rate limit")),
     ("EService:Deadline elapsed", _REFUSED),
     ("EService:Market in", _REFUSED),  # cancel_only mode, post_only mode, limit_only mode
     ("EService:", _UNKNOWN),  # Unavailable, Busy, Timeout

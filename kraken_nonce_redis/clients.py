@@ -49,6 +49,8 @@ class Options(LockSettings, total=False):
             `CallLock` and `NonceAllocator`.
         name: what people see of this bot in Redis, as for `CallLock`.
         on_event: is called with each event, see `kraken_nonce_redis.events`.
+        base_url: ``http://HOST[:PORT]`` or ``https://HOST[:PORT]`` to use instead of Kraken, such as a simulated one.
+            It goes before what the client's own settings say; after those comes ``KRAKEN_API_URL`` in the environment.
     """
 
     redis: Any
@@ -62,3 +64,4 @@ class Options(LockSettings, total=False):
     deadline: DeadlineOf | None
     on_absent: OnAbsent
     on_event: Hook | None
+    base_url: str | None

@@ -26,7 +26,14 @@ from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _process, urls
 from kraken_nonce_redis._threads.allocator import NonceAllocator
 from kraken_nonce_redis._threads.lock import CallLock, current_owner
-from kraken_nonce_redis.errors import CallLockError, HoldTimeout, InvalidArgument, LeaseLost, NoncesUsedUp
+from kraken_nonce_redis.errors import (
+    CallLockError,
+    HoldTimeout,
+    InvalidArgument,
+    LeaseLost,
+    NoncesUsedUp,
+    about_no_call,
+)
 from kraken_nonce_redis.pace import Pace
 
 if TYPE_CHECKING:
@@ -116,7 +123,7 @@ class ApiLock:
         owner = current_owner()
         holds = self._holds.get(owner)
         if holds is None:
-            raise CallLockError("can't release the API lock: this thread does not hold it")
+            raise about_no_call(CallLockError("can't release the API lock: this thread does not hold it"))
         hold = holds.pop()
         if not holds:
             del self._holds[owner]

@@ -24,6 +24,9 @@
          │   └─ CoolDown                      Kraken wants no calls for longer than that
          └─ LeaseLost (redis LockNotOwnedError)  the lease ended before it was released
 
+Each says by `KrakenNonceError.carried_out` what became of the call. Those that an adapter for ccxt raises are errors of
+ccxt, too: see `kraken_nonce_redis.ccxt.errors`.
+
 No text and no field carries an API key, a secret or a password. A Redis key in a text holds a digest of the
 API key at most.
 """
@@ -33,7 +36,7 @@ from __future__ import annotations
 import re
 import ssl
 import traceback
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar
 
 import redis.asyncio.sentinel
 import redis.exceptions
@@ -44,7 +47,15 @@ if TYPE_CHECKING:
 
 
 class KrakenNonceError(Exception):
-    """Base of all errors of this library. They can be pickled, so they cross process boundaries."""
+    """Base of all errors of this library. They can be pickled, so they cross process boundaries.
+
+    Attributes:
+        carried_out: whether the call that this error ended has changed anything at Kraken. False: no, nothing was sent,
+            or Kraken refused it, or it only reads. True: yes. None: it may or may not have, or the error is about no
+            call, such as one of ``release()`` and ``extend()``: what was sent under the lease before is up to you.
+    """
+
+    carried_out: bool | None = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
@@ -181,12 +192,14 @@ class CallUnsettled(KrakenNonceError):
     """A call that changes something was sent and got no answer.
 
     Attributes:
+        carried_out: None for `OutcomeUnknown`, False for `NotCarriedOut`.
         method: Kraken's name, such as ``"AddOrder"``.
         nonce: of the request, ns since 1970.
         cl_ord_id: of the order, to look it up; separated by commas if there are several, ``""`` for none.
         known: what is known, in words.
     """
 
+    carried_out: bool | None = None
     verdict = ""
 
     def __init__(self, method: str, nonce: int, cl_ord_id: str, known: str) -> None:
@@ -217,6 +230,7 @@ class NotCarriedOut(CallUnsettled):
             that would still be missed.
     """
 
+    carried_out = False
     verdict = "was not carried out"
 
     def __init__(self, method: str, nonce: int, cl_ord_id: str, known: str, *, proved: bool = False) -> None:
@@ -257,6 +271,15 @@ class LeaseLost(CallLockError, redis.exceptions.LockNotOwnedError):
 
     Sign and send nothing more under it.
     """
+
+
+E = TypeVar("E", bound=KrakenNonceError)
+
+
+def about_no_call(error: E) -> E:
+    """Return an error that may have come after a call, and doesn't know what became of it."""
+    error.carried_out = None
+    return error
 
 
 UNREACHABLE: Final = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)

@@ -110,7 +110,37 @@ class LeaseEndedEarly(_Event):
     nonce: int
 
 
-Event: TypeAlias = OrderSettled | CallForgotten | NonceRaised | LeaseEndedEarly
+@dataclass(frozen=True)
+class KrakenWarned(_Event):
+    """Kraken's answer had warnings. If it had no error, the client's code got it without them.
+
+    Attributes:
+        method: Kraken's name.
+        nonce: of the request, ns since 1970.
+        warnings: as Kraken has them, such as ``"WGeneral:..."``.
+    """
+
+    method: str
+    nonce: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ResultMissing(_Event):
+    """Kraken's answer to a call that changes something had neither an error nor a result; your client got it so.
+
+    What became of an order (AddOrder, AddOrderBatch) is looked up instead, and told by `OrderSettled`.
+
+    Attributes:
+        method: Kraken's name.
+        nonce: of the request, ns since 1970.
+    """
+
+    method: str
+    nonce: int
+
+
+Event: TypeAlias = OrderSettled | CallForgotten | NonceRaised | LeaseEndedEarly | KrakenWarned | ResultMissing
 Hook: TypeAlias = Callable[[Event], object]
 
 _of_process: list[Hook] = []

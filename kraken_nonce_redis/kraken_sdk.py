@@ -108,7 +108,7 @@ def _extras(uri: str, step: Send, rest: dict[str, Any]) -> dict[str, Any]:
 def _raw_answer(method: str, status: int, content: bytes) -> Mapping[str, Any] | None:
     """Return Kraken's answer in a response that the SDK passes on as it is; the file of RetrieveExport is one, too."""
     if method == "RetrieveExport" and status == _HTTP_OK:
-        return leaving.decoded(content) or {"error": []}
+        return leaving.decoded(content) or {"error": [], "result": True}
     return leaving.decoded(content)
 
 
@@ -129,7 +129,11 @@ class _Signing(spot.SpotClient):
                 kwargs[name] = arguments.stripped(name, kwargs[name])
             elif place < len(given):
                 given[place] = arguments.stripped(name, given[place])
+        urls = *given[2:3], kwargs.get("url"), kwargs.get("rest_url")
+        own = next((url for url in urls if url and isinstance(url, str)), None)
+        url = self._guard.address(own or self.URL, explicit=own is not None)
         super().__init__(*given, **kwargs)
+        self.URL = url
         self._err_handler = _AnswerListener()
 
     def get_nonce(self) -> str:
@@ -211,8 +215,7 @@ class KrakenNonceMixin(_Signing):
         Before 3.5, the SDK takes its ``TIMEOUT`` instead of any timeout but its default.
         """
         own = bounded(self.TIMEOUT, self._guard.call_timeout)
-        if own != self.TIMEOUT:
-            self.TIMEOUT = cast("int", own)  # which the SDK takes by itself
+        self.TIMEOUT = cast("int", own)  # which the SDK takes by itself
         chosen = own if timeout in (None, _SDK_TIMEOUT) else bounded(timeout, self._guard.call_timeout)
         return chosen, max(longest(chosen), longest(own))
 
@@ -293,9 +296,9 @@ class AsyncKrakenNonceMixin(_Signing, spot.SpotAsyncClient):
         own = self.TIMEOUT = cast("int", self._limited(self.TIMEOUT))
         if timeout in (None, _SDK_TIMEOUT):
             return own, own + _ROUNDED_UP
-        total = getattr(timeout, "total", timeout)  # aiohttp's ClientTimeout has one
+        total = getattr(timeout, "total", timeout)  # aiohttp's ClientTimeout has one, and urllib3's Timeout
         at_most = self._limited(total)
-        chosen = timeout if total is not timeout and total is not None else at_most
+        chosen = timeout if hasattr(timeout, "sock_read") and total is not None else at_most
         return chosen, max(at_most, own) + _ROUNDED_UP
 
     def _limited(self, timeout: float | None) -> float:

@@ -136,8 +136,9 @@ def _made_again(kind: Any, *args: Any) -> Any:
 
 
 def _prepare(api: _Guarded, guard: Guard) -> None:
-    """Give an API its guard, and its key and secret without surrounding white space. Raises `InvalidArgument`."""
+    """Give an API its guard and address, its key and secret without white space. Raises `InvalidArgument`."""
     api._guard = guard  # noqa: SLF001 - in place of its constructor
+    api.uri = guard.address(api.uri)
     api.key, api.secret = arguments.stripped("key", api.key), arguments.stripped("secret", api.secret)
 
 

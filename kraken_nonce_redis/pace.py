@@ -127,7 +127,7 @@ def _check_figures(tier: Tier) -> None:
 
 # The time in "EService: Throttled: 1700000000".
 _UNTIL: Final = re.compile(r"EService:Throttled:\s*(\d+)")
-_LONGEST_THROTTLED: Final = 900.0  # seconds
+_LONGEST_ASKED_FOR: Final = 900.0  # seconds
 
 
 def tell_a_time(errors: Iterable[str]) -> bool:
@@ -141,7 +141,8 @@ class CoolDowns:
 
     Args:
         rate_limit: ``EAPI:Rate limit exceeded``: the key's REST counter is full, and further calls keep it full. Also
-            Kraken's other limits that count more than one pair's orders, such as ``EGeneral:Too many requests``.
+            Kraken's other limits that count more than one pair's orders, such as ``EGeneral:Too many requests``, and
+            Cloudflare's page with the status 429, unless its ``Retry-After`` says how long: 15 minutes at most.
         throttled: ``EService:Throttled`` without a time; with one, until then by the Redis server's clock, but for 15
             minutes at most.
         lockout: ``EGeneral:Temporary lockout``, which Kraken gives for about 15 minutes.
@@ -171,6 +172,13 @@ class CoolDowns:
             until = _UNTIL.match(kraken.plain(error))
             seconds = getattr(self, limit)
             if until is not None and now is not None:
-                seconds = min(float(until[1]) - now, _LONGEST_THROTTLED)
+                seconds = min(float(until[1]) - now, _LONGEST_ASKED_FOR)
             longest = max(longest, (min(seconds, arguments.LONGEST_COOL_DOWN), error))
         return longest
+
+    def after_page(self, retry_after: float | None) -> float:
+        """Return for how many seconds calls should pause after a page with the status 429.
+
+        ``retry_after`` is what the page asks for, in seconds; None if it doesn't say.
+        """
+        return self.rate_limit if retry_after is None else min(retry_after, _LONGEST_ASKED_FOR)

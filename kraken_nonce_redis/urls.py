@@ -83,6 +83,15 @@ def from_environment() -> str | None:
     return next((url for variable in VARIABLES if (url := os.environ.get(variable))), None)
 
 
+def or_environment(redis: Any) -> Any:
+    """Return a client or a URL that was given, or else the URL in the environment. Raises `InvalidArgument`."""
+    given = from_environment() if redis is None else redis
+    if given is None:
+        names = ", ".join(VARIABLES)
+        raise InvalidArgument("redis", f"give a client or a URL, or set one of {names} in the environment")
+    return given
+
+
 def unusable(error: Exception) -> InvalidArgument:
     """Return the error for a URL whose options redis-py refuses."""
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from typing import Any, cast
 
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _process
@@ -28,7 +27,7 @@ class _Request(_Stock):  # type: ignore[misc]
 
 
 class _Response(_Stock):  # type: ignore[misc]
-    """What is different in a response of aiohttp.
+    """What is different in a response of aiohttp, which is read when the client's code asks for it.
 
     Attributes:
         sent: the request of a step that it answers; None for another request.
@@ -42,10 +41,11 @@ class _Response(_Stock):  # type: ignore[misc]
             self.sent.hear_status(self.status, self.headers)
         return started
 
-
-@functools.cache
-def _watching(kind: type, ours: type) -> type:
-    return type(kind.__name__, (ours, kind), {"__module__": kind.__module__})
+    async def read(self) -> Any:
+        body = await super().read()
+        if self.sent is not None:
+            body = self._body = self.sent.hear_body(body)
+        return body
 
 
 def watch(session: Any) -> None:
@@ -54,7 +54,7 @@ def watch(session: Any) -> None:
     for name, ours in (("_request_class", _Request), ("_response_class", _Response)):
         kind = getattr(session, name)
         if not issubclass(kind, ours):
-            setattr(session, name, _watching(kind, ours))
+            setattr(session, name, leaving.watching(kind, cast("type", ours)))
 
 
 def leave_to_parent(session: Any) -> None:

@@ -17,6 +17,7 @@ from kraken_nonce_redis._redis.keyspace import digest
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from kraken_nonce_redis._calls.outcomes import TurnedAway
     from kraken_nonce_redis._kraken import Verdict
 
 LONGEST_CALL: Final = arguments.LONGEST_TTL - 1
@@ -116,6 +117,8 @@ class Heard:
         answer: Kraken's answer, decoded from JSON; None if there was none.
         left: whether the request has begun to leave, whatever the failure looks like.
         date: the `Date` of Kraken's answer, in Unix seconds; None if it is unknown.
+        turned_away: what came in place of Kraken's answer, if that was a page with the status 429.
+        doubt: why Kraken's answer says nothing about the call; empty if it does.
     """
 
     value: Any = None
@@ -123,6 +126,8 @@ class Heard:
     answer: Mapping[str, Any] | None = None
     left: bool = False
     date: float | None = None
+    turned_away: TurnedAway | None = None
+    doubt: str = ""
 
     @property
     def errors(self) -> tuple[str, ...]:
@@ -130,11 +135,21 @@ class Heard:
         return () if self.answer is None else outcomes.errors_in(self.answer)
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """Kraken's warnings, which the client's code does not see if there is no error beside them."""
+        return () if self.answer is None else outcomes.warnings_in(self.answer)
+
+    @property
+    def lacks_result(self) -> bool:
+        """Whether Kraken's answer has neither an error nor a result."""
+        return self.answer is not None and outcomes.lacks_result(self.answer)
+
+    @property
     def verdict(self) -> Verdict:
         """What this says about the call."""
-        if self.answer is not None:
+        if self.answer is not None and not self.doubt:
             return outcomes.of_answer(self.answer)
-        if self.left:
+        if self.left or self.doubt:
             return kraken.UNKNOWN
         return outcomes.of_failure(self.failure)
 
@@ -142,7 +157,9 @@ class Heard:
     def reason(self) -> str:
         """Why the call did not do, in words: Kraken's errors, or the kind of failure, whose text may hold a key."""
         if self.answer is not None:
-            return ", ".join(self.errors)
+            return self.doubt or ", ".join(self.errors)
+        if self.turned_away is not None:
+            return str(self.turned_away)
         return "no answer of Kraken" if self.failure is None else f"no answer ({type(self.failure).__name__})"
 
     def unwrap(self) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Final
 
 from kraken_nonce_redis import _clock as clock
@@ -70,14 +69,6 @@ def _bounds(known: tuple[float, float, float], now: float) -> tuple[float, float
     least, most, learned = known
     doubt = _DRIFT * max(0.0, now - learned)
     return now + least - doubt, now + most + doubt
-
-
-def seconds_of(date: str | None) -> float | None:
-    """Return the Unix seconds of a `Date`; None if it is none."""
-    try:
-        return parsedate_to_datetime(date or "").timestamp()
-    except (TypeError, ValueError):
-        return None
 
 
 def written(deadline: float) -> str:

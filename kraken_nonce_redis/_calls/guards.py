@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack
 
+from kraken_nonce_redis import _address as address
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import urls
 from kraken_nonce_redis._arguments import DEFAULT_CALL_TIMEOUT, DEFAULT_PATIENCE, DEFAULT_WAIT_TIMEOUT
@@ -61,6 +62,7 @@ class _GuardCore(Generic[LockType]):
         cool_downs: CoolDowns = _COOL_DOWNS,
         retries: Retries = _RETRIES,
         on_unknown: OnUnknown = "settle",
+        base_url: str | None = None,
         patience: float | None = DEFAULT_PATIENCE,
         nonce_window: int | None = None,
         deadline: DeadlineOf | None = None,
@@ -79,12 +81,9 @@ class _GuardCore(Generic[LockType]):
             on_absent,
         )
         self._given = dict(zip(_GIVEN, given, strict=True)) | {"redis": redis} | settings
-        self._redis = urls.from_environment() if redis is None else redis
-        if self._redis is None:
-            raise InvalidArgument(
-                "redis", f"give a client or a URL, or set one of {', '.join(urls.VARIABLES)} in the environment"
-            )
+        self._redis = urls.or_environment(redis)
         self._settings = settings
+        self._base_url = base_url
         self.call_timeout: Final = arguments.seconds("call_timeout", call_timeout, 0.001, LONGEST_TIMEOUT)
         self._locks: dict[str, LockType] = {}
         self._make_lock("any")  # so that a wrong setting shows now and not at the first call
@@ -100,6 +99,10 @@ class _GuardCore(Generic[LockType]):
             deadline=deadline,
             on_absent=on_absent,
         )
+
+    def address(self, own: str, *, explicit: bool = False) -> str:
+        """Return the URL of Kraken that the client is to use: see `_address.chosen`. Raises `InvalidArgument`."""
+        return address.chosen(self._base_url, own, explicit=explicit)
 
     def leave_journal(self) -> None:
         """Leave the calls of earlier holders to other processes: this one is only to look."""

@@ -8,6 +8,7 @@ they must have the nonce of a step that is under way, and no request with that n
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from contextvars import ContextVar
 from dataclasses import replace
@@ -17,7 +18,6 @@ from urllib.parse import parse_qsl
 
 from kraken_nonce_redis._calls import outcomes
 from kraken_nonce_redis._calls.call import Heard
-from kraken_nonce_redis._calls.exchange_clock import seconds_of
 from kraken_nonce_redis._core.lock import logger
 from kraken_nonce_redis._kraken import Outcome
 from kraken_nonce_redis.errors import IncompatibleClient
@@ -56,7 +56,7 @@ class Request:
         step: the step.
         entered: whether it was handed to the client's code that sends; before that, nothing can have been sent.
         left: whether it has begun to leave.
-        answer: Kraken's answer to it, decoded from JSON; None while there is none.
+        answer: Kraken's answer to it, decoded from JSON, with its warnings; None while there is none.
     """
 
     def __init__(self, client: object, api_key: str, call: Call, step: Send) -> None:
@@ -69,6 +69,7 @@ class Request:
         self._place = api_key, str(step.nonce)
         self._failure: Exception | None = None
         self._date: float | None = None
+        self._turned_away: outcomes.TurnedAway | None = None
         self._refusal: Exception | None = None
         self._again = False
         self._seen = False  # by a transport that is looked at, so that its answer is, too
@@ -136,16 +137,27 @@ class Request:
     def _refuse_again(self) -> NoReturn:
         self._again = True
         logger.warning("%s: %s (nonce %d) was not sent again", self._client, self.step.method, self.step.nonce)
-        raise IncompatibleClient(self._client, _AGAIN)
+        error = IncompatibleClient(self._client, _AGAIN)
+        error.carried_out = None if self._call.changes else False  # by the first one
+        raise error
 
     def hear(self, answer: Mapping[str, Any] | None) -> None:
         """Take note of Kraken's answer, as the transport or the client's own code has it; None if there was none."""
         if answer is not None:
             self.answer = self.answer or answer
 
-    def hear_status(self, _status: int, headers: Mapping[str, str]) -> None:
+    def hear_status(self, status: int, headers: Mapping[str, str]) -> None:
         """Take note of the status and the headers that came back, as the client's transport has them."""
-        self._date = seconds_of(headers.get("Date"))
+        self._turned_away = self._turned_away or outcomes.TurnedAway.of(status, headers)
+        self._date = outcomes.seconds_at(headers.get("Date", ""))
+
+    def hear_body(self, content: bytes) -> bytes:
+        """Take note of what came back, and return it as the client's code is to see it."""
+        answer = decoded(content)
+        self.hear(answer)
+        if answer is None or (shown := outcomes.without_warnings(answer)) is answer:
+            return content
+        return json.dumps(shown).encode()
 
     def take(self, value: Any) -> None:
         """Take what other people's code returned for the answer, if no transport that is looked at has sent it."""
@@ -169,23 +181,38 @@ class Request:
         """
         if self._again:  # then what the client's code made of the second time says nothing
             if self.answer is None:
-                return Heard(failure=self._failure or failure, left=True)
-            try:
-                return Heard(self._call.present(self.answer), answer=self.answer, left=True)
-            except Exception as error:  # noqa: BLE001 - it is what the client makes of the answer
-                return Heard(failure=error, answer=self.answer, left=True)
+                return Heard(failure=self._failure or failure, left=True, turned_away=self._turned_away)
+            return self._presented(self.answer)
         if not self.left:
             if self._refusal is not None and self._ended_in_refusal(value, failure):
                 raise self._refusal
             if failure is not None and (not self.entered or outcomes.is_hopeless(failure)):
                 raise failure
+        if self.answer is None:
+            return Heard(value, failure, left=self.left, turned_away=self._turned_away)
+        warned = not self._seen and outcomes.without_warnings(self.answer) is not self.answer
+        if warned and (failure is not None or isinstance(value, dict)):  # the client's code may have seen them
+            return self._presented(self.answer)
         return Heard(value, failure, self.answer, left=self.left)
+
+    def _presented(self, answer: Mapping[str, Any]) -> Heard:
+        """Return what the client makes of an answer."""
+        try:
+            return Heard(self._call.present(outcomes.without_warnings(answer)), answer=answer, left=True)
+        except Exception as error:  # noqa: BLE001 - it is what the client raises
+            return Heard(failure=error, answer=answer, left=True)
 
     def _ended_in_refusal(self, value: Any, failure: Exception | None) -> bool:
         """Return whether the client's code gave up when it was refused, as far as we see; it may know another way."""
         if failure is None:
             return value is None and self.answer is None
         return self._refusal in outcomes.led_to(failure)
+
+
+@functools.cache
+def watching(kind: type, ours: type) -> type:
+    """Return a class of a client's transport with what is different in ours; it looks like the former."""
+    return type(kind.__name__, (ours, kind), {"__module__": kind.__module__})
 
 
 def current() -> Request | None:

@@ -2,11 +2,14 @@
 
 What Kraken's errors mean is in `kraken_nonce_redis._kraken`. An answer that is not Kraken's JSON counts as none,
 whatever its HTTP status: a gateway that says 502 may have passed the call on, and one that says 404 may have lost the
-answer.
+answer. So may Cloudflare's page with the status 429, which also says that Kraken is to be left alone for a while.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from email.utils import mktime_tz, parsedate_tz
 from typing import TYPE_CHECKING, Any, Final
 
 from kraken_nonce_redis import _kraken as kraken
@@ -50,6 +53,46 @@ _HOPELESS: Final = frozenset(
 _TUNNEL: Final = "Tunnel connection failed"  # how http.client words a proxy's refusal of CONNECT, such as 407
 
 
+_TOO_MANY: Final = 429
+_SECONDS: Final = re.compile(r"[0-9]+")
+
+
+@dataclass(frozen=True, slots=True)
+class TurnedAway:
+    """A page with the status 429 in place of Kraken's answer: Cloudflare, in front of Kraken, wants fewer requests.
+
+    Attributes:
+        retry_after: seconds for which it wants none; None if it doesn't say.
+    """
+
+    retry_after: float | None
+
+    @classmethod
+    def of(cls, status: int, headers: Mapping[str, str]) -> TurnedAway | None:
+        """Return what an answer is if Kraken did not give it; None for another status."""
+        if status != _TOO_MANY:
+            return None
+        said = headers.get("Retry-After", "").strip()
+        if _SECONDS.fullmatch(said):
+            return cls(float(said))
+        # Of a date only its distance from the answer's own counts: this machine's clock may be wrong.
+        then, now = seconds_at(said), seconds_at(headers.get("Date", ""))
+        return cls(None if then is None or now is None else max(0.0, then - now))
+
+    def __str__(self) -> str:
+        asked = "no Retry-After" if self.retry_after is None else f"Retry-After: {self.retry_after:g} s"
+        return f"{kraken.TOO_MANY_REQUESTS} ({asked})"
+
+
+def seconds_at(date: str) -> float | None:
+    """Return the time of an HTTP date, in seconds since 1970; None if it is none."""
+    parsed = parsedate_tz(date)
+    try:
+        return None if parsed is None else mktime_tz((*parsed[:9], parsed[9] or 0))
+    except (ValueError, OverflowError):
+        return None
+
+
 def changes(method: str, params: Mapping[str, Any]) -> bool:
     """Return whether a call changes anything at Kraken."""
     known = kraken.method_named(method)
@@ -73,10 +116,31 @@ def of_answer(answer: Mapping[str, Any]) -> Verdict:
 
 def errors_in(answer: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the errors in Kraken's answer, as Kraken has them; without the warnings, which begin with W."""
+    return _beginning("E", answer)
+
+
+def warnings_in(answer: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the warnings in Kraken's answer, as Kraken has them."""
+    return _beginning("W", answer)
+
+
+def _beginning(letter: str, answer: Mapping[str, Any]) -> tuple[str, ...]:
     errors = answer.get("error")
     if not isinstance(errors, list | tuple):
         return ()
-    return tuple(error for error in errors if isinstance(error, str) and error.startswith("E"))
+    return tuple(error for error in errors if isinstance(error, str) and error.startswith(letter))
+
+
+def without_warnings(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an answer without its warnings, of which clients make exceptions; one with errors as it is."""
+    if of_answer(answer) != _CARRIED_OUT or not warnings_in(answer):
+        return answer
+    return {**answer, "error": []}
+
+
+def lacks_result(answer: Mapping[str, Any]) -> bool:
+    """Return whether an answer has neither an error nor a result."""
+    return of_answer(answer) == _CARRIED_OUT and answer.get("result") is None
 
 
 def is_final_refusal(heard: Heard) -> bool:

@@ -7,7 +7,6 @@ the classes of a session's adapters and pools are replaced by subclasses, made h
 from __future__ import annotations
 
 import contextlib
-import functools
 from decimal import Decimal
 from typing import Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
@@ -84,20 +83,15 @@ def _hear(prepared: Any, response: Any) -> Any:
     sent = _request_of(prepared)
     if sent is not None:
         sent.hear_status(response.status_code, response.headers)
-        sent.hear(leaving.decoded(response.content))
+        response._content = sent.hear_body(response.content)  # noqa: SLF001 - where requests keeps what was read
     return response
-
-
-@functools.cache
-def _watching(kind: type, ours: type) -> type:
-    return type(kind.__name__, (ours, kind), {"__module__": kind.__module__})
 
 
 def _watched(thing: Any, ours: type) -> Any:
     """Give an object what is different in one of ours."""
     if not isinstance(thing, ours):
         kind: Any = type(thing)
-        thing.__class__ = _watching(kind, ours)
+        thing.__class__ = leaving.watching(kind, ours)
     return thing
 
 
@@ -131,6 +125,8 @@ def is_watched(session: Any, url: str) -> bool:
         return isinstance(session.get_adapter(url), _Transport)
     except AttributeError:
         return False
+    except ValueError:  # what has no adapter, the session won't send
+        return True
 
 
 def refuse_repeats(session: Any, url: str) -> None:
@@ -145,6 +141,8 @@ def refuse_repeats(session: Any, url: str) -> None:
         repeats = retry.is_retry("POST", 503) or (retry.total and retry._is_method_retryable("POST"))  # noqa: SLF001
     except AttributeError:
         return  # not of requests; it may have no such thing
+    except ValueError:
+        return  # there is no adapter for such a URL, as the client will say
     if repeats:
         raise IncompatibleClient(
             type(session).__qualname__,
@@ -162,7 +160,8 @@ def bounded(timeout: Timeout, default: float) -> float | tuple[float, float] | A
     """
 
     def limited(part: Any) -> float:
-        return default if part is None else arguments.seconds("timeout", part, _SHORTEST, LONGEST_CALL)
+        # No socket takes a Decimal; that shows only when a connection is used again.
+        return default if part is None else float(arguments.seconds("timeout", part, _SHORTEST, LONGEST_CALL))
 
     if isinstance(timeout, tuple):
         if len(timeout) != 2:  # noqa: PLR2004 - a pair

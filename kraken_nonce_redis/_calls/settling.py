@@ -32,7 +32,7 @@ class Settlement:
 
     Attributes:
         outcome: as in `kraken_nonce_redis.events.OrderSettled`.
-        orders: by cl_ord_id, txid and Kraken's description of each that was found.
+        orders: by cl_ord_id, txid and Kraken's description of each that was found, in the order of the call.
         known: the same in words.
         hopeless: for ``"unknown"``, whether asking again later would tell no more.
         proved: for ``"absent"``, whether the orders could not be placed any more before the last look.
@@ -93,7 +93,7 @@ class _Search:
     proved: bool = False
     """Whether nothing could be placed any more before the last look."""
     stop: bool = False
-    """Whether Kraken refused to answer, so that asking again is no use now."""
+    """Whether Kraken refused to answer, or is to be left alone, so that asking again is no use now."""
     trouble: str = ""
     """Why a look was not clear."""
     hopeless: bool = False
@@ -106,7 +106,7 @@ class _Search:
     def take(self, heard: Heard, name: str) -> None:
         """Take an answer whose result has the orders under a name."""
         if heard.answer is None or heard.verdict.outcome is not Outcome.CARRIED_OUT:
-            self.stop = heard.verdict.outcome is Outcome.NOT_CARRIED_OUT
+            self.stop = heard.verdict.outcome is Outcome.NOT_CARRIED_OUT or heard.turned_away is not None
             self._unclear(heard.reason, hopeless=heard.verdict == REFUSED)
             return
         self.accepted |= self.fence is not None and not self.fence.trouble
@@ -214,16 +214,18 @@ def _looking(ask: Callable[[str, Mapping[str, Any]], CallFlow[Heard]], search: _
 
 
 def _settlement(search: _Search) -> Settlement:
-    found = ", ".join(f"{cl_ord_id} is {txid}" for cl_ord_id, (txid, _) in search.found.items())
+    # In the order of the call, as Kraken answers it; the lists have the newest first.
+    orders = {cl_ord_id: search.found[cl_ord_id] for cl_ord_id in search.ids if cl_ord_id in search.found}
+    found = ", ".join(f"{cl_ord_id} is {txid}" for cl_ord_id, (txid, _) in orders.items())
     if not search.missing:
-        return Settlement("found", search.found, f"Kraken lists it: {found}")
+        return Settlement("found", orders, f"Kraken lists it: {found}")
     missing = ", ".join(search.missing)
     if not (search.clear and search.fenced):
         more = f"; {found}" if found else ""
         known = f"Kraken gave no clear answer ({search.trouble}){more}"
-        return Settlement("unknown", search.found, known, search.hopeless)
-    if search.found:
-        return Settlement("partly", search.found, f"Kraken lists {found}; it does not list {missing}")
+        return Settlement("unknown", orders, known, search.hopeless)
+    if orders:
+        return Settlement("partly", orders, f"Kraken lists {found}; it does not list {missing}")
     known = f"a nonce above its window was accepted, and Kraken lists no such order: {missing}"
     if search.proved:
         known += "; its deadline was over before the last look"

@@ -106,8 +106,8 @@ class Examiner:
             wait_timeout=LOCK_WAIT,
             retries=Retries(waits=(), leads=()),  # a look changes nothing for those who trade
             call_timeout=CALL_TIMEOUT,
+            base_url=self._url,
         )
-        api.uri = self._url
         api._guard.leave_journal()  # noqa: SLF001 - no option for users, whose hooks are to hear what was settled
         return api
 

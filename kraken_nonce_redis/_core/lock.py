@@ -25,6 +25,7 @@ from kraken_nonce_redis.errors import (
     LeaseLost,
     NoncesUsedUp,
     StoreError,
+    about_no_call,
 )
 from kraken_nonce_redis.pace import Pace
 
@@ -225,9 +226,13 @@ class LeaseCore:
                 name,
                 f"must be above 0 and leave the lease at most {arguments.LONGEST_TTL:g} s, not {seconds!r}",
             )
-        if self.ended or self.grant.over or not self.grant.mark[0]:
-            self.check()
-        yield from self._extended(term, replace=replace)
+        try:
+            if self.ended or self.grant.over or not self.grant.mark[0]:
+                self.check()
+            yield from self._extended(term, replace=replace)
+        except KrakenNonceError as error:
+            about_no_call(error)
+            raise
         if replace:
             self.grant.term = seconds
             if self.grant.renewal is not None:
@@ -255,8 +260,7 @@ class LeaseCore:
         self, term: float, intent: str = "", *, replace: bool = False
     ) -> Command[Extended | Literal["late", "lost"]]:
         known, number = self.grant.record.known, next(self.grant.extensions)
-        if intent:
-            intent = f"{intent} {self._lock._named()}"
+        intent = self._lock._with_name(intent)
         return commands.extend(
             self._lock.keys, self.grant.member, term, intent, known=known, number=number, replace=replace
         )
@@ -372,6 +376,10 @@ class LockCore(Generic[L]):
         """Return the bot's name as it stands in Redis."""
         return self._name or names.of_process()
 
+    def _with_name(self, intent: str) -> str:
+        """Return an intent with the bot's name; none stays none."""
+        return f"{intent} {self._named()}" if intent else ""
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.keys.state} ttl={self.ttl:g}>"
 
@@ -405,10 +413,8 @@ class LockCore(Generic[L]):
     def _own(self, owner: object, doing: str) -> L:
         lease = self._mine(owner)
         if lease is None:
-            raise CallLockError(
-                f"can't {doing} {self.keys.state}: this thread or task does not hold it",
-                self.keys.state,
-            )
+            problem = f"can't {doing} {self.keys.state}: this thread or task does not hold it"
+            raise about_no_call(CallLockError(problem, self.keys.state))
         return lease
 
     def under_lease(self, owner: object, body: Callable[[L], CallFlow[T]], wishes: Wishes) -> CallFlow[T]:
@@ -452,7 +458,7 @@ class LockCore(Generic[L]):
         member = process_state.new_member(self._named(), commands.word(wishes.method), wishes.token)
         durability = of_every_nonce(self.durability)
         if wishes.intent:
-            wishes = wishes._replace(intent=f"{wishes.intent} {self._named()}")
+            wishes = wishes._replace(intent=self._with_name(wishes.intent))
         try:
             acquired = yield from acquiring(
                 process_state, self.keys, member, wishes, ttl=self.ttl, pace=pace, durability=durability
@@ -519,6 +525,8 @@ class LockCore(Generic[L]):
             release: Release = yield Run(command)
             self._process_state().departed_for_good(command, left)
         except BaseException as error:
+            if isinstance(error, KrakenNonceError):
+                about_no_call(error)
             if not grant.holds:
                 if not isinstance(error, Exception):
                     grant.record = grant.record.unheard()
@@ -526,11 +534,11 @@ class LockCore(Generic[L]):
             raise
         # A release sent twice may have worked the first time. After a single one, another caller has ended the lease.
         if release == "lost" or (release == "gone" and not (command.repeated and left)):
-            raise LeaseLost(
+            problem = (
                 f"the lease on {self.keys.state} ended before it was released; another caller may have held the "
-                "lock in the meantime. Choose a longer ttl, or auto_renew=True",
-                self.keys.state,
+                "lock in the meantime. Choose a longer ttl, or auto_renew=True"
             )
+            raise about_no_call(LeaseLost(problem, self.keys.state))
 
     def _abandon(self, owner: object, depth: int) -> None:
         """End the holds of an owner that are more than ``depth``; the lock is released in the background."""

@@ -55,6 +55,8 @@ _UNKNOWN = "="
 _JUST_AFTER = 0.002
 _RETRY = 1.0
 _MOST_DEPARTED = 4096
+_CROSSING = 1.0
+"""Seconds in which an offer of the lock to one who has left may have crossed with its release."""
 _REASONS = {
     "held": "its holder has up to",
     "interval": "the pace's min_interval allows the next call in",
@@ -395,15 +397,17 @@ class _Departed:
 
     Attributes:
         release: what has told the server so.
+        at: when on `clock.now` the server has answered that.
         until: until when on `clock.now` a server that has lost that may take it for present.
     """
 
     release: Command[Release]
+    at: float
     until: float
 
 
 class Recall:
-    """A chore: look at the locks that members of this process have released, since the server may have lost that.
+    """A chore: look for members of this process that have left, in the locks and queues that they were in.
 
     A server that takes over may lack the last writes of the one before.
     """
@@ -413,14 +417,16 @@ class Recall:
         self._keys = keys
 
     def command(self, now: float) -> Command[State] | None:
-        """Return a look at one lock, or None when all were looked at."""
+        """Return a look at one key, or None when all were looked at."""
         del now
-        return commands.inspect_lock(next(iter(self._keys))) if self._keys else None
+        return commands.inspect_all(next(iter(self._keys))) if self._keys else None
 
     def succeeded(self, command: Command[State], result: State, now: float) -> float:
-        """Give the lock back if it is held for one who has left; go on with the next."""
+        """Give back what is held for those who have left; go on when there are none."""
+        found = [result.holder, *(waiter.member for waiter in result.waiters)]
+        if any([self._process_state.recall(member) for member in found]):  # noqa: C419 - every one of them
+            return now + TOGETHER
         self._keys.discard(command.keys)
-        self._process_state.recall(result.holder)
         return now
 
     def failed(self, error: KrakenNonceError, now: float) -> float:
@@ -519,8 +525,9 @@ class ProcessState:
 
     def departed_for_good(self, command: Command[Release], left: float = 0.0) -> None:
         """Take note of a release that the server has answered, of a member that had ``left`` seconds."""
+        now = clock.now()
         with self.turn:
-            self.departed[str(command.args[0])] = _Departed(command, clock.now() + max(left, QUEUE_LIFE))
+            self.departed[str(command.args[0])] = _Departed(command, now, now + max(left, QUEUE_LIFE))
             if len(self.departed) > _MOST_DEPARTED:
                 del self.departed[next(iter(self.departed))]
 
@@ -530,20 +537,15 @@ class ProcessState:
         with self.turn:
             return {departed.release.keys for departed in self.departed.values() if departed.until > now}
 
-    @property
-    def anyone_departed(self) -> bool:
-        """Whether the server may take anybody who has left for present, should it lose what it was told."""
-        with self.turn:
-            latest = next(reversed(self.departed.values()), None)
-        return latest is not None and latest.until > clock.now()
-
-    def recall(self, member: str) -> None:
-        """Repeat the release of a member that the server takes for present."""
+    def recall(self, member: str) -> bool:
+        """Repeat the release of a member that the server takes for present; return whether it has left."""
         departed = self.departed.get(member)
-        if departed is not None and departed.until > clock.now():
-            self.give_back(replace(departed.release), departed.until - clock.now())
+        if departed is None or departed.until <= clock.now():
+            return False
+        self.give_back(replace(departed.release), departed.until - clock.now())
+        return True
 
-    def disconnected(self) -> None:
+    def reconnected(self) -> None:
         """Look whether the server still knows of our releases, since another one may have taken over."""
         keys = self.departed_keys()
         if keys:
@@ -610,7 +612,9 @@ class ProcessState:
             if waiter is not None or name == state:
                 key_waiters.called(waiter)
                 return
-        self.recall(name)
+        departed = self.departed.get(name)
+        if departed is not None and self.heard > departed.at + _CROSSING:
+            self.recall(name)
 
     def rouse(self) -> None:
         """Wake one sleeper without an offer, so that it may listen."""

@@ -376,9 +376,9 @@ def inspect(keys: Keyspace, what: Literal["all", "waiters", "lock"] = "all") -> 
     return Command("inspect", (keys.state, keys.queue), (what,), _read_state)
 
 
-def inspect_lock(keys: tuple[str, ...]) -> Command[State]:
-    """Read the lock of another command's keys."""
-    return Command("inspect", keys, ("lock",), _read_state)
+def inspect_all(keys: tuple[str, ...]) -> Command[State]:
+    """Read the state of another command's keys, with the waiters."""
+    return Command("inspect", keys, ("waiters",), _read_state)
 
 
 def _read_state(reply: Reply) -> State:

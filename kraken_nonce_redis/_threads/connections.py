@@ -97,12 +97,12 @@ class ServerConnections:
     fail_as_one: Final = True
     """Whether what waits for one connection may let all else wait."""
 
-    def __init__(self, client: redis.Redis, lost: Callable[[], object]) -> None:
+    def __init__(self, client: redis.Redis, reconnected: Callable[[], object]) -> None:
         self._client = client  # its Sentinels live as long as it does
         pool = client.connection_pool
         self._pool = _pool(pool.connection_class, pool.connection_kwargs)
-        self._pipe = Pipe(self._pool.make_connection, lost)
-        self._durable = Pipe(self._pool.make_connection, lost)
+        self._pipe = Pipe(self._pool.make_connection, reconnected)
+        self._durable = Pipe(self._pool.make_connection, reconnected)
 
     @property
     def pipes(self) -> Iterable[Pipe]:
@@ -135,10 +135,10 @@ class ClusterConnections:
     fail_as_one: Final = False
 
     def __init__(
-        self, nodes: Iterable[Address], options: Mapping[str, Any], places: Places, lost: Callable[[], object]
+        self, nodes: Iterable[Address], options: Mapping[str, Any], places: Places, reconnected: Callable[[], object]
     ) -> None:
         self._options = options
-        self._lost = lost
+        self._reconnected = reconnected
         patience = options.get("socket_timeout") or urls.SOCKET_TIMEOUT
         self._nodes = Nodes(nodes, lambda known: places.floors(Place.of_cluster(known)), patience)
         self._pipes: dict[tuple[Address, bool], Pipe] = {}
@@ -179,7 +179,7 @@ class ClusterConnections:
             pipe = self._pipes.get((address, durable))
             if pipe is None:
                 make = _node_pool(address, self._options).make_connection
-                pipe = self._pipes[address, durable] = Pipe(make, self._lost, resend=False)
+                pipe = self._pipes[address, durable] = Pipe(make, self._reconnected, resend=False)
             return pipe
 
     def pubsub(self) -> PubSub:
@@ -199,7 +199,8 @@ class Target:
     Attributes:
         key: the same for all with equal connection settings.
         place: where that is.
-        connect: makes the connections, which open when they are first used, and call a function when one is lost.
+        connect: makes the connections, which open when they are first used; they call a function when one was lost and
+            is there again.
     """
 
     key: Hashable
@@ -220,7 +221,11 @@ class Target:
             options = {"connection_class": pool.connection_class, **pool.connection_kwargs}
         options = {name: value for name, value in options.items() if name not in ("host", "port")}
         key = ("cluster", frozenset(nodes), settings_key(options))
-        return cls(key, Place.of_cluster(nodes), lambda *given: ClusterConnections(nodes, options, *given))
+        return cls(
+            key,
+            Place.of_cluster(nodes),
+            lambda places, reconnected: ClusterConnections(nodes, options, places, reconnected),
+        )
 
     @classmethod
     def _of_server(cls, client: redis.Redis) -> Target:
@@ -233,7 +238,7 @@ class Target:
             addresses = [(str(kwargs["host"]), int(kwargs["port"])) for kwargs in sentinels]
             place = Place.of_service(pool.service_name, addresses, options)
             key = (pool.service_name, pool.is_master, tuple(map(settings_key, sentinels)), key)
-        return cls(key, place, lambda _, lost: ServerConnections(client, lost))
+        return cls(key, place, lambda _, reconnected: ServerConnections(client, reconnected))
 
 
 def checked(client: object) -> Source:

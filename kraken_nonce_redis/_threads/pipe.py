@@ -47,15 +47,16 @@ class Pipe:
 
     Args:
         make: returns a connection of redis-py, not yet connected.
-        lost: is called when the connection is lost, and not when it is closed here.
+        reconnected: is called when there is a connection again after one was lost, and not closed here.
         resend: as for `Pipeline`.
     """
 
     def __init__(
-        self, make: Callable[[], Any], lost: Callable[[], object] = lambda: None, *, resend: bool = True
+        self, make: Callable[[], Any], reconnected: Callable[[], object] = lambda: None, *, resend: bool = True
     ) -> None:
         self._make = make
-        self._lost = lost
+        self._reconnected = reconnected
+        self._lost = False
         self._pipeline = Pipeline(resend=resend)
         self._link: _Link | None = None
         self._writing = Role()
@@ -127,13 +128,13 @@ class Pipe:
             self._hand_over()
 
     def tend(self) -> bool:
-        """Read what nobody waits for, as far as it has come, or the end of the connection; return whether more is due.
+        """Read what nobody waits for, as far as it has come; return whether more is due.
 
         It connects only where requests are sent again, since that takes long when a node of a cluster is silent.
         """
         me = Slot(b"")
         try:
-            if self._link is not None and self._reading.take(me):
+            if self._pipeline.due and self._reading.take(me):
                 try:
                     self._read(None)
                 finally:
@@ -181,7 +182,7 @@ class Pipe:
         link = self._link
         if link is not None and link.lost is not None:
             self._drop(link)
-            self._lost()
+            self._lost = True
             link = None
         waiting = self._pipeline.number
         if not waiting or (link is None and not connect):
@@ -189,6 +190,9 @@ class Pipe:
         try:
             if link is None:
                 link = self._link = _connected(self._make(), self._pipeline)
+                if self._lost:
+                    self._lost = False
+                    self._reconnected()
             link.send(self._pipeline.take())
         except BaseException as error:
             if link is not None:

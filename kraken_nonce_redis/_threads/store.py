@@ -182,7 +182,7 @@ class Store:
         _refuse_half_patched()
         floors = process.places.floors(self._target.place)
         self._process_state = ProcessState(Agenda(self._chores_changed), _in_a_thread, floors=floors)
-        self._connections = self._target.connect(process.places, self._process_state.disconnected)
+        self._connections = self._target.connect(process.places, self._process_state.reconnected)
         self._listener = _OfferListener(self._connections, self._process_state)
         self._busy = set()
         self._chores_turn = threading.Condition()
@@ -221,8 +221,6 @@ class Store:
             for release in self._process_state.owed(command):
                 self._run(replace(release, until=command.until))
                 self._process_state.returned(release)
-            if command.name == "release":
-                self._tend_later()
             return self._run(command)
         finally:
             self._busy.discard(thread)
@@ -292,9 +290,6 @@ class Store:
             raise
         finally:
             self._busy.discard(thread)
-        self._tend_later()
-
-    def _tend_later(self) -> None:
         if self._tend_at is None:
             self._tend_at = clock.now() + _TEND
             self._chores_changed()
@@ -400,13 +395,7 @@ class Store:
         return self._close_idle()
 
     def _tend(self) -> bool:
-        """Read what nobody waits for, and notice lost connections as long as the server may have lost a release.
-
-        Return whether more is to be read or noticed.
-        """
-        return self._read_rest() or self._process_state.anyone_departed
-
-    def _read_rest(self) -> bool:
+        """Read what nobody waits for; return whether more is due."""
         return any([pipe.tend() for pipe in self._connections.pipes])  # noqa: C419 - every one of them
 
     def _do(self, chores: list[Chore]) -> None:
@@ -526,7 +515,7 @@ class Store:
                 self._process_state.returned(release)
         except KrakenNonceError as error:
             logger.warning("What this process has could not be given back: %s", error)
-        while self._read_rest() and clock.now() < start + _AT_EXIT:
+        while self._tend() and clock.now() < start + _AT_EXIT:
             time.sleep(0.005)
         for connection in self._all():
             connection.close()

@@ -55,13 +55,16 @@ class ServerConnections:
     """A server, or whichever server Sentinels call the master when the connection is made."""
 
     def __init__(
-        self, client: redis.asyncio.Redis, lost: Callable[[], object], sentinels: tuple[redis.asyncio.Redis, ...] = ()
+        self,
+        client: redis.asyncio.Redis,
+        reconnected: Callable[[], object],
+        sentinels: tuple[redis.asyncio.Redis, ...] = (),
     ) -> None:
         self._client = client  # its Sentinels live as long as it does
         self._sentinels = sentinels
         make = self._new_pool().make_connection
-        self._pipe = Pipe(make, lost)
-        self._durable = Pipe(make, lost)
+        self._pipe = Pipe(make, reconnected)
+        self._durable = Pipe(make, reconnected)
 
     @property
     def pipes(self) -> Iterable[Pipe]:
@@ -102,10 +105,10 @@ class ClusterConnections:
     """The nodes of a cluster, each with connections from when it is first asked."""
 
     def __init__(
-        self, nodes: Iterable[Address], options: Mapping[str, Any], places: Places, lost: Callable[[], object]
+        self, nodes: Iterable[Address], options: Mapping[str, Any], places: Places, reconnected: Callable[[], object]
     ) -> None:
         self._options = options
-        self._lost = lost
+        self._reconnected = reconnected
         patience = options.get("socket_timeout") or urls.SOCKET_TIMEOUT
         self._nodes = Nodes(nodes, lambda known: places.floors(Place.of_cluster(known)), patience)
         self._pipes: dict[tuple[Address, bool], Pipe] = {}
@@ -144,7 +147,7 @@ class ClusterConnections:
         pipe = self._pipes.get((address, durable))
         if pipe is None:
             make = _node_pool(address, self._options).make_connection
-            pipe = self._pipes[address, durable] = Pipe(make, self._lost, resend=False)
+            pipe = self._pipes[address, durable] = Pipe(make, self._reconnected, resend=False)
         return pipe
 
     def pubsub(self) -> PubSub:
@@ -168,7 +171,8 @@ class Target:
     Attributes:
         key: the same for all with equal connection settings.
         place: where that is.
-        connect: makes the connections, which open when they are first used, and call a function when one is lost.
+        connect: makes the connections, which open when they are first used; they call a function when one was lost and
+            is there again.
     """
 
     key: Hashable
@@ -182,7 +186,7 @@ class Target:
             nodes = tuple((node.host, int(node.port)) for node in source.nodes_manager.startup_nodes.values())
             first = next(iter(source.nodes_manager.startup_nodes.values()))
             return cls._of_cluster(nodes, {"connection_class": first.connection_class, **first.connection_kwargs})
-        return cls._of_server(source, lambda _, lost: ServerConnections(source, lost))
+        return cls._of_server(source, lambda _, reconnected: ServerConnections(source, reconnected))
 
     @classmethod
     def of_url(cls, url: str) -> Target:
@@ -198,9 +202,9 @@ class Target:
             raise urls.unusable(error) from None
 
         # Connections to Sentinels belong to a loop, so each loop has a client of its own.
-        def connect(_: Places, lost: Callable[[], object]) -> ServerConnections:
+        def connect(_: Places, reconnected: Callable[[], object]) -> ServerConnections:
             client, sentinels = _client(address)
-            return ServerConnections(client, lost, sentinels)
+            return ServerConnections(client, reconnected, sentinels)
 
         return cls._of_server(client, connect)
 
@@ -208,7 +212,11 @@ class Target:
     def _of_cluster(cls, nodes: tuple[Address, ...], options: Mapping[str, Any]) -> Target:
         options = {name: value for name, value in options.items() if name not in ("host", "port")}
         key = ("cluster", frozenset(nodes), settings_key(options))
-        return cls(key, Place.of_cluster(nodes), lambda *given: ClusterConnections(nodes, options, *given))
+        return cls(
+            key,
+            Place.of_cluster(nodes),
+            lambda places, reconnected: ClusterConnections(nodes, options, places, reconnected),
+        )
 
     @classmethod
     def _of_server(

@@ -35,19 +35,20 @@ class Pipe:
 
     Args:
         make: returns a connection of redis-py, not yet connected.
-        lost: is called when the connection is lost, and not when it is closed here.
+        reconnected: is called when there is a connection again after one was lost, and not closed here.
         resend: as for `Pipeline`.
     """
 
     def __init__(
         self,
         make: Callable[[], AbstractConnection],
-        lost: Callable[[], object] = lambda: None,
+        reconnected: Callable[[], object] = lambda: None,
         *,
         resend: bool = True,
     ) -> None:
         self._make = make
-        self._lost = lost
+        self._reconnected = reconnected
+        self._lost = False
         self._pipeline = Pipeline(resend=resend)
         self._link: _Link | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -131,18 +132,15 @@ class Pipe:
 
     def lose(self, link: _Link, error: Exception) -> None:
         """Take note that a connection is of no use any more."""
-        if self._drop(link, error):
-            self._lost()
+        self._lost |= self._link is link
+        self._drop(link, error)
 
-    def _drop(self, link: _Link, error: Exception) -> bool:
-        """Close a connection; return whether it was this one's."""
+    def _drop(self, link: _Link, error: Exception) -> None:
         link.close()
-        if self._link is not link:
-            return False
-        self._link = None
-        self._pipeline.lose(error)
-        self._write()
-        return True
+        if self._link is link:
+            self._link = None
+            self._pipeline.lose(error)
+            self._write()
 
     def _write(self) -> None:
         if not self._pipeline.waiting:
@@ -170,6 +168,9 @@ class Pipe:
         else:
             kind = _Link if hasattr(_writer_of(connection).transport, "set_protocol") else _Asked
             self._link = kind(self, connection, self._pipeline.connected())
+            if self._lost:
+                self._lost = False
+                self._reconnected()
 
     def _connected(self, task: asyncio.Task[None]) -> None:
         self._connecting = None

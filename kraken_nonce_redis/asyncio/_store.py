@@ -54,7 +54,7 @@ class Store:
         self.loop = asyncio.get_running_loop()
         floors = process.places.floors(target.place)
         self.process_state = ProcessState(Agenda(self._chores_changed), self.loop.call_soon, floors=floors)
-        self._connections = target.connect(process.places, self.process_state.disconnected)
+        self._connections = target.connect(process.places, self.process_state.reconnected)
         self._listener: _OfferListener | None = None
         self._chores: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None

@@ -1,7 +1,7 @@
 """ccxt's Kraken with its private calls under the lock: one at a time per API key, in nonce order, in all processes.
 
 `kraken` here is for threads; `kraken_nonce_redis.ccxt.async_support` and `kraken_nonce_redis.ccxt.pro` have the others.
-Needs the extra ``ccxt``.
+`patch` puts all three where frameworks look. Needs the extra ``ccxt``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ except ImportError as error:
     raise ImportError("ccxt is not installed: pip install 'kraken-nonce-redis[ccxt]'") from error
 
 from kraken_nonce_redis.ccxt._adapter import Adapter, Unsigned, asking
+from kraken_nonce_redis.ccxt.errors import as_ccxt
 
 if TYPE_CHECKING:
     from kraken_nonce_redis._calls.call import Heard
     from kraken_nonce_redis._core.steps import Send
 
-__all__ = ["kraken"]
+__all__ = ["kraken", "patch"]
 
 
 class kraken(Adapter, ccxt.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt names it
@@ -33,9 +34,9 @@ class kraken(Adapter, ccxt.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt
     ``kraken({"apiKey": ..., "secret": ..., "redis": "redis://..."})``. Public calls are unchanged.
 
     A private call is throttled first, as ccxt does it; then it waits for the lock, gets a nonce, is signed and sent.
-    Each attempt that ``maxRetriesOnFailure`` allows does this again. The lease is made long enough for
-    ccxt's ``timeout`` (milliseconds; it counts for connecting and again for reading), which is ``call_timeout`` if
-    only that is given.
+    Each attempt that ``maxRetriesOnFailure`` allows does this again; it never repeats a call that changes something.
+    The lease is made long enough for ccxt's ``timeout`` (milliseconds; it counts for connecting and again for reading),
+    which is ``call_timeout`` if only that is given.
 
     With a ``pace``, set ccxt's ``enableRateLimit`` to False, or calls are counted twice. Refusals that ask for a pause
     stop all processes of the key. ccxt's errors have Kraken's own errors, a list of str, as ``kraken_errors``.
@@ -44,8 +45,9 @@ class kraken(Adapter, ccxt.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt
 
     Raises `InvalidArgument`, and `IncompatibleClient` for a version of ccxt whose internals differ. Private
     calls raise, besides what ccxt does: `HoldTimeout` when it timed out waiting for the lock (`CoolDown` when Kraken
-    wants a pause), `LeaseLost`, `StoreError`, and `InvalidArgument` when ``timeout`` is 0 or too long for a lease. Then
-    ccxt does not repeat the call. Nothing was sent, unless `LeaseLost` says that the lease ended before its release.
+    wants a pause), `LeaseLost`, `StoreError`, and `InvalidArgument` when ``timeout`` is 0 or too long for a lease, with
+    nothing sent; `NoncePoisoned`, `OutcomeUnknown` and `NotCarriedOut`. All of these are errors of ccxt, too:
+    `kraken_nonce_redis.ccxt.errors` says which.
     """
 
     _stock = ccxt.kraken
@@ -59,6 +61,7 @@ class kraken(Adapter, ccxt.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt
         with asking():
             return super().fetch2(*args, **kwargs)
 
+    @as_ccxt()
     def fetch(self, url: Any, method: Any = "GET", headers: Any = None, body: Any = None) -> Any:
         """Send a request and return the decoded answer; a private one under the lock."""
         take_into_use(self.session)
@@ -81,3 +84,19 @@ class kraken(Adapter, ccxt.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt
                 return request.heard(value)
 
         return self._guard.make(self.apiKey, call, send)
+
+
+def patch() -> None:
+    """Put our three classes in the place of ccxt's, so that ``getattr(ccxt, "kraken")`` gives them.
+
+    For programs that make their client by its name: ``ccxt.kraken``, ``ccxt.async_support.kraken`` and
+    ``ccxt.pro.kraken`` are ours from now on, as often as this is called. Call it before the program imports a class.
+    Options that its config doesn't have come from the environment, such as ``KRAKEN_NONCE_REDIS_URL``.
+    """
+    # All are imported before one is changed: ccxt's own derive from each other.
+    import ccxt.async_support  # noqa: PLC0415 - these two take a second that others need not wait
+    import ccxt.pro  # noqa: PLC0415
+
+    from kraken_nonce_redis.ccxt import async_support, pro  # noqa: PLC0415
+
+    ccxt.kraken, ccxt.async_support.kraken, ccxt.pro.kraken = kraken, async_support.kraken, pro.kraken

@@ -3,7 +3,7 @@
 ccxt's ``fetch2`` throttles and then, for each attempt, calls ``sign`` and passes the result to ``fetch``. Here ``sign``
 only takes note of a private call, and ``fetch`` takes the lock, signs with a nonce of the lease and sends. So the lock
 is not held while a call is throttled or waits for its next attempt, and each attempt has a lease of its own. Only
-``fetch`` has to wait for anything, so only that is written twice.
+``fetch`` has to wait for anything, so only that is written twice. What leaves here is an error of ccxt, too.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import ccxt
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis._calls import leaving
+from kraken_nonce_redis._calls import leaving, outcomes
 from kraken_nonce_redis._calls.call import Call
 from kraken_nonce_redis._calls.guards import LONGEST_TIMEOUT
 from kraken_nonce_redis._core.lock import logger
+from kraken_nonce_redis.ccxt.errors import as_ccxt
 from kraken_nonce_redis.clients import Options
 from kraken_nonce_redis.errors import IncompatibleClient
 
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._core.steps import Send
 
 _OPTIONS: Final = tuple(Options.__annotations__)
+_OF_KRAKEN: Final = ("public", "private")
+"""The names of its URLs."""
+_REPEATS: Final = "maxRetriesOnFailure"
+_OF_CCXT: Final = (_REPEATS, "maxRetriesOnFailureDelay")
+"""Parameters that are for ccxt itself. Its older versions have the request signed before they take them out."""
 _PROBE_NONCE: Final = 1_700_000_000_000_000_001
 _PROBE: Final[Mapping[str, Any]] = {"method": "Balance", "params": {}, "nonce": _PROBE_NONCE}
 
@@ -62,7 +68,9 @@ class Unsigned:
 
     def __init__(self, method: str, api: Any, verb: str = "GET", params: Any = None, *rest: Any, **named: Any) -> None:
         self.method: Final = method
-        self.params: Final[Mapping[str, Any]] = params or {}
+        self.params: Final[Mapping[str, Any]] = {
+            name: value for name, value in (params or {}).items() if name not in _OF_CCXT
+        }
         self.asked: Final = _asked.get()
         self._api, self._verb, self._rest, self._named = api, verb, rest, named
 
@@ -95,7 +103,9 @@ class Adapter(_Stock):  # type: ignore[misc] # it has no types
     _guard_type: ClassVar[Any]
     _longest: Callable[[], float]
     timeout: Any
+    urls: Any
 
+    @as_ccxt()
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         check_seam(self._stock)
         config = dict(config or {})
@@ -109,6 +119,18 @@ class Adapter(_Stock):  # type: ignore[misc] # it has no types
         if "call_timeout" in options:
             config.setdefault("timeout", self._guard.call_timeout * 1000)
         super().__init__(config)
+        explicit = (config.get("urls") or {}).get("api") or {}
+        urls = {name: self._guard.address(self.urls["api"][name], explicit=name in explicit) for name in _OF_KRAKEN}
+        self.urls = self.deep_extend(self.urls, {"api": urls})
+
+    def fetch2(
+        self, path: str, api: Any = "public", method: Any = "GET", params: Any = None, *rest: Any, **named: Any
+    ) -> Any:
+        """Make a call as ccxt does; ``maxRetriesOnFailure`` does not repeat one that changes something."""
+        params = {} if params is None else params
+        if "private" in api and outcomes.changes(path, params):
+            params = {**params, _REPEATS: 0}
+        return super().fetch2(path, api, method, params, *rest, **named)
 
     def sign(self, path: str, api: Any = "public", *rest: Any, **named: Any) -> Any:
         """Sign a public call as ccxt does; take note of a private one, for ``fetch`` to sign.
@@ -146,7 +168,9 @@ class Adapter(_Stock):  # type: ignore[misc] # it has no types
         """Return ccxt's timeout in seconds. Raises `InvalidArgument` if there is none, or none that fits a lease."""
         if isinstance(self.timeout, Decimal):
             self.timeout = float(self.timeout)  # no socket takes the other
-        return arguments.seconds("timeout", (self.timeout or 0) / 1000, 0.001, LONGEST_TIMEOUT)
+        timeout = self.timeout or 0
+        seconds = timeout / 1000 if isinstance(timeout, int | float) else timeout
+        return arguments.seconds("timeout", seconds, 0.001, LONGEST_TIMEOUT)
 
     def _call(self, unsigned: Unsigned) -> Call:
         longest, asked = self._longest(), unsigned.asked

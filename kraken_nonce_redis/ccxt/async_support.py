@@ -11,6 +11,7 @@ from kraken_nonce_redis._calls import leaving
 from kraken_nonce_redis._calls.aiohttp import leave_to_parent, watch
 from kraken_nonce_redis._calls.guards import AsyncGuard
 from kraken_nonce_redis.ccxt._adapter import Adapter, Unsigned, asking
+from kraken_nonce_redis.ccxt.errors import as_ccxt
 from kraken_nonce_redis.errors import IncompatibleClient
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class AsyncAdapter(Adapter):
         self._process = _process.current()
         super().__init__(config)
 
+    @as_ccxt()
     def _take_into_use(self) -> None:
         """Let ccxt begin anew with connections, loop and throttling if this process was forked from the client's.
 
@@ -98,7 +100,7 @@ class AsyncAdapter(Adapter):
         self._take_into_use()
         if not isinstance(body, Unsigned):
             return await super().fetch(url, method, headers, body)
-        stock, call = super().fetch, self._call(body)
+        stock = super().fetch
 
         async def send(step: Send) -> Heard:
             with leaving.Request(self, self.apiKey, call, step) as request:
@@ -111,7 +113,9 @@ class AsyncAdapter(Adapter):
                 request.hear(value if isinstance(value, dict) else None)
                 return request.heard(value)
 
-        return await self._guard.make(self.apiKey, call, send)
+        with as_ccxt():
+            call = self._call(body)
+            return await self._guard.make(self.apiKey, call, send)
 
 
 class kraken(AsyncAdapter, ccxt.async_support.kraken):  # type: ignore[misc] # noqa: N801 - as ccxt names it

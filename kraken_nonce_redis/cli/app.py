@@ -12,6 +12,7 @@ from kraken_nonce_redis.cli.demo import demo
 from kraken_nonce_redis.cli.doctor import doctor
 from kraken_nonce_redis.cli.exit_codes import HELP, ExitCode, failure
 from kraken_nonce_redis.cli.pending import pending
+from kraken_nonce_redis.cli.run import run
 from kraken_nonce_redis.cli.server import server
 from kraken_nonce_redis.errors import KrakenNonceError
 
@@ -65,6 +66,7 @@ for command in (
     nonces.advance,
     lock.unlock,
     pending,
+    run,
     server,
 ):
     app.add_command(command)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
 import click
 
+from kraken_nonce_redis import _address as address
 from kraken_nonce_redis._arguments import DEFAULT_NAMESPACE
 from kraken_nonce_redis._check.findings import STEPS, Report, failed
 from kraken_nonce_redis._texts import printable
@@ -24,6 +24,7 @@ from kraken_nonce_redis.cli.options import (
     redis_option,
 )
 from kraken_nonce_redis.cli.requirements import require
+from kraken_nonce_redis.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,20 +34,14 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._check.findings import Finding
     from kraken_nonce_redis.accounts import Reading
 
-URL_VARIABLE: Final = "KRAKEN_API_URL"
 _WIDTH: Final = max(map(len, STEPS)) + 2
 
 
 def _address(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     try:
-        parts = urlsplit(value)
-        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        good = False
-    good = good and not any(sign in value for sign in "@?#")
-    if not good:
-        raise click.BadParameter("must be http://HOST[:PORT] or https://HOST[:PORT], without a user or password")
-    return value.rstrip("/")
+        return address.checked(value)
+    except InvalidArgument as error:
+        raise click.BadParameter(str(error).partition(": ")[2]) from None
 
 
 @click.command(
@@ -62,10 +57,10 @@ def _address(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
 @file_option
 @click.option(
     "--url",
-    "address",
+    "kraken",
     metavar="URL",
-    default="https://api.kraken.com",
-    envvar=URL_VARIABLE,
+    default=address.KRAKEN,
+    envvar=address.VARIABLE,
     show_envvar=True,
     show_default=True,
     callback=_address,
@@ -85,7 +80,7 @@ def check(
     *,
     names: tuple[str, ...],
     accounts_file: str | None,
-    address: str,
+    kraken: str,
     url: str | None,
     namespace: str,
     scope: Scope,
@@ -124,7 +119,7 @@ def check(
         given = [f"{option} {shlex.quote(value)}" for option, value in options.items() if value]
         return " ".join(["kraken-nonce", words, *given])
 
-    examiner = Examiner(connect(url), url=address, scope=scope, namespace=namespace, hint=hint)
+    examiner = Examiner(connect(url), url=kraken, scope=scope, namespace=namespace, hint=hint)
     reports: list[Report] = []
     for report in _reports(reading, examiner):
         reports.append(report)
@@ -132,7 +127,7 @@ def check(
             click.echo(_text(report))
     bad = [f"{report.account} ({report.failure.cause})" for report in reports if report.failure]
     if as_json:
-        click.echo(json.dumps({"url": address, "ok": not bad, "accounts": [report.as_data() for report in reports]}))
+        click.echo(json.dumps({"url": kraken, "ok": not bad, "accounts": [report.as_data() for report in reports]}))
     if bad:
         raise Failure(f"{len(bad)} of {len(reports)} accounts failed: {', '.join(bad)}")
 

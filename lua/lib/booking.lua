@@ -38,8 +38,7 @@ end
 local function invited(now)
   local member, ticket = first_to_ask()
   if member and now - state.since >= patience(member) then
-    local process = process_of(member)
-    redis.call('ZREM', KEYS[2], process, '=' .. process)
+    forget_process(member)
     remove(member)
     member, ticket = invite(now, state.asked)
   end

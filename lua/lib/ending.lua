@@ -14,8 +14,7 @@ local function close_if_over(now)
     redis.call('HSET', KEYS[1], 'lost', state.member)
     shelve(whole(state.since + state.term))
   else
-    local process = process_of(state.member)
-    redis.call('ZREM', KEYS[2], process, '=' .. process)
+    forget_process(state.member)
   end
   return true
 end

@@ -45,6 +45,12 @@ local function process_of(member)
   return member:match('^[^:]+')
 end
 
+-- forget_process(member): removes the entries of a member's process, so that all its waiters have to ask again.
+local function forget_process(member)
+  local process = process_of(member)
+  redis.call('ZREM', KEYS[2], process, '=' .. process)
+end
+
 -- queue_up(member, score, now, heard): puts a waiter into the queue and marks its process as alive, and as
 -- `heard` if PUBLISH has counted it; returns the score of the process, which says when it joined.
 local function queue_up(member, score, now, heard)
@@ -74,12 +80,12 @@ local function call(member, message)
 end
 
 -- wake(member): tells a waiter to ask for the lock; returns whether it is alive, as far as this server can know.
--- If it is not, its process loses its entries.
+-- If it is not, its process is forgotten.
 local function wake(member)
   local process = process_of(member)
   if not redis.call('ZSCORE', KEYS[2], process) then return false end
   if call(member, member) > 0 or not redis.call('ZSCORE', KEYS[2], '=' .. process) then return true end
-  redis.call('ZREM', KEYS[2], process, '=' .. process)
+  forget_process(member)
   return false
 end
 

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 import kraken_nonce_redis._check.examine as examining
 from kraken_nonce_redis import CallLock, NonceAllocator
+from kraken_nonce_redis._calls.outcomes import TurnedAway
 from kraken_nonce_redis._check.examine import Offset
 from kraken_nonce_redis._check.findings import ADVICE, STEPS, cause_of
 from kraken_nonce_redis._redis import commands
@@ -716,4 +717,5 @@ class TestUsage:
         assert cause_of(["EAPI:Rate limit exceeded", "EAPI:Invalid nonce"]) == "nonce"
         for limit in ("EGeneral:Too many requests", "EAuth:Too many requests", "EOrder:Domain rate limit exceeded"):
             assert cause_of([limit]) == "rate limit"
+        assert cause_of([str(TurnedAway(7))]) == "rate limit"
         assert cause_of([]) == "kraken"

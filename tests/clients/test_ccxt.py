@@ -36,6 +36,7 @@ from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from kraken_nonce_redis.ccxt._adapter import _PROBE_NONCE, check_seam
 from kraken_nonce_redis.retries import Retries
+from kraken_nonce_redis.testing import Fault
 from tests.support.children import CONTEXT
 from tests.support.helpers import Stopwatch, eventually
 from tests.support.tiers import by_tier
@@ -370,9 +371,9 @@ class TestLease:
         bot = make_bot(timeout=Decimal(5000))
         assert bot("privatePostBalance")
 
-    @pytest.mark.parametrize("timeout", [0, None, 10**7])
-    def test_timeout_that_fits_no_lease(self, sim: KrakenSimulator, make_bot: MakeBot, timeout: int | None) -> None:
-        """A request without an end, or one longer than any lease, is refused before it waits."""
+    @pytest.mark.parametrize("timeout", [0, None, 10**7, (3, 5), "5000"])
+    def test_timeout_that_fits_no_lease(self, sim: KrakenSimulator, make_bot: MakeBot, timeout: Any) -> None:
+        """A request without an end, one longer than any lease, or an odd one is refused before it waits."""
         bot = make_bot(redis=NOWHERE)
         bot.exchange.timeout = timeout
         with pytest.raises(InvalidArgument, match=r"^timeout: "):
@@ -380,8 +381,8 @@ class TestLease:
         assert sim.requests() == []
 
     def test_waiting_has_an_end(self, sim: KrakenSimulator, make_bot: MakeBot, lock: CallLock) -> None:
-        """A key that does not get free in time fails the call, once: ccxt does not repeat the wait."""
-        bot = make_bot(wait_timeout=0.2, options={"maxRetriesOnFailure": 3})
+        """A key that does not get free in time fails the call."""
+        bot = make_bot(wait_timeout=0.2)
         took = Stopwatch()
         with lock.hold(), ThreadPoolExecutor(1) as pool, pytest.raises(HoldTimeout):
             pool.submit(bot, "privatePostBalance").result(10)
@@ -469,6 +470,17 @@ class TestRetries:
         assert len(set(leases)) >= 3
         nonces = {request.nonce for request in sim.requests()}
         assert len(nonces) == len(leases)
+
+    def test_repeats_no_change(self, sim: KrakenSimulator, make_bot: MakeBot) -> None:
+        """An order is sent once, however often the call's parameters let ccxt repeat it; Kraken sees none of those."""
+        bot = make_bot(retries=Retries(waits=()))
+        sim.configure(faults=[Fault("EOrder:Rate limit exceeded", "reading", methods=["AddOrder"])])
+        order = {"pair": "XBTUSD", "type": "buy", "ordertype": "market", "volume": "1"}
+        with pytest.raises(ccxt.OperationFailed):
+            bot("privatePostAddOrder", order | {"maxRetriesOnFailure": 2, "maxRetriesOnFailureDelay": 1})
+        assert len(sim.requests()) == 1
+        assert "ordertype=market" in bot.exchange.last_request_body
+        assert "max" not in bot.exchange.last_request_body
 
     def test_gives_up_as_ccxt_does(self, sim: KrakenSimulator, make_bot: MakeBot) -> None:
         """After the last attempt the error is ccxt's; each attempt is made twice, as it changes nothing."""
@@ -761,8 +773,9 @@ def test_a_session_of_the_users_after_a_fork(
     bot.exchange.session, bot.exchange.own_session = object(), False
     bot.exchange._process = SimpleNamespace(is_parent=True)
     for call in ("private_post_balance", "public_get_time", "load_markets"):
-        with pytest.raises(IncompatibleClient, match="after the fork"):
+        with pytest.raises(IncompatibleClient, match="after the fork") as caught:
             bot(call)
+        assert isinstance(caught.value, ccxt.NotSupported)
     assert sim.requests() == []
     bot.exchange.session, bot.exchange.own_session = None, True
     bot.exchange.clients = {"url": "the parent's"}

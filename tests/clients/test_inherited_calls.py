@@ -126,7 +126,8 @@ def test_a_clock_that_was_set_back(scene: Scene) -> None:
     entry = scene.leave_order()
     now = View(scene.client, scene.keys).state.now // 1000
     name = f"pending:{entry.nonce}"
-    scene.client.hset(scene.keys.state, name, f"{now} absent {entry.key} AddOrder {entry.cl_ord_ids[0]} {now + DAY} -")
+    value = f"{now} absent {entry.key} AddOrder {entry.cl_ord_ids[0]} - {now + DAY} -"
+    scene.client.hset(scene.keys.state, name, value)
     (event,) = scene.learn()
     assert event.outcome == "absent"
     assert scene.pending() == ()

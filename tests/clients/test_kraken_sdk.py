@@ -29,6 +29,7 @@ from kraken_nonce_redis import (
     kraken_sdk,
     krakenex,
 )
+from kraken_nonce_redis._calls.call import Heard
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from kraken_nonce_redis.pace import Pace, Tier
@@ -332,17 +333,27 @@ class TestLease:
         assert expected - 10 < left <= expected + 1.1
         view.assert_nothing_left()
 
+    def test_a_file(self) -> None:
+        """The file of RetrieveExport is a result, unlike an answer without one and unlike a page."""
+        answer = kraken_sdk._raw_answer("RetrieveExport", 200, b"PK\x03\x04")
+        assert answer is not None
+        assert not Heard(answer=answer).lacks_result
+        assert kraken_sdk._raw_answer("RetrieveExport", 429, b"<html>") is None
+
     @pytest.mark.parametrize("timeout", [Decimal(5), (3.05, None), urllib3.Timeout(5), urllib3.Timeout(read=4), None])
     def test_as_in_requests(self, access: dict[str, Any], timeout: Any) -> None:
         """Each timeout that requests takes works, for a call and as ``TIMEOUT``."""
         trade = kraken_sdk.Trade(**access)
         assert trade.request("POST", "/0/private/AddOrder", dict(FORM), timeout)["txid"]
         trade.TIMEOUT = timeout
-        assert trade.create_order(**ORDER)["txid"]
+        for _ in range(2):  # over the same connection
+            assert trade.create_order(**ORDER)["txid"]
 
-    @pytest.mark.parametrize("timeout", [Decimal(5), None, aiohttp.ClientTimeout(5), aiohttp.ClientTimeout()])
+    @pytest.mark.parametrize(
+        "timeout", [Decimal(5), None, aiohttp.ClientTimeout(5), aiohttp.ClientTimeout(), urllib3.Timeout(5)]
+    )
     def test_as_in_aiohttp(self, access: dict[str, Any], timeout: Any) -> None:
-        """Each timeout that aiohttp takes works for a call."""
+        """Each timeout that aiohttp takes works for a call, and of urllib3's the total."""
 
         async def use(trade: Any) -> None:
             assert (await trade.request("POST", "/0/private/AddOrder", dict(FORM), timeout))["txid"]

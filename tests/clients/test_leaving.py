@@ -300,7 +300,7 @@ def prepare(bot: Any) -> None:
 class TestSentTwice:
     """Loops that would send a request again."""
 
-    @pytest.mark.parametrize("what", ["cut", "502", "EService:Unavailable"])
+    @pytest.mark.parametrize("what", ["cut", "502", "EService:Unavailable", "WGeneral:Deprecated", "no result"])
     @pytest.mark.parametrize("ordertype", ["market", "limit"])
     def test_answer_lost(
         self, sim: KrakenSimulator, valkey: Server, looping: type[Bot], what: str, ordertype: str
@@ -313,6 +313,15 @@ class TestSentTwice:
         assert [order.txid for order in sim.orders()] == [txid]
         assert [request.method for request in sim.requests()].count("AddOrder") == 1
         assert_nothing_is_pending(sim, valkey)
+
+    def test_turned_away(self, sim: KrakenSimulator, valkey: Server, looping: type[Bot]) -> None:
+        """An order that gets a page with the status 429 is not sent again, either, and nothing is asked."""
+        with looping(*access(sim), redis=valkey.url, retries=QUICK) as bot:
+            prepare(bot)
+            sim.configure(faults=[Fault("429", "answering", headers={"Retry-After": "60"})])
+            with pytest.raises(OutcomeUnknown, match="429"):
+                bot.order("limit")
+        assert [request.method for request in sim.requests()] == ["AddOrder"]
 
     def test_request_lost(self, sim: KrakenSimulator, valkey: Server, looping: type[Bot]) -> None:
         """An order that Kraken never heard of is reported so, and not sent again."""

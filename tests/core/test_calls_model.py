@@ -1,9 +1,10 @@
 """Thousands of random schedules against the flow of a call: an exchange, a journal and a clock made of a few lines.
 
 The flow is driven step by step, as a shell does it, and anything may happen between two steps: a request gets lost
-before or after it was accepted, arrives late, inside of a nonce window or not, is refused; the process dies; Redis
-fails; time passes, so that the lease ends and another bot comes in between. In the end all that is still on its way
-arrives, the last bot finds out what is pending, and what everybody was told is held against what is at the exchange.
+before or after it was accepted, arrives late, inside of a nonce window or not, is refused, gets an answer without a
+result; the process dies; Redis fails; time passes, so that the lease ends and another bot comes in between. In the end
+all that is still on its way arrives, the last bot finds out what is pending, and what everybody was told is held
+against what is at the exchange.
 
 KRAKEN_NONCE_SCHEDULES in the environment says how many there are in each mode.
 """
@@ -33,9 +34,11 @@ from kraken_nonce_redis import (
     StoreUnavailable,
 )
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis._calls import calls, exchange_clock
+from kraken_nonce_redis._calls import attempt, exchange_clock
+from kraken_nonce_redis._calls.attempt import Attempt
 from kraken_nonce_redis._calls.call import Call, Heard
-from kraken_nonce_redis._calls.calls import Calls, _Attempt
+from kraken_nonce_redis._calls.calls import Calls
+from kraken_nonce_redis._calls.outcomes import TurnedAway
 from kraken_nonce_redis._core import steps
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.lock import LeaseCore, LockCore
@@ -218,8 +221,14 @@ class Exchange:
             answer = self.act(nonce, cl_ord_id, deadline, fate)
         else:
             answer = _error("EAPI:Invalid nonce")
-        fate = luck.choice(("heard", "heard", "heard", "lost", "busy"))
-        return answer if fate == "heard" else Heard(failure=LOST) if fate == "lost" else _error(luck.choice(BUSY))
+        fate = luck.choice((*["heard"] * 5, "lost", "busy", "page", "nothing"))
+        other = {"heard": answer, "lost": Heard(failure=LOST), "page": self.page(), "nothing": _answer(None)}
+        return other.get(fate) or _error(luck.choice(BUSY))
+
+    def page(self) -> Heard:
+        """Return what a client makes of a page with the status 429."""
+        wait = self.world.luck.choice([None, 0.0, 3.0, 60.0])
+        return Heard(failure=requests.HTTPError("429"), left=True, turned_away=TurnedAway(wait))
 
     def act(self, nonce: int, cl_ord_id: str, deadline: float | None, fate: str) -> Heard:
         """Do with an order what fate wants, its nonce being used."""
@@ -245,13 +254,14 @@ class Exchange:
         if self.dead == -1 and luck.random() < 0.5:  # the line is back, and what was late comes just before
             for late in list(self.on_their_way):
                 self.arrive(late)
-        fate = luck.choice(("lost", "used", "busy", "no")) if luck.random() < self.bad_line else "fine"
-        if fate == "lost":
-            return Heard(failure=LOST)
+        fates = ("lost", "used", "busy", "no", "page", "nothing")
+        fate = luck.choice(fates) if luck.random() < self.bad_line else "fine"
+        if fate in {"lost", "page"}:
+            return Heard(failure=LOST) if fate == "lost" else self.page()
         if not self.use(nonce):
             fate = "refused"
-        if fate == "used":
-            return Heard(failure=LOST)
+        if fate in {"used", "nothing"}:
+            return Heard(failure=LOST) if fate == "used" else _answer(None)
         errors = {"refused": ("EAPI:Invalid nonce",), "busy": BUSY, "no": REFUSED}.get(fate)
         if errors:
             return _error(luck.choice(errors))
@@ -866,8 +876,8 @@ def test_told_before_the_next_attempt(world: World) -> None:
 MUTANTS: dict[str, tuple[Any, str, Any]] = {
     "a fence of n + 1 inside of a window": (Calls, "learn_window", lambda *_: 0),
     "an order that begins after its patience": (steps, "check_patience", lambda *_: None),
-    "an order that is sent once more twice": (calls, "_MOST_RESENT", 2),
-    "a proof before the deadline": (_Attempt, "_until_proof", lambda _: 0.0),
+    "an order that is sent once more twice": (attempt, "_MOST_RESENT", 2),
+    "a proof before the deadline": (Attempt, "_until_proof", lambda _: 0.0),
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.waiting import TOGETHER, ProcessState, Waiter
+from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.commands import Heartbeat
 from tests.support.helpers import KEYS
 
@@ -161,3 +162,17 @@ def test_a_question_that_nobody_needs_any_more(process: Callable[[int], Process]
     one.hear("process:9")
     one.passes(TOGETHER + 0.001)
     assert one.woken() == [0]
+
+
+def test_offers_to_one_who_has_left(process: Callable[[int], Process]) -> None:
+    """An offer that has crossed with a release costs no command; a later one shows that the release was lost."""
+    one = process(0)
+    release = commands.release(KEYS, "process:1")
+    one.process_state.departed_for_good(release)
+    one.hear("process:1")
+    assert not one.process_state.background_releases
+    one.now += 2
+    one.hear("process:2")
+    assert not one.process_state.background_releases
+    one.hear("process:1")
+    assert [command.args for command in one.process_state.background_releases[STATE].owed()] == [release.args]

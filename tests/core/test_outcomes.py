@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kraken_nonce_redis import InvalidArgument, Retries
 from kraken_nonce_redis._calls import outcomes
-from kraken_nonce_redis._calls.call import Call
+from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.outcomes import of_answer, of_failure
 from kraken_nonce_redis._kraken import Outcome, Remedy
 
@@ -62,6 +62,80 @@ def test_several_errors() -> None:
     assert of_answer({"error": ["EAPI:Invalid nonce", "EService:Busy"]}).outcome is MAYBE
     assert of_answer({"error": ["WGeneral:Danger"], "result": {}}).outcome is YES
     assert of_answer({"error": [], "result": {}}) == (YES, Remedy.NONE)
+
+
+def test_warnings() -> None:
+    """An answer without an error is shown without its warnings; one that says anything else as it is."""
+    result = {"txid": ["O1"]}
+    assert outcomes.without_warnings({"error": ["WA:b", "WC:d"], "result": result}) == {"error": [], "result": result}
+    for errors in ([], ["WA:b", "EOrder:c"], ["EOrder:c"], ["WA:b", "other"], ["WA:b", 7]):
+        answer: dict[str, Any] = {"error": errors, "result": result}
+        assert outcomes.without_warnings(answer) is answer
+    assert outcomes.warnings_in({"error": ["WA:b", "EOrder:c", "WC:d"]}) == ("WA:b", "WC:d")
+
+
+@pytest.mark.parametrize(
+    ("answer", "lacks"),
+    [
+        ({"error": []}, True),
+        ({"error": [], "result": None}, True),
+        ({"error": ["WGeneral:Danger"]}, True),
+        ({"error": ["EService:Busy"]}, False),
+        ({"error": None}, False),
+        ({"error": [], "result": {}}, False),
+        ({"error": [], "result": False}, False),
+        ({"error": [], "result": []}, False),
+    ],
+)
+def test_lacks_result(answer: dict[str, Any], *, lacks: bool) -> None:
+    """A result is missing only where there is neither that nor an error; an empty one is a result."""
+    assert outcomes.lacks_result(answer) is lacks
+
+
+def test_doubt() -> None:
+    """An answer that says nothing leaves the outcome open, whatever the client made of it."""
+    heard = Heard(failure=requests.ConnectTimeout(), answer={"error": []}, doubt="an answer without a result")
+    assert heard.verdict.outcome is MAYBE
+    assert heard.reason == "an answer without a result"
+
+
+DATE = "Fri, 27 Nov 2026 16:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"Retry-After": ""}, None),
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": " 7 "}, 7),
+        ({"Retry-After": "0"}, 0),
+        ({"Retry-After": "9" * 400}, float("inf")),
+        ({"Retry-After": "-7"}, None),
+        ({"Retry-After": "1e3"}, None),
+        ({"Retry-After": "\u0667"}, None),
+        ({"Retry-After": "soon"}, None),
+        ({"Retry-After": "Fri, 27 Nov 2026 16:00:09 GMT"}, None),
+        ({"Retry-After": "Fri, 27 Nov 2026 16:00:09 GMT", "Date": "today"}, None),
+        ({"Retry-After": "Fri, 27 Nov 2026 16:00:09 GMT", "Date": DATE}, 9),
+        ({"Retry-After": "Fri, 27 Nov 2026 16:00:09 -0000", "Date": DATE}, 9),
+        ({"Retry-After": "Fri, 27 Nov 2026 17:00:09 +0100", "Date": DATE}, 9),
+        ({"Retry-After": "Fri, 27 Nov 2026 15:59:59 GMT", "Date": DATE}, 0),
+    ],
+)
+def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
+    """A page says for how long it wants no requests in seconds, or by a date, which is compared with its own."""
+    turned_away = outcomes.TurnedAway.of(429, headers)
+    assert turned_away is not None
+    assert turned_away.retry_after == seconds
+    assert outcomes.TurnedAway.of(503, headers) is None
+
+
+@given(st.text(), st.text())
+def test_any_retry_after(said: str, date: str) -> None:
+    """Whatever stands there, it fails nobody."""
+    outcomes.TurnedAway.of(429, {"Retry-After": said, "Date": date})
+    outcomes.TurnedAway.of(429, {"Retry-After": f"Fri, {said} Nov 2026 {date}", "Date": DATE})
 
 
 def _caused(outer: BaseException, inner: BaseException) -> BaseException:

@@ -35,6 +35,7 @@ def threads(client: redis.Redis) -> None:
     except CoolDown as error:
         assert_type(error.seconds, float)
         assert_type(error.reason, str)
+        assert_type(error.carried_out, bool | None)
     except (HoldTimeout, LeaseLost, StoreUnavailable):
         pass
     as_of_redis: Lock | CallLock = lock

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import kraken_nonce_redis.ccxt.errors
 from kraken_nonce_redis import _kraken as kraken
+from kraken_nonce_redis import errors as ours
+from kraken_nonce_redis.errors import KrakenNonceError
 from kraken_nonce_redis.testing import KrakenSimulator
 
 if TYPE_CHECKING:
@@ -145,6 +148,20 @@ def test_errors_in_the_docs() -> None:
     for error, meaning in kraken.ERRORS:
         if meaning.cool_down or meaning.verdict in {kraken.REFUSED_FOR_NOW, kraken.REFUSED_FOR_ITS_NONCE}:
             assert error in told, error
+
+
+@pytest.mark.once
+def test_errors_of_the_clients_in_the_docs() -> None:
+    """The table of our errors says of each what it says of the call, and what it is to ccxt."""
+    told: set[str] = set()
+    for names, _, carried_out, theirs in tables("clients.md")[0]:
+        for name in re.findall(r"`(\w+)`", names.partition(", a ")[0]):
+            kind = getattr(kraken_nonce_redis.ccxt.errors, name)
+            assert (f"`{kind.carried_out}`", f"`{kind.__bases__[1].__name__}`") == (carried_out, theirs), name
+            told.add(name)
+    kinds = {kind for kind in vars(ours).values() if isinstance(kind, type) and issubclass(kind, KrakenNonceError)}
+    elsewhere = {ours.KrakenNonceError, ours.CallUnsettled, ours.CallLockError, ours.NoncesUsedUp}
+    assert told == {kind.__name__ for kind in kinds - elsewhere}
 
 
 @pytest.mark.once

@@ -72,7 +72,7 @@ def shown(error: BaseException) -> str:
 @pytest.mark.once
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("character", "way"), [("#", "%23"), ("?", "%3F"), ("/", "%2F")])
-@pytest.mark.parametrize("place", ["{}" + PASSWORD, "12{}" + PASSWORD, PASSWORD + "{}", "a{}b@c" + PASSWORD])
+@pytest.mark.parametrize("place", ["{}" + PASSWORD, "4973{}" + PASSWORD, PASSWORD + "{}", "a{}b@c" + PASSWORD])
 def test_characters_that_end_the_host(shape: str, character: str, way: str, place: str) -> None:
     """A character that would make another host of a password is named, and how it is written instead."""
     for login in (":{}", "user:{}", "{}:x"):
@@ -81,7 +81,7 @@ def test_characters_that_end_the_host(shape: str, character: str, way: str, plac
         with fails(InvalidArgument, f"{character} as {way}") as caught:
             urls.parse(shape.format(login=login.format(place.format(character))))
         assert caught.value.parameter == "url"
-        assert not any(part in shown(caught.value) for part in (PASSWORD, "known-host", "12"))
+        assert not any(part in shown(caught.value) for part in (PASSWORD, "known-host", "4973"))
 
 
 @pytest.mark.once

@@ -74,6 +74,9 @@ def do_everything(first: Any, second: Any) -> None:
     assert isinstance(ask(waiter, 1), commands.Granted)
     assert two.run(commands.unlock(KEYS, waiter))
     assert two.run(commands.release(KEYS, waiter)) == "lost"
+    time.sleep(0.01)
+    assert isinstance(ask(member, None), commands.Granted)
+    assert one.run(commands.release(KEYS, member)) == "released"  # with nobody else who wants the lock
 
 
 def user_clients(server: Server, **options: Any) -> list[redis.Redis]:

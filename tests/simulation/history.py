@@ -412,7 +412,8 @@ class History:
         else:
             key.covered_until = min(key.covered_until, now)
         given_up = leased and holder is not None and holder.state == "over" and holder.process.runs
-        if given_up and any(one.demoted for one in self.connections if holder and one.process is holder.process):
+        ways = [one for one in self.connections if holder is not None and one.process is holder.process]
+        if given_up and not any(not (one.demoted or one.gone) for one in ways):
             given_up = False  # it hears with its next command that another server has taken over
         key.returned_by = min(key.returned_by, now) if given_up and ends > now else float("inf")
         key.ends = ends

@@ -138,7 +138,6 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
     ),
     "a freed lock is offered to nobody": LuaMutant("  if member then offer(member, ticket, now) end\n", ""),
     "a message soon after another is lost": PythonMutant(waiting.KeyWaiters, "called", _called_once),
-    "a late request gets the lock for nobody": LuaMutant("if has_left(member) then", "if false then"),
     "extend asks for no ownership": LuaMutant("if state.member ~= ARGV[2] or not state.lease then", "if false then"),
     "nobody is woken": LuaMutant("if call(member, member) > 0 or", "if"),
     "the floor is ignored": LuaMutant(
@@ -146,8 +145,9 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
     ),
     "a nonce is handed out twice": LuaMutant("first = add(last, 1)", "first = last"),
     "nonces through a Lua number": LuaMutant("first = add(last, 1)", "first = ('%.0f'):format(tonumber(last) + 1)"),
-    "a holder that asks again waits for itself": LuaMutant(
-        "if state.lease and state.member == member then\n      return", "if false then\n      return"
+    "a holder that asks again gets other nonces": LuaMutant(
+        "return 'granted ' .. state.lease .. ' ' .. left(now)",
+        "return 'granted ' .. add(state.lease, 1) .. ' ' .. left(now)",
     ),
     "a release run twice means a lost lease": LuaMutant("return 'gone'", "return 'lost'"),
     "a lost lease is not told": LuaMutant("return 'lost' end\nreturn 'gone'", "end\nreturn 'released'"),
@@ -159,10 +159,9 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
     "high priority goes before without end": LuaMutant("return times <= MOST_OVERTAKINGS", "return true"),
     "high priority means nothing": LuaMutant("if high then score = score - PROCESSES end", ""),
     "a dead waiter gets an offer for each of its places": LuaMutant(
-        "    redis.call('ZREM', KEYS[2], process, '=' .. process)\n  end\n  return true", "  end\n  return true"
+        "    forget_process(state.member)\n  end\n  return true", "  end\n  return true"
     ),
     "a newcomer goes before an order that may go first": LuaMutant("may_go_before = not first", "may_go_before = true"),
-    "a booking outlives its cool-down": LuaMutant("    offer(state.member, state.ticket, now) --", "    --"),
     "a lease that ran out goes on": LuaMutant("if now - state.since < tonumber(state.term) then", "if true then"),
     "a lease ends early": LuaMutant(
         "if now - state.since < tonumber(state.term) then", "if now - state.since < tonumber(state.term) * 0.9 then"
@@ -191,7 +190,7 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
 """By what is wrong."""
 
 RARE = {
-    "a late request gets the lock for nobody",
+    "a newcomer goes before an order that may go first",
     "a dead waiter gets an offer for each of its places",
     "a clock set back is not noticed",
     "a pace is not noticed to lie ahead",

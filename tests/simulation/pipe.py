@@ -65,6 +65,7 @@ class Pipe:
         self._pipeline = Pipeline()
         self._connection: Connection | None = None
         self._attempt = 0
+        self._lost = False
         self._connecting = False
         self._proven = False
         self._heard = 0.0
@@ -127,7 +128,7 @@ class Pipe:
         self._pipeline.lose(error)
         if not self._proven:
             self._history.lost(self._process, in_flight)
-        self._process.process_state.disconnected()
+        self._lost = True
         self._write()
 
     # Connecting
@@ -152,6 +153,9 @@ class Pipe:
             self._connection = connection
             self._proven = False
             self._pipeline.connected()
+            if self._lost:
+                self._lost = False
+                self._process.process_state.reconnected()
             self._write()
 
     # Writing and reading

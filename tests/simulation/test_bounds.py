@@ -121,9 +121,11 @@ def test_a_dead_holder_costs_its_lease(face: str) -> None:
 
 
 def gone(process: Process, how: str) -> None:
-    """Kill a process, or stop it for longer than anybody waits."""
+    """Kill a process, stop it for longer than anybody waits, or let it hear of no offer any more without a sign."""
     if how == "killed":
         process.crashed = True
+    elif how == "deaf":
+        process._network.subscriptions[process.process_state.channel].deaf = True
     else:
         process.stopped_until = 1e6
 
@@ -140,13 +142,7 @@ def test_a_dead_waiter_costs_two_seconds(how: str, places: int, moment: float) -
         stage.turn(process, at=0.1 + n / 100)
     behind = stage.turn(stage.process(), at=0.2)
 
-    def die() -> None:
-        if how == "deaf":
-            stage.network.subscriptions[process.process_state.channel].deaf = True
-        else:
-            gone(process, how)
-
-    stage.at(moment, die)
+    stage.at(moment, lambda: gone(process, how))
     stage.run(60)
     assert behind.granted is not None
     assert behind.granted - released(holder) <= DEAD_WAITER + ROUND_TRIP
@@ -458,13 +454,7 @@ def test_a_dead_order_holds_up_no_other(dead: int, how: str) -> None:
     for n in range(dead):
         stage.turn(process, at=1.1 + n / 100, priority="high")
 
-    def die() -> None:
-        if how == "deaf":
-            stage.network.subscriptions[process.process_state.channel].deaf = True
-        else:
-            gone(process, how)
-
-    stage.at(1.2, die)
+    stage.at(1.2, lambda: gone(process, how))
     order = stage.turn(stage.process(), at=1.51, priority="high")
     stage.run(120)
     assert order.waited <= DEAD_WAITER + ROUND_TRIP
@@ -505,13 +495,7 @@ def test_a_cool_down_ended_by_hand_with_a_dead_waiter(how: str, comes: float, pr
     process = stage.process()
     stage.turn(process, at=1, priority=priority)
 
-    def die() -> None:
-        if how == "deaf":
-            stage.network.subscriptions[process.process_state.channel].deaf = True
-        else:
-            gone(process, how)
-
-    stage.at(1.5, die)
+    stage.at(1.5, lambda: gone(process, how))
     behind = stage.turn(stage.process(), at=comes)
     cool_down(stage, 10, 0)
     stage.run(60)

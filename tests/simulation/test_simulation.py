@@ -36,7 +36,7 @@ SCHEDULES = int(os.environ.get("KRAKEN_NONCE_SCHEDULES", by_tier(600, 6_000, 60_
 PARTS = 6
 """So many tests share the schedules, for several processes to run them."""
 SEED = os.environ.get("KRAKEN_NONCE_SEED")
-MOST_FOR_A_MUTANT = 4000
+MOST_FOR_A_MUTANT = 8000
 SHOWN = 60
 """Lines of a failure's trace."""
 

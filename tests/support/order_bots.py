@@ -48,7 +48,11 @@ class Bot:
 
     def __init__(self, uri: str, key: str, secret: str, **options: Any) -> None:
         self._runner = asyncio.Runner()
-        self.client = self.run(self.make(uri, key, secret, options))
+        try:
+            self.client = self.run(self.make(uri, key, secret, options))
+        except BaseException:
+            self._runner.close()
+            raise
 
     async def make(self, uri: str, key: str, secret: str, options: dict[str, Any]) -> Any:
         """Return the client."""

@@ -1,0 +1,100 @@
+"""What becomes of the calls that earlier holders of the lock left in the journal; no I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from kraken_nonce_redis import _process
+from kraken_nonce_redis._core.steps import running
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis.events import (
+    CallForgotten,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from kraken_nonce_redis._calls.questions import Questions
+    from kraken_nonce_redis._core.steps import CallFlow
+    from kraken_nonce_redis._redis.commands import Pending, Result
+
+from kraken_nonce_redis._calls.news import News, id_of, settled, warn
+
+_TELLING: Final = 5.0
+"""Seconds that a process has to tell what it has found out about another one's call; then the next holder tells it."""
+_MOST_REPORTED: Final = 1_000
+_REPORTED_FOR: Final = 30 * 86_400.0
+"""How many reported calls the journal keeps, and for how many seconds."""
+_FORGOTTEN_AT_ONCE: Final = 20
+"""How many of the others one call takes off the journal, so that it is not held up for long."""
+
+
+def settling_inherited(asking: Questions) -> CallFlow[None]:
+    """Settle what earlier holders with the same API key left behind, or report it."""
+    keys, lease, left = asking.lock.keys, asking.lease, asking.calls.left[asking.call.key]
+    entries = yield from running(commands.pending(keys))
+    lease.grant.inherited = ()
+    waiting = [entry for entry in entries if entry.key == asking.call.key and not entry.reported]
+    if not waiting:
+        yield from running(commands.recount(keys))  # the count has lost its entries
+    left.intersection_update([entry.nonce for entry in waiting])
+    _forgetting(asking, entries)
+    for entry in waiting:
+        if (keys.state, entry.nonce) in _process.current().telling or entry.nonce in left:
+            continue
+        if not (yield from _inheriting(asking, entry)):
+            return
+
+
+def _inheriting(asking: Questions, entry: Pending) -> CallFlow[bool]:
+    """Settle or report an earlier holder's call; return whether to go on with the next one."""
+    state, calls = asking.lock.keys.state, asking.calls
+    outcome: Result = "unknown"
+    txids: Mapping[str, str] = {}
+    final = True
+    if entry.result is not None:
+        if 0 <= entry.noted < _TELLING:
+            return True  # who has found it out is about to tell it
+        outcome, txids = entry.result, entry.txids
+        known = f"an earlier holder has found out: {' '.join((outcome, *txids.values()))}"
+    elif not entry.cl_ord_ids:
+        known = "it is unknown whether it was carried out"
+    elif calls.on_unknown == "raise":
+        known, final = "it is left to a process that settles", False
+    else:
+        asking.lease.grant.record = asking.lease.grant.record.begun()
+        opened = None if entry.own_ids else min(entry.nonce, entry.since) / 1e9
+        lost = entry.nonce + commands.BLOCK - 1
+        settlement = yield from asking.settling_orders(entry.cl_ord_ids, opened, lost, hasty=True)
+        outcome, txids, known = settlement.outcome, settlement.txids, settlement.known
+        final = outcome != "unknown" or settlement.hopeless  # else Kraken can't be asked now
+    found = [txids.get(cl_ord_id, "") for cl_ord_id in entry.cl_ord_ids]
+    note = commands.settle(asking.lock.keys, entry.nonce, outcome if final else "new", found if txids else ())
+    if not (yield from running(note)):
+        return True  # its own caller knows, and its release has come meanwhile
+    warn(entry, entry.nonce, known)
+    event = settled(entry, entry.nonce, outcome, txids, inherited=True)
+    if final:
+        asking.news.append(News(event, entry.nonce, "reported" if outcome == "unknown" else "known"))
+        _process.current().telling.add((state, entry.nonce))
+    else:
+        asking.news.append(News(event))
+        if calls.on_unknown == "raise":
+            calls.left[entry.key].add(entry.nonce)
+    return final or calls.on_unknown == "raise"
+
+
+def _forgetting(asking: Questions, entries: Sequence[Pending]) -> None:
+    """Take the oldest reported calls off the journal, once that is told."""
+    telling = _process.current().telling
+    reported = [entry for entry in entries if entry.reported]
+    surplus = len(reported) - _MOST_REPORTED
+    old = [entry for place, entry in enumerate(reported) if place < surplus or entry.age > _REPORTED_FOR]
+    for entry in old[:_FORGOTTEN_AT_ONCE]:
+        if (name := (asking.lock.keys.state, entry.nonce)) not in telling:
+            warn(entry, entry.nonce, "it is unknown whether it was carried out, and it is no longer listed")
+            event = CallForgotten(
+                entry.key, entry.method, entry.nonce, entry.cl_ord_ids, id=id_of(entry, entry.nonce, "forgotten")
+            )
+            asking.news.append(News(event, entry.nonce))
+            telling.add(name)

@@ -1,0 +1,152 @@
+"""What is asked of Kraken under a lease to find out what became of a call, and what is learned from answers; no I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis._calls.news import News
+from kraken_nonce_redis._calls.settling import Fence, Settlement, settling
+from kraken_nonce_redis._core.lock import logger
+from kraken_nonce_redis._core.steps import Run, Send, Sleep, running
+from kraken_nonce_redis._kraken import Outcome
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis.errors import (
+    NonceTooFarAhead,
+    StoreError,
+)
+from kraken_nonce_redis.events import (
+    KrakenWarned,
+)
+from kraken_nonce_redis.pace import tell_a_time
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from kraken_nonce_redis._calls.call import Call, Heard
+    from kraken_nonce_redis._calls.calls import Calls
+    from kraken_nonce_redis._calls.outcomes import TurnedAway
+    from kraken_nonce_redis._core.lock import LeaseCore, LockCore
+    from kraken_nonce_redis._core.steps import CallFlow
+
+_WAITED_OUT: Final = 10.0
+"""Longest Retry-After in seconds that is waited for with the lock held."""
+
+
+class Questions:
+    """Asks Kraken under the lease of a call.
+
+    Attributes:
+        calls: how the client's calls are made.
+        lock: that of the API key.
+        lease: of the lock.
+        call: for which it was taken.
+        news: gets what is to be told.
+        turned_away: what came in place of the latest answer, if that was a page with the status 429.
+    """
+
+    def __init__(self, calls: Calls, lock: LockCore[Any], lease: LeaseCore, call: Call, news: list[News]) -> None:
+        self.calls: Final = calls
+        self.lock: Final = lock
+        self.lease: Final = lease
+        self.call: Final = call
+        self.news: Final = news
+        self.turned_away: TurnedAway | None = None
+
+    def hearing(self, step: Send) -> CallFlow[Heard]:
+        """Send a request, and learn from the answer what time it is at Kraken."""
+        sent = clock.now()
+        heard: Heard = yield step
+        self.calls.exchange_clock.learn(sent, clock.now(), heard.date)
+        return heard
+
+    def asking(self, method: str, params: Mapping[str, Any]) -> CallFlow[Heard]:
+        """Make a reading call with a later nonce."""
+        lease, seconds = self.lease, self.call.seconds
+        if "otp" in self.call.params:
+            params = {**params, "otp": self.call.params["otp"]}
+        yield from lease.lasting(seconds)
+        nonce = lease.next_nonce()
+        heard = yield from self.hearing(Send(method, params, nonce, lease, seconds))
+        yield from self.learning(method, nonce, heard)
+        return heard
+
+    def pausing(self, seconds: float) -> CallFlow[None]:
+        """Sleep with the lock held."""
+        yield from self.lease.lasting(seconds + self.call.seconds)
+        yield Sleep(seconds)
+
+    def waiting_out(self) -> CallFlow[bool]:
+        """Wait until something may be sent again; return whether it may under this lease.
+
+        It may not if the latest answer was a page with the status 429 and a longer ``Retry-After``, or none.
+        """
+        if self.turned_away is None:
+            return True
+        wait = self.turned_away.retry_after
+        if wait is None or wait > _WAITED_OUT:
+            return False
+        yield from self.pausing(wait)
+        self.turned_away = None
+        return True
+
+    def learning(self, method: str, nonce: int, heard: Heard) -> CallFlow[None]:
+        """Take note of warnings, and start a cool-down if what came asks for one."""
+        keys, errors, self.turned_away = self.lock.keys, heard.errors, heard.turned_away
+        if heard.warnings:
+            logger.warning("%s (nonce %d): Kraken warns: %s", method, nonce, ", ".join(heard.warnings))
+            self.news.append(News(KrakenWarned(self.call.key, method, nonce, heard.warnings)))
+        try:
+            # Not by this machine's clock: if that is wrong, all the others would stop for as long.
+            now = (yield from running(commands.inspect(keys))).now / 1e9 if tell_a_time(errors) else None
+            seconds, reason = self.calls.cool_downs.after(errors, now)
+            if self.turned_away is not None:
+                seconds, reason = self.calls.cool_downs.after_page(self.turned_away.retry_after), heard.reason
+            if seconds > 0:
+                yield Run(commands.cool_down(keys, seconds, reason))
+        except StoreError as error:  # must not hide Kraken's answer
+            logger.warning("The other processes could not be told of %s: %s", heard.reason, error)
+
+    def settling_orders(
+        self,
+        ids: tuple[str, ...],
+        opened: float | None,
+        lost: int,
+        until_proof: Callable[[], float | None] = lambda: None,
+        *,
+        hasty: bool = False,
+    ) -> CallFlow[Settlement]:
+        """Ask Kraken's lists what became of orders; ``lost`` is their nonce at most, the rest as for `settling`."""
+        waits = self.calls.retries.settle_waits
+
+        def fencing() -> CallFlow[Fence]:
+            return self._fencing(lost)
+
+        return settling(
+            self.asking,
+            self.pausing,
+            fencing,
+            ids,
+            opened=opened,
+            waits=waits,
+            hasty=hasty,
+            until_proof=until_proof,
+        )
+
+    def asking_for_window(self) -> CallFlow[tuple[int | None, Heard]]:
+        """Ask Kraken for the nonce window, in ns; None if it can't be known now."""
+        heard = yield from self.asking("GetApiKeyInfo", {})
+        return self.calls.learn_window(self.call.key, self.lock.keys.state, heard), heard
+
+    def _fencing(self, lost: int) -> CallFlow[Fence]:
+        """Let a request with a nonce be too late once one of the next questions is accepted."""
+        window, heard = yield from self.asking_for_window()
+        if window is None or heard.turned_away is not None:
+            stop = heard.verdict.outcome is Outcome.NOT_CARRIED_OUT or heard.turned_away is not None
+            return Fence(trouble=f"GetApiKeyInfo: {heard.reason}", again=True, stop=stop)
+        try:
+            # Counted from the lost nonce: from the last one, the lead would pile up.
+            yield from self.lease.above(lost + window, round(self.calls.retries.max_lead * 1e9))
+        except NonceTooFarAhead as error:
+            return Fence(trouble=f"the nonce window is {window / 1e9:g} s; {error}")
+        return Fence(accepted=window == 0 and heard.verdict.outcome is Outcome.CARRIED_OUT)
