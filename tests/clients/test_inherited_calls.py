@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kraken_nonce_redis import OutcomeUnknown, Retries
-from kraken_nonce_redis._calls import calls
+from kraken_nonce_redis._calls import inherited, questions
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace, digest
 from kraken_nonce_redis.events import CallForgotten, OrderSettled
@@ -109,10 +109,10 @@ def test_killed_while_it_tells(scene: Scene, monkeypatch: pytest.MonkeyPatch) ->
     txid = scene.sim.orders()[0].txid
     assert (noted.result, dict(noted.txids)) == ("found", {entry.cl_ord_ids[0]: txid})
     asked = scene.asked()
-    monkeypatch.setattr(calls, "_TELLING", 1000.0)
+    monkeypatch.setattr(inherited, "_TELLING", 1000.0)
     assert scene.learn() == []
     assert [each.result for each in scene.pending()] == ["found"]
-    monkeypatch.setattr(calls, "_TELLING", 0.0)
+    monkeypatch.setattr(inherited, "_TELLING", 0.0)
     (event,) = scene.learn()
     assert (event.id, event.outcome, dict(event.orders)) == (told[0].id, "found", {entry.cl_ord_ids[0]: txid})
     assert (event.nonce, event.inherited, event.key) == (entry.nonce, True, digest(scene.sim.key))
@@ -149,7 +149,7 @@ def test_a_hook_that_fails(scene: Scene, caplog: pytest.LogCaptureFixture) -> No
 
 def test_while_it_is_told(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hook runs without the lock, with the result in the journal; its own calls don't tell it again, however late."""
-    monkeypatch.setattr(calls, "_TELLING", 0.0)
+    monkeypatch.setattr(inherited, "_TELLING", 0.0)
     scene.leave_order()
     heard: list[Any] = []
     results: list[Any] = []
@@ -174,7 +174,7 @@ def test_its_own_release_comes_meanwhile(
 ) -> None:
     """When the caller itself releases its call as known while another holder settles it, nothing is told."""
     entry = scene.leave_order()
-    settling = calls.settling
+    settling = questions.settling
 
     def settling_late(*args: Any, **options: Any) -> Any:
         settlement = yield from settling(*args, **options)
@@ -182,7 +182,7 @@ def test_its_own_release_comes_meanwhile(
         run(scene.client, commands.release(scene.keys, "process:1", entry.nonce, entry.nonce, known=True))
         return settlement
 
-    monkeypatch.setattr(calls, "settling", settling_late)
+    monkeypatch.setattr(questions, "settling", settling_late)
     caplog.clear()
     assert scene.learn() == []
     assert str(entry.nonce) not in caplog.text
@@ -224,7 +224,7 @@ def test_left_to_others(scene: Scene) -> None:
 
 def test_told_by_one_that_leaves_orders(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was found out and not told is told by a process with ``on_unknown="raise"``, too."""
-    monkeypatch.setattr(calls, "_TELLING", 0.0)
+    monkeypatch.setattr(inherited, "_TELLING", 0.0)
     order = scene.leave_order()
     run(scene.client, commands.settle(scene.keys, order.nonce, "found", ["O-1"]))
     (event,) = scene.learn(on_unknown="raise")
@@ -300,8 +300,8 @@ def test_forgotten(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_forgotten_by_and_by(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """One call takes so many off the journal at most, the oldest first. One that is told twice has the same id."""
-    monkeypatch.setattr(calls, "_MOST_REPORTED", 0)
-    monkeypatch.setattr(calls, "_FORGOTTEN_AT_ONCE", 2)
+    monkeypatch.setattr(inherited, "_MOST_REPORTED", 0)
+    monkeypatch.setattr(inherited, "_FORGOTTEN_AT_ONCE", 2)
     key, now = digest(scene.sim.key), View(scene.client, scene.keys).state.now // 1000
     nonces = [10**18 + number for number in range(3)]
     for nonce in nonces:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kraken_nonce_redis import InvalidArgument, NonceAllocator, NotCarriedOut, OutcomeUnknown, Retries
-from kraken_nonce_redis._calls import calls
+from kraken_nonce_redis._calls import attempt
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.krakenex import API
@@ -234,7 +234,7 @@ class TestReplay:
             for _ in range(3):
                 assert bot.order("market")
             assert scene.methods() == ["Balance", ASKING, *["AddOrder"] * 4]  # one of them was sent twice
-            monkeypatch.setattr(calls, "_WINDOW_KNOWN_FOR", 0.0)
+            monkeypatch.setattr(attempt, "_WINDOW_KNOWN_FOR", 0.0)
             assert bot.order("market")
             assert scene.methods()[-2:] == [ASKING, "AddOrder"]
         assert len(scene.sim.orders()) == 4
