@@ -7,6 +7,7 @@ twins are in `kraken_nonce_redis.asyncio`, clients in `kraken_nonce_redis.kraken
 from kraken_nonce_redis._arguments import OnUnknown, Priority, Scope
 from kraken_nonce_redis._threads.allocator import NonceAllocator
 from kraken_nonce_redis._threads.lock import CallLock, Lease
+from kraken_nonce_redis._threads.shutdown import shutdown, shutdown_on_signal
 from kraken_nonce_redis._threads.store import close
 from kraken_nonce_redis.durability import Durability
 from kraken_nonce_redis.errors import (
@@ -25,6 +26,7 @@ from kraken_nonce_redis.errors import (
     NotCarriedOut,
     NotDurable,
     OutcomeUnknown,
+    ShuttingDown,
     StoreError,
     StoreOutOfMemory,
     StorePermissionDenied,
@@ -61,6 +63,7 @@ __all__ = [
     "Priority",
     "Retries",
     "Scope",
+    "ShuttingDown",
     "StoreError",
     "StoreOutOfMemory",
     "StorePermissionDenied",
@@ -69,4 +72,6 @@ __all__ = [
     "StoreUnsupported",
     "Tier",
     "close",
+    "shutdown",
+    "shutdown_on_signal",
 ]

@@ -13,6 +13,7 @@ import mmap
 import os
 import socket
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from kraken_nonce_redis._redis.places import Places
@@ -54,6 +55,8 @@ class Process:
         name: what it is called in Redis, empty until that is asked for.
         telling: of the journals' entries that are told at present, the state key and nonce.
         warned: the state keys of the API keys of whose nonce windows it was warned.
+        loop_stores: the stores of event loops, as long as these exist.
+        closing: whether it acquires no more locks, since it is about to end.
         turn: must be held while a store is looked up or made.
         successor: the object that replaces this one after a fork, under the key None.
         mark: its first item is 0 in forked children of this process, and not in itself.
@@ -65,6 +68,8 @@ class Process:
         self.name = ""
         self.telling: set[tuple[str, int | None]] = set()
         self.warned: set[str] = set()
+        self.loop_stores: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.closing = False
         self.turn = threading.RLock()
         self.successor: dict[None, Process] = {}
         self.mark = _mark()

@@ -266,6 +266,13 @@ class CoolDown(HoldTimeout):
         self.reason = reason
 
 
+class ShuttingDown(CallLockError):
+    """`kraken_nonce_redis.shutdown` was called, so this process acquires no more locks. Nothing was sent."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"this process is shutting down and acquires no lock any more{key and ': '}{key}", key)
+
+
 class LeaseLost(CallLockError, redis.exceptions.LockNotOwnedError):
     """The lease ended before it was released: another caller may hold the lock.
 

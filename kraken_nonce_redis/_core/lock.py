@@ -212,6 +212,10 @@ class LeaseCore:
             yield from self._extended(self.remaining())
             return self.next_nonce()
 
+    def give_up(self) -> bool:
+        """Release the lease in the background: see `LockCore.give_up`."""
+        return self._lock.give_up(self)
+
     def _let_in(self) -> None:
         """Wake the first who waits to nest a hold in this one, if it need not wait any longer."""
         if self._line and (self.ended or self._inner is None):
@@ -582,6 +586,17 @@ class LockCore(Generic[L]):
         call = lease.grant.record
         seconds = max(left, _KNOWN_FOR) if call.intent and call.known else left
         self._process_state().give_back(self._release(lease), seconds)
+
+    def give_up(self, lease: L) -> bool:
+        """Release a lease in the background, whatever its holder does; return whether it was still held.
+
+        The lease has ended for its holder, who sends nothing more. What it has sent and not heard of stays unknown.
+        """
+        left = lease.grant.remaining()
+        if lease.grant.over or not lease.grant.end():
+            return False
+        self._give_back(lease, left)
+        return True
 
     def _leaving(self, lease: L, *, failed: bool, wait: bool = False) -> Flow[None]:
         """Release at the end of a ``with`` block.

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis._core import closing
 from kraken_nonce_redis._core.steps import Flow, Listen, Pause, Run
 from kraken_nonce_redis._redis import commands, keyspace
 from kraken_nonce_redis._redis.commands import COOLING, Busy, Command, Granted, Heartbeat, State, Waiting
@@ -694,6 +695,7 @@ def _asking(
     """Ask for the lock until it is granted. In between, sleep until it is offered or the time to ask again has come."""
     while True:
         waiter.woken = False
+        closing.check(waiter.keys.state)
         started = clock.now()
         patient = waiter.until is None or started < waiter.until
         listening = process_state.listening

@@ -2,6 +2,7 @@
 
 from kraken_nonce_redis.asyncio._allocator import NonceAllocator
 from kraken_nonce_redis.asyncio._lock import CallLock, Lease
+from kraken_nonce_redis.asyncio._shutdown import shutdown
 from kraken_nonce_redis.asyncio._store import aclose
 
-__all__ = ["CallLock", "Lease", "NonceAllocator", "aclose"]
+__all__ = ["CallLock", "Lease", "NonceAllocator", "aclose", "shutdown"]

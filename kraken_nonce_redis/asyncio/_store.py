@@ -15,6 +15,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _process
+from kraken_nonce_redis._core import closing
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.steps import Listen, Pause, Run, Tell
 from kraken_nonce_redis._core.waiting import ProcessState
@@ -52,6 +53,8 @@ class Store:
         process = _process.current()
         self.process = process
         self.loop = asyncio.get_running_loop()
+        with process.turn:
+            process.loop_stores.add(self)
         floors = process.places.floors(target.place)
         self.process_state = ProcessState(Agenda(self._chores_changed), self.loop.call_soon, floors=floors)
         self._connections = target.connect(process.places, self.process_state.reconnected)
@@ -329,6 +332,12 @@ class Store:
         if not at_end:
             self._chores_changed()
 
+    async def give_up(self) -> int:
+        """Give up what tasks hold, close the connections, and return how many leases that were."""
+        given_up = closing.give_up(self.process_state)
+        await self.close()
+        return given_up
+
     async def _give_back(self, release: Command[Any]) -> None:
         try:
             await self._run(release)
@@ -445,5 +454,10 @@ async def aclose() -> None:
 
     Callers keep what they hold. Objects open new connections when they are used again.
     """
-    stores: dict[Hashable, Store] = asyncio.get_running_loop().__dict__.get(_STORES, {})
-    await asyncio.gather(*(store.close() for store in list(stores.values())))
+    await asyncio.gather(*(store.close() for store in stores()))
+
+
+def stores() -> list[Store]:
+    """Return the running loop's stores."""
+    by_key: dict[Hashable, Store] = asyncio.get_running_loop().__dict__.get(_STORES, {})
+    return list(by_key.values())

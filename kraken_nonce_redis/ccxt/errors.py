@@ -20,6 +20,7 @@ _THEIRS: Final[Mapping[type, Any]] = {
     errors.HoldTimeout: ccxt.RequestTimeout,
     errors.CoolDown: ccxt.RateLimitExceeded,
     errors.StoreUnavailable: ccxt.ExchangeNotAvailable,
+    errors.ShuttingDown: ccxt.ExchangeNotAvailable,
     errors.LeaseLost: ccxt.ExchangeNotAvailable,
     errors.InvalidArgument: ccxt.BadRequest,
     errors.IncompatibleClient: ccxt.NotSupported,

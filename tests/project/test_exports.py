@@ -29,7 +29,7 @@ def public_classes(module: types.ModuleType) -> set[str]:
 
 def test_exported_members() -> None:
     """Every error, what the lock and the allocator are, and what their parameters take; nothing else."""
-    expected = ANNOTATIONS | {"close"}
+    expected = ANNOTATIONS | {"close", "shutdown", "shutdown_on_signal"}
     for module in (errors, lock, allocator, durability, pace, retries):
         expected |= public_classes(module)
     assert set(kraken_nonce_redis.__all__) == expected
@@ -53,4 +53,7 @@ def test_types_of_parameters(name: str) -> None:
 
 def test_asyncio_has_the_same_names() -> None:
     """What is different for asyncio has the same name there, and nothing else is there."""
-    assert set(kraken_nonce_redis.asyncio.__all__) == public_classes(lock) | public_classes(allocator) | {"aclose"}
+    assert set(kraken_nonce_redis.asyncio.__all__) == public_classes(lock) | public_classes(allocator) | {
+        "aclose",
+        "shutdown",
+    }
