@@ -80,7 +80,13 @@ class Place:
 
 def from_environment() -> str | None:
     """Return the URL of the Redis to use from the environment, None if there is none. An empty variable is not set."""
-    return next((url for variable in VARIABLES if (url := os.environ.get(variable))), None)
+    name = variable()
+    return None if name is None else os.environ[name]
+
+
+def variable() -> str | None:
+    """Return the name of the variable that `from_environment` reads, None if none is set."""
+    return next((variable for variable in VARIABLES if os.environ.get(variable)), None)
 
 
 def or_environment(redis: Any) -> Any:

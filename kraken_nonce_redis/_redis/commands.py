@@ -269,6 +269,8 @@ class State:
         place: what is known of the holder; None when the lock is free.
         leased: whether the holder has a lease that still runs.
         left: seconds until the lease or offer ends, 0.0 when it ran out.
+        renewed: seconds since the lease was granted or extended last, or the offer made; 0.0 when the lock is free.
+        ended: seconds since the lease or offer ran out, 0.0 while it runs and when the lock is free.
         waiting: number of waiters.
         waiters: the first hundred of them in their order, if they were asked for.
         pending: number of calls of earlier holders that wait to be settled or told.
@@ -282,6 +284,8 @@ class State:
     place: Place | None
     leased: bool
     left: float
+    renewed: float
+    ended: float
     waiting: int
     waiters: tuple[Place, ...]
     pending: int
@@ -320,6 +324,11 @@ class Pending:
     cl_ord_ids: tuple[str, ...]
     own_ids: bool
     name: str
+
+    @property
+    def state(self) -> Literal["new", "reported"] | Result:
+        """Its state in one word, as in lib/journal.lua."""
+        return "reported" if self.reported else self.result or "new"
 
 
 def intent(key: str, method: str, cl_ord_ids: Iterable[str], *, own_ids: bool = False) -> str:
@@ -382,7 +391,8 @@ def inspect_all(keys: tuple[str, ...]) -> Command[State]:
 
 
 def _read_state(reply: Reply) -> State:
-    _, now, nonce, lease, left, member, asked, granted, waiting, pending, cool_down, number, *words = reply
+    _, now, nonce, lease, left, member, asked, granted, *more = reply
+    set_at, ends, waiting, pending, cool_down, number, *words = more
     end = 2 * int(number)
     waiters = zip(words[:end:2], map(float, words[1:end:2]), strict=True)
     return State(
@@ -392,6 +402,8 @@ def _read_state(reply: Reply) -> State:
         place=None if member == "-" else _place(member, int(now), int(asked), int(granted)),
         leased=lease != "-" and left != "0",
         left=_seconds(left),
+        renewed=_since(now, set_at),
+        ended=_since(now, ends),
         waiting=int(waiting),
         waiters=tuple([_place(waiter, int(now), score) for waiter, score in waiters]),
         pending=int(pending),
@@ -411,6 +423,10 @@ def _place(member: str, now: int, score: float, granted: int = 0) -> Place:
         max(0.0, (now - score % _PROCESSES) / 1e6),
         max(0.0, (now - granted) / 1e6) if granted else 0.0,
     )
+
+
+def _since(now: str, moment: str) -> float:
+    return max(0, int(now) - int(moment)) / 1e6 if moment != "0" else 0.0
 
 
 Heard: TypeAlias = Literal["0", "1", "?"]

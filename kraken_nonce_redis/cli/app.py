@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from kraken_nonce_redis.cli import lock, nonces
 from kraken_nonce_redis.cli.check import check
 from kraken_nonce_redis.cli.demo import demo
 from kraken_nonce_redis.cli.doctor import doctor
-from kraken_nonce_redis.cli.exit_codes import HELP, ExitCode, failure
+from kraken_nonce_redis.cli.exit_codes import HELP, ExitCode, Misuse, failure
+from kraken_nonce_redis.cli.exporter import exporter
+from kraken_nonce_redis.cli.options import print_error_as_json
 from kraken_nonce_redis.cli.pending import pending
 from kraken_nonce_redis.cli.run import run
 from kraken_nonce_redis.cli.server import server
+from kraken_nonce_redis.cli.status import status
+from kraken_nonce_redis.cli.watch import watch
 from kraken_nonce_redis.errors import KrakenNonceError
 
 _FIRST_STEPS = """\b
@@ -24,17 +29,48 @@ First steps:
   kraken-nonce doctor                         whether that Redis is fit for it
   export KRAKEN_API_KEY=...                   for which API key
   kraken-nonce check                          whether key, permissions, nonce, clock and network are right
-  kraken-nonce status                         last nonce, holder, waiters
+  kraken-nonce status                         "ok", or what is wrong; last nonce, holder, waiters
 """
+_AS_JSON: Final = "kraken_nonce_redis.as_json"
 
 
 class Application(click.Group):
-    """A group whose commands end with one line on stderr and an exit code for any error of the library."""
+    """A group whose commands end with one line on stderr and an exit code for any error of the library.
+
+    With --json the error is on stdout, too, as JSON.
+    """
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Read what stands before the command."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            raise _in_one_line(error) from None
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take note whether the command is to print JSON, since the rest of the command line may be wrong."""
+        words = args[: args.index("--")] if "--" in args else args
+        command = self.commands.get(words[0]) if words else None
+        if command is not None and "--json" in words:
+            ctx.meta[_AS_JSON] = any(parameter.name == "as_json" for parameter in command.params)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
         try:
+            return self._invoke(ctx)
+        except click.ClickException as error:
+            if ctx.meta.get(_AS_JSON):
+                print_error_as_json(ctx, error.format_message(), error.exit_code)
+            raise
+
+    def _invoke(self, ctx: click.Context) -> Any:
+        try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            raise _in_one_line(error) from None
         except KrakenNonceError as error:
             raise failure(error) from error
         except KeyboardInterrupt:
@@ -45,6 +81,13 @@ class Application(click.Group):
         """Return the names in the order in which a new user needs them."""
         del ctx
         return list(self.commands)
+
+
+def _in_one_line(error: click.UsageError) -> click.ClickException:
+    if isinstance(error, NoArgsIsHelpError):
+        return error
+    where = error.ctx.command_path if error.ctx is not None else "kraken-nonce"
+    return Misuse(f"{error.format_message().removesuffix('.')}; see {where} --help")
 
 
 @click.group(
@@ -59,13 +102,15 @@ for command in (
     demo,
     doctor,
     check,
-    lock.status,
+    status,
+    watch,
     nonces.next_nonce,
     nonces.last_nonce,
     nonces.jump,
     nonces.advance,
     lock.unlock,
     pending,
+    exporter,
     run,
     server,
 ):

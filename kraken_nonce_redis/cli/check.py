@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +20,7 @@ from kraken_nonce_redis.cli.options import (
     file_option,
     json_option,
     namespace_option,
+    print_json,
     redis_option,
 )
 from kraken_nonce_redis.cli.requirements import require
@@ -127,7 +127,7 @@ def check(
             click.echo(_text(report))
     bad = [f"{report.account} ({report.failure.cause})" for report in reports if report.failure]
     if as_json:
-        click.echo(json.dumps({"url": kraken, "ok": not bad, "accounts": [report.as_data() for report in reports]}))
+        print_json({"url": kraken, "ok": not bad, "accounts": [report.as_data() for report in reports]})
     if bad:
         raise Failure(f"{len(bad)} of {len(reports)} accounts failed: {', '.join(bad)}")
 

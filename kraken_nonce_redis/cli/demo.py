@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import queue
 import secrets
 import threading
@@ -25,7 +24,7 @@ from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.cli import embedded
 from kraken_nonce_redis.cli.demo_figures import Figures, figures
 from kraken_nonce_redis.cli.exit_codes import Failure
-from kraken_nonce_redis.cli.options import connect, examples
+from kraken_nonce_redis.cli.options import connect, examples, print_json
 from kraken_nonce_redis.cli.requirements import require
 from kraken_nonce_redis.errors import raise_from_redis
 from kraken_nonce_redis.testing import KrakenSimulator
@@ -76,7 +75,7 @@ def demo(*, processes: int, seconds: float, url: str | None, as_json: bool) -> N
         stock, ours = _compare(processes, seconds, url)
     problems = ours.problems()
     if as_json:
-        click.echo(json.dumps({"stock": asdict(stock), "ours": asdict(ours), "problems": problems}))
+        print_json({"stock": asdict(stock), "ours": asdict(ours), "problems": problems})
     else:
         _show(stock, ours, processes)
     if problems:

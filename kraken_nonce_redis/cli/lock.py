@@ -1,4 +1,4 @@
-"""The commands about the lock: `status`, `unlock`."""
+"""The command about the lock: `unlock`."""
 
 from __future__ import annotations
 
@@ -7,38 +7,15 @@ from typing import TYPE_CHECKING
 import click
 
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._texts import lead, printable, span
+from kraken_nonce_redis._texts import printable, span
+from kraken_nonce_redis._verdict import who
 from kraken_nonce_redis.cli.exit_codes import Failure
 from kraken_nonce_redis.cli.options import Answer, examples, json_option, note, target_options
 from kraken_nonce_redis.errors import ForeignValue
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._redis.commands import Place, State
+    from kraken_nonce_redis._redis.commands import State
     from kraken_nonce_redis.cli.options import Target
-
-
-@click.command(
-    "status",
-    short_help="Show the last nonce, the holder and the waiters.",
-    epilog=examples(
-        "kraken-nonce status",
-        "kraken-nonce status --scope global --json | jq .waiting",
-    ),
-)
-@target_options
-@json_option
-def status(target: Target, *, as_json: bool) -> None:
-    """Show the last nonce, the holder, the waiters, pending calls and a cool-down. It changes nothing.
-
-    Of the holder and the first hundred waiters it shows the name (`name=` of the lock or client, KRAKEN_NONCE_NAME,
-    else host and process id), Kraken's method, and since when.
-
-    "lock" in the JSON is free, held, offered (to a waiter) or ended (a lease ran out, and nobody has asked for the
-    lock since).
-    """
-    state = target.run(commands.inspect(target.keys, "waiters"))
-    pending = len(target.run(commands.pending(target.keys)))
-    Answer(_text(target, state, pending), _data(target, state, pending)).print(as_json=as_json)
 
 
 @click.command(
@@ -77,7 +54,7 @@ def unlock(target: Target, *, cool_down: bool, yes: bool, as_json: bool) -> None
             raise
         shown, holder, question = str(error), "", "Remove it?"
     else:
-        shown, holder, question = f"{_lock(state)[1]}; {state.waiting} waiting.", state.holder, "End its lease?"
+        shown, holder, question = f"{lock_in_words(state)[1]}; {state.waiting} waiting.", state.holder, "End its lease?"
         if not holder:
             Answer("Nobody has the lock.", {"unlocked": False, "holder": None}).print(as_json=as_json)
             return
@@ -96,71 +73,13 @@ def _confirmed(question: str) -> bool:
         return False
 
 
-def _lock(state: State) -> tuple[str, str]:
+def lock_in_words(state: State) -> tuple[str, str]:
     """Return the state of the lock, as one word and as text."""
     place = state.place
     if place is None:
         return "free", "free"
     if not state.left:
-        return "ended", f"free to take: the lease of {_who(place)} ran out"
+        return "ended", f"free to take: the lease of {who(place)} ran out"
     if state.leased:
-        return "held", f"held by {_who(place)}, {span(place.held)} by now and {span(state.left)} more at most"
-    return "offered", f"offered to {_who(place)}, to be taken within {span(state.left)}"
-
-
-def _who(place: Place) -> str:
-    """Return the name of a holder or waiter and what it wants the lock for."""
-    words = [place.name or place.member]
-    if place.method:
-        words += ["for", place.method]
-    if place.token:
-        words += ["with token", place.token]
-    return printable(" ".join(words))
-
-
-def _waiting(state: State) -> str:
-    """Return how many wait, and a line for each of the first."""
-    lines = [f"{'':<12}{_who(waiter)}, {waiter.priority}, {span(waiter.asked)} by now" for waiter in state.waiters]
-    more = state.waiting - len(lines)
-    return "\n".join([str(state.waiting), *lines, *([f"{'':<12}and {more} more"] if lines and more else [])])
-
-
-def _place(place: Place) -> dict[str, object]:
-    return {
-        "id": place.member,
-        "name": place.name or None,
-        "method": place.method or None,
-        "priority": place.priority,
-        "seconds_waited": place.asked - place.held,
-        "seconds_held": place.held,
-    }
-
-
-def _data(target: Target, state: State, pending: int) -> dict[str, object]:
-    return {
-        "key": target.keys.state,
-        "server_time": str(state.now),
-        "last": None if state.last is None else str(state.last),
-        "lead_seconds": None if state.last is None else (state.last - state.now) / 1e9,
-        "lock": _lock(state)[0],
-        "holder": None if state.place is None else _place(state.place),
-        "seconds_left": state.left,
-        "waiting": state.waiting,
-        "waiters": [_place(waiter) for waiter in state.waiters],
-        "pending": pending,
-        "cool_down_seconds": state.cool_down,
-        "cool_down_reason": state.reason or None,
-    }
-
-
-def _text(target: Target, state: State, pending: int) -> str:
-    lines = {
-        "key": target.keys.state,
-        "last nonce": "none handed out yet" if state.last is None else str(state.last),
-        "lead": "-" if state.last is None else lead(state.last - state.now),
-        "lock": _lock(state)[1],
-        "waiting": _waiting(state),
-        "pending": f"{pending} calls; see kraken-nonce pending" if pending else "none",
-        "cool-down": f"{span(state.cool_down)}: {printable(state.reason)}" if state.cool_down else "none",
-    }
-    return "\n".join(f"{name:<12}{value}" for name, value in lines.items())
+        return "held", f"held by {who(place)}, {span(place.held)} by now and {span(state.left)} more at most"
+    return "offered", f"offered to {who(place)}, to be taken within {span(state.left)}"

@@ -89,6 +89,23 @@ namespace_option = click.option(
 file_option = click.option(
     "--file", "accounts_file", metavar="PATH", help="TOML file with the accounts, instead of the environment."
 )
+account_option = click.option(
+    "--account", metavar="NAME", help="Take the API key of this account: master, or a user's name."
+)
+key_env_option = click.option(
+    "--key-env",
+    metavar="NAME",
+    help="Environment variable that holds the API key. The key itself never goes on a command line. "
+    f"[default: {DEFAULT_KEY_VARIABLE}]",
+)
+scope_option = click.option(
+    "--scope",
+    type=click.Choice(["key", "global"]),
+    default="key",
+    show_default=True,
+    help="key: the nonces and the lock of one API key. global: those that all API keys of the namespace share; "
+    "this needs no API key.",
+)
 
 
 def target_options(function: Callable[Concatenate[Target, P], T]) -> Callable[..., T]:
@@ -105,30 +122,11 @@ def target_options(function: Callable[Concatenate[Target, P], T]) -> Callable[..
         scope: Scope,
         **options: Any,
     ) -> T:
-        api_key = "none needed" if scope == "global" else _api_key(key_env, account, accounts_file)
+        api_key = "none needed" if scope == "global" else api_key_of(key_env, account, accounts_file)
         return function(Target(connect(url), api_key, scope, namespace), *args, **options)
 
     command: Callable[..., T] = with_target
-    for option in (
-        click.option(
-            "--scope",
-            type=click.Choice(["key", "global"]),
-            default="key",
-            show_default=True,
-            help="key: the nonces and the lock of one API key. global: those that all API keys of the namespace share; "
-            "this needs no API key.",
-        ),
-        namespace_option,
-        file_option,
-        click.option("--account", metavar="NAME", help="Take the API key of this account: master, or a user's name."),
-        click.option(
-            "--key-env",
-            metavar="NAME",
-            help="Environment variable that holds the API key. The key itself never goes on a command line. "
-            f"[default: {DEFAULT_KEY_VARIABLE}]",
-        ),
-        redis_option,
-    ):
+    for option in (scope_option, namespace_option, file_option, account_option, key_env_option, redis_option):
         command = option(command)
     return command
 
@@ -169,7 +167,8 @@ durable_option = click.option(
 )
 
 
-def _api_key(variable: str | None, account: str | None, file: str | None) -> str:
+def api_key_of(variable: str | None, account: str | None, file: str | None) -> str:
+    """Return the API key that these options mean."""
     if account is not None:
         if variable is not None:
             raise click.UsageError("give either --key-env or --account")
@@ -201,7 +200,25 @@ class Answer:
 
     def print(self, *, as_json: bool) -> None:
         """Print it on stdout."""
-        click.echo(json.dumps(self.data) if as_json else self.text)
+        if as_json:
+            print_json(self.data)
+        else:
+            click.echo(self.text)
+
+
+_PRINTED: Final = "kraken_nonce_redis.printed"
+
+
+def print_json(data: object) -> None:
+    """Print JSON on stdout, and remember that: of an error that comes later, stdout says nothing more."""
+    click.get_current_context().meta[_PRINTED] = True
+    click.echo(json.dumps(data))
+
+
+def print_error_as_json(context: click.Context, message: str, exit_code: int) -> None:
+    """Print an error as JSON on stdout, unless the command has printed its answer."""
+    if _PRINTED not in context.meta:
+        click.echo(json.dumps({"error": message, "exit_code": exit_code}))
 
 
 def note(text: str) -> None:

@@ -62,18 +62,14 @@ def _line(entry: Pending) -> str:
     ids = f"  cl_ord_id {printable(', '.join(entry.cl_ord_ids))}" if entry.cl_ord_ids else ""
     txids = f"  txid {printable(', '.join(entry.txids.values()))}" if entry.txids else ""
     name = f"  of {printable(entry.name)}" if entry.name else ""
-    return f"{entry.nonce}  {moment(entry.nonce)}  {_state(entry):<8}  {printable(entry.method)}{name}{ids}{txids}"
-
-
-def _state(entry: Pending) -> str:
-    return "reported" if entry.reported else entry.result or "new"
+    return f"{entry.nonce}  {moment(entry.nonce)}  {entry.state:<8}  {printable(entry.method)}{name}{ids}{txids}"
 
 
 def _data(entry: Pending) -> dict[str, object]:
     return {
         "nonce": str(entry.nonce),
         "since": str(entry.since),
-        "state": _state(entry),
+        "state": entry.state,
         "key": entry.key,
         "name": entry.name or None,
         "method": entry.method,

