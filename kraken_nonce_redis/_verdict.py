@@ -94,12 +94,12 @@ def _of_nonce(state: State, max_lead: int) -> Iterator[Condition]:
     # Whoever is refused a nonce with this lead raises it to the next one, and gives up when there is none.
     lead, retries = lead_seconds(state) or 0.0, Retries(max_lead=max_lead / 1e9)
     following = retries.lead_after(lead)
-    ahead = f"nonces are {span(lead)} ahead of the server's clock"
+    ahead = f"{span(lead)} ahead of the server's clock"
     if following is None:
         limit = f"max_lead {span(max_lead / 1e9)}"
-        yield Condition("poisoned", f"{ahead} and won't be raised further ({limit}): poisoned if Kraken refuses them")
+        yield Condition("poisoned", f"poisoned if Kraken refuses: nonces are {ahead}, not raised further ({limit})")
     elif following != retries.lead_after(0.0):
-        yield Condition("lead", f"{ahead}: Kraken has refused lower ones, or somebody raised them")
+        yield Condition("lead", f"nonces are {ahead}, raised because Kraken refused some, or by hand")
 
 
 def _of_lock(state: State) -> Iterator[Condition]:

@@ -39,3 +39,24 @@ def least_permissions(namespace: str = DEFAULT_NAMESPACE, *, cluster: bool = Fal
     """Return all permissions that a user needs for a namespace, beginning from none."""
     commands = (*COMMANDS, *CLUSTER_COMMANDS) if cluster else COMMANDS
     return ("resetchannels", f"~{namespace}:*", CHANNELS, *commands)
+
+
+OPERATOR_COMMANDS: Final = (
+    # What is sent.
+    "+eval",
+    "+evalsha",
+    "+scan",
+    # What the scripts do.
+    "+hgetall",
+    "+hmget",
+    "+time",
+    "+zcount",
+    "+zrangebyscore",
+)
+"""For ``kraken-nonce status``, ``watch`` and ``exporter``, which only look."""
+
+
+def operator_permissions(namespace: str = DEFAULT_NAMESPACE, *, cluster: bool = False) -> tuple[str, ...]:
+    """Return all permissions that a user needs to look at a namespace and change nothing, beginning from none."""
+    commands = (*OPERATOR_COMMANDS, *CLUSTER_COMMANDS) if cluster else OPERATOR_COMMANDS
+    return ("resetchannels", f"~{namespace}:*", *commands)

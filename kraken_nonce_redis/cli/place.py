@@ -111,7 +111,7 @@ class Place:
         with contextlib.suppress(RedisError, OSError, LookupError, ValueError):
             # The one that has just answered is the first now.
             known = pool.sentinel_manager.sentinels[0].sentinel_master(service)
-            if int(known["config-epoch"]):
+            if int(known["config-epoch"]) and "failover_in_progress" not in str(known["flags"]):
                 elected = int(known["role-reported-time"]) / 1000
         return Master(_joined(host, int(port)), elected)
 

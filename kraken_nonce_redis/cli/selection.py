@@ -130,8 +130,12 @@ class Selection:
 
 
 def joint_verdict(looks: list[Look]) -> str:
-    """Return one line for several API keys: ``ok``, or what is wrong with which."""
-    return "; ".join(f"{look.chosen.label}: {look.verdict.text}" for look in looks if look.verdict.conditions) or "ok"
+    """Return one line for several API keys: ``ok``, or the conditions of each. The table has them at length."""
+    bad = [look for look in looks if look.verdict.conditions]
+    if not bad:
+        return "ok"
+    words = "; ".join(f"{look.chosen.label} {', '.join(look.verdict.names)}" for look in bad)
+    return f"{len(bad)} of {len(looks)} API keys: {words}"
 
 
 def selection_options(function: Callable[Concatenate[Selection, P], T]) -> Callable[..., T]:

@@ -52,14 +52,14 @@ class Watched:
         self._selection = selection
         self._numbers = Numbers()
         self._looks_made = 0
-        self._chosen = list(selection.all())
+        self._chosen: tuple[Chosen, ...] = ()
         self._scan: Generator[set[str]] | None = None
         self._scanned: set[str] = set()
         self._pending: dict[Chosen, tuple[Pending, ...]] = {}
         self._failing_since: float | None = None
         self.histories: dict[Chosen, History] = {}
         self.looks: list[Look] = []
-        self.master: Master | None = selection.place.master()
+        self.master: Master | None = None
         self.failure = ""
 
     @property
@@ -81,16 +81,16 @@ class Watched:
         """Which Redis it is."""
         return self._selection.place.words(self.master)
 
+    def begin(self) -> None:
+        """Look for the first time. Raises `StoreError`, since the address may be wrong."""
+        self.master = self._selection.place.master()
+        self._chosen = self._selection.all()
+        self._look()
+
     def look(self) -> None:
-        """Look once."""
-        turn = self._looks_made % _ROUND
-        self._looks_made += 1
+        """Look once more. An error of Redis becomes the verdict."""
         try:
-            self.looks = [self._look(chosen, journal=turn == 0) for chosen in self._chosen[:_MOST]]
-            if turn == 1:
-                self.master = self._selection.place.master()
-            if turn == _ROUND // 2 and self._selection.chosen is None:
-                self._scan_on()
+            self._look()
         except StoreError as error:
             # It stays on the screen, with what was seen last, until Redis is back.
             self._scan = None
@@ -99,7 +99,16 @@ class Watched:
         else:
             self._failing_since, self.failure = None, ""
 
-    def _look(self, chosen: Chosen, *, journal: bool) -> Look:
+    def _look(self) -> None:
+        turn = self._looks_made % _ROUND
+        self._looks_made += 1
+        self.looks = [self._look_at(chosen, journal=turn == 0) for chosen in self._chosen[:_MOST]]
+        if turn == 1:
+            self.master = self._selection.place.master()
+        if turn == _ROUND // 2 and self._selection.chosen is None:
+            self._scan_on()
+
+    def _look_at(self, chosen: Chosen, *, journal: bool) -> Look:
         place = self._selection.place
         try:
             state = place.run(commands.inspect(chosen.keys, "waiters"))
@@ -119,7 +128,7 @@ class Watched:
             self._scanned |= tags
             return
         self._scan = None
-        self._chosen = list(self._selection.of_tags(self._scanned))
+        self._chosen = self._selection.of_tags(self._scanned)
 
     def rate(self, look: Look) -> str:
         """Return how many calls a second were begun, as text."""
@@ -148,8 +157,9 @@ def watch(selection: Selection) -> None:
     or waiting, and those that timed out are among them. Nonces a second can't be told: Redis does not count them.
     """
     console = Console(highlight=False)
+    watched = Watched(selection)
     try:
-        watched = Watched(selection)
+        watched.begin()
     except StoreError as error:
         raise selection.failure(error) from None
     with children.cleanup_when_terminated():
@@ -163,23 +173,23 @@ def _on_screen(console: Console, watched: Watched) -> None:
     with presses() as press, Live(console=console, screen=True, auto_refresh=False) as live:
         due = clock.now()
         while True:
-            watched.look()
             live.update(screen(watched, console.width, console.height), refresh=True)
             due = max(due + _EVERY, clock.now())
             while (left := due - clock.now()) > 0:
                 if press(left).lower() == "q":
                     return
+            watched.look()
 
 
 def _in_lines(watched: Watched) -> None:
     due = clock.now()
     with presses() as press:
         while True:
-            watched.look()
             for line in lines(watched):
                 click.echo(line)
             due = max(due + _EVERY, clock.now())
             press(due - clock.now())
+            watched.look()
 
 
 def lines(watched: Watched) -> list[str]:
