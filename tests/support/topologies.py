@@ -674,6 +674,7 @@ def _usage(*, is_authority: bool) -> x509.KeyUsage:
 KINDS: dict[str, tuple[Kind, Callable[[], Topology]]] = {
     "sentinel": (VALKEY, SentinelTopology),
     "cluster": (VALKEY, ClusterTopology),
+    "cluster-7": (REDIS_7, partial(ClusterTopology, REDIS_7)),
     "tls": (REDIS_7, TlsTopology),
 }
 """What each is made from, and how."""
