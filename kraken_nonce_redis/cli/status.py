@@ -98,11 +98,12 @@ def status(selection: Selection, *, fail_on: frozenset[str], as_json: bool) -> N
 
 def _print(selection: Selection, looks: list[Look], verdict: str, redis: str) -> None:
     console = Console(highlight=False)
-    console.print(Text(verdict, "green" if verdict == "ok" else "bold red"), soft_wrap=True)
+    whole = not console.is_terminal  # in a pipe a line is one line
+    console.print(Text(verdict, "green" if verdict == "ok" else "bold red"), soft_wrap=whole)
     if selection.single:
-        console.print(Text(_text(looks[0], redis)), soft_wrap=True)
+        console.print(Text(_text(looks[0], redis)), soft_wrap=whole)
         return
-    console.print(Text(f"redis       {redis}"), soft_wrap=True)
+    console.print(Text(f"redis       {redis}"), soft_wrap=whole)
     if looks:
         console.print(_table(looks, console.width))
 

@@ -15,9 +15,10 @@ from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace, digest
 from kraken_nonce_redis._verdict import NAMES
 from kraken_nonce_redis.permissions import CLUSTER_COMMANDS, OPERATOR_COMMANDS, operator_permissions
-from tests.support.command import run
+from tests.support.command import ROOT, run
 from tests.support.helpers import Rival, eventually
 from tests.support.helpers import run as run_command
+from tests.support.servers import VALKEY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
     import redis
     from click.testing import Result
 
+    from tests.conftest import PrivateServer
     from tests.support.servers import Server
-    from tests.support.topologies import ClusterTopology, SentinelTopology
+    from tests.support.topologies import ClusterTopology, SentinelTopology, TlsTopology
 
 HOUR = 3600 * 10**9
 PASSWORD = "s3cret-w0rd"
+COLOURED = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @pytest.fixture
@@ -126,6 +129,24 @@ def test_which_redis_and_who_said_so(valkey: Server, api_keys: list[str], source
     assert (found["hosts"], found["db"], found["from"]) == (f"127.0.0.1:{valkey.port}", 3, source)
 
 
+def test_a_socket_is_named_by_its_path(private_server: PrivateServer, api_keys: list[str], tmp_path: Path) -> None:
+    """And SCAN goes there, too."""
+    path = tmp_path / "redis.sock"
+    server = private_server(VALKEY, "--unixsocket", str(path))
+    NonceAllocator.from_url(server.url, api_keys[0]).next()
+    result = run("status", "--all", "--redis", f"unix://{path}?db=0")
+    assert f"redis       {path}, db 0, from --redis\n" in result.stdout
+    assert digest(api_keys[0]) in result.stdout
+
+
+def test_with_tls(tls: TlsTopology, api_keys: list[str]) -> None:
+    """All of it over TLS, and no file of a certificate in what is shown."""
+    NonceAllocator.from_url(tls.url, api_keys[0]).next()
+    result = run("status", "--all", KRAKEN_NONCE_REDIS_URL=tls.url)
+    assert f"redis       {tls.address}, db 0, from KRAKEN_NONCE_REDIS_URL\n" in result.stdout
+    assert digest(api_keys[0]) in result.stdout
+
+
 def test_a_redis_that_is_not_there_is_named(api_keys: list[str]) -> None:
     """Exit code 3 and one line with the address and who said so; with --json the same on stdout."""
     variables = {"KRAKEN_API_KEY": api_keys[0], "REDIS_URL": f"redis://bot:{PASSWORD}@127.0.0.1:1/2"}
@@ -218,6 +239,8 @@ def test_a_table_fits(valkey: Server, api_keys: list[str], columns: int) -> None
         lock.acquire()
         lock.cool_down(50 + number, "EGeneral:Temporary lockout " * 4)
     variables = {"KRAKEN_NONCE_REDIS_URL": valkey.url, "COLUMNS": str(columns)}
+    on_terminal = run("status", "--id", digest(api_keys[0]), FORCE_COLOR="1", **variables).stdout
+    assert max(len(COLOURED.sub("", line)) for line in on_terminal.split("\n")) <= columns
     piped = run("status", "--all", **variables).stdout
     table = piped.split("\n")[2:]
     assert max(map(len, table)) <= columns
@@ -246,32 +269,35 @@ def test_fail_on(valkey: Server, api_keys: list[str]) -> None:
     assert run("status", "--all", "--fail-on", "cool-down", **variables).exit_code == 1
 
 
+WRONG = [
+    (("--id", "a-real-api-key"), "--id takes the 16 hex digits"),
+    (("--all", "--id", "0123456789abcdef"), "give only one of --all and --id"),
+    (("--all", "--account", "alice"), "give only one of --all and --account or --file"),
+    (("--id", "0123456789abcdef", "--scope", "global"), "give only one of --id and --scope global"),
+    (("--bogus",), "No such option '--bogus'"),
+    (("--all", "--namespace", "a b"), "namespace: must be"),
+    (("--file", "/no/such/file"), "/no/such/file"),
+    ((), "KRAKEN_API_KEY is not set"),
+]
+
+
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
-        (("--fail-on", "heldd"), "foreign, poisoned, lead, held, ended, waiting, cool-down, pending, reported or any"),
-        (("--fail-on", ""), "foreign, poisoned"),
-        (("--id", "a-real-api-key"), "--id takes the 16 hex digits"),
-        (("--all", "--id", "0123456789abcdef"), "give only one of --all and --id"),
-        (("--all", "--account", "alice"), "give only one of --all and --account or --file"),
-        (("--id", "0123456789abcdef", "--scope", "global"), "give only one of --id and --scope global"),
-        (("--bogus",), "No such option '--bogus'"),
-        (("--all", "--namespace", "a b"), "namespace: must be"),
-        (("--file", "/no/such/file"), "/no/such/file"),
-        ((), "KRAKEN_API_KEY is not set"),
+        *((("status", *args), reason) for args, reason in WRONG),
+        *((("watch", *args), reason) for args, reason in WRONG),
+        (("status", "--all", "--fail-on", "heldd"), f"takes {', '.join(NAMES)} or any, with commas"),
+        (("status", "--all", "--fail-on", ""), "takes foreign, poisoned"),
     ],
 )
-@pytest.mark.parametrize("command", ["status", "watch"])
-def test_wrong_input(valkey: Server, command: str, args: tuple[str, ...], reason: str) -> None:
+def test_wrong_input(valkey: Server, args: tuple[str, ...], reason: str) -> None:
     """One line that says what to do, exit code 2, no traceback; with --json on stdout, too."""
-    if command == "watch" and "--fail-on" in args:
-        pytest.skip("watch has no such option")
-    result = run(command, *args, KRAKEN_NONCE_REDIS_URL=valkey.url)
+    result = run(*args, KRAKEN_NONCE_REDIS_URL=valkey.url)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.output
     assert reason in result.stderr
     assert "a-real-api-key" not in result.output
-    if command == "status":
-        data: dict[str, Any] = json.loads(run(command, *args, "--json", KRAKEN_NONCE_REDIS_URL=valkey.url).stdout)
+    if args[0] == "status":
+        data: dict[str, Any] = json.loads(run(*args, "--json", KRAKEN_NONCE_REDIS_URL=valkey.url).stdout)
         assert data["exit_code"] == 2
         assert reason in data["error"]
 
@@ -355,6 +381,16 @@ def test_an_operators_permissions_in_a_cluster(cluster: ClusterTopology, api_key
         for server in cluster.servers:
             with server.admin() as admin:
                 admin.acl_deluser("operator")
+
+
+@pytest.mark.once
+def test_the_docs_list_an_operators_permissions() -> None:
+    """What is in the docs is what the package says."""
+    text = " ".join((ROOT / "docs" / "redis.md").read_text("utf-8").split())
+    _, *commands = operator_permissions()
+    assert f"resetchannels {' '.join(commands)}" in text
+    for permission in (*OPERATOR_COMMANDS, *CLUSTER_COMMANDS):
+        assert permission in text
 
 
 def test_a_lease_that_ran_out_is_told_with_its_age(valkey: Server, api_keys: list[str]) -> None:
