@@ -39,8 +39,10 @@ _ROUND: Final = 4
 """Looks after which journals are read anew; in other looks of the four the namespace and the Sentinels are asked."""
 _MOST: Final = 50
 """API keys that are looked at."""
-_FRAME: Final = 5
-"""Lines that are not about an API key."""
+_FRAME: Final = 6
+"""Lines that are not about an API key, as a rule."""
+_MOST_TROUBLES: Final = 6
+"""Lines that are kept for what is wrong with API keys."""
 _BAR: Final = 20
 _EXPLAINED: Final = "calls/s: by the numbers that processes give their calls; Redis counts no calls and no nonces"
 
@@ -204,22 +206,34 @@ def lines(watched: Watched) -> list[str]:
 
 
 def screen(watched: Watched, width: int, height: int) -> RenderableType:
-    """Return what a terminal of this size shows: a table, or with few columns some lines for each API key."""
+    """Return what a terminal of this size shows; what is too much comes last, to be cut off.
+
+    First the verdict and which Redis it is, then a table of the API keys, or with few columns two lines for each. Those
+    with trouble come first, and what is wrong with them is written out below.
+    """
     wide = width >= WIDE
-    style = "green" if watched.verdict == "ok" else "bold red"
-    top = [_line(watched.verdict, style), _line(f"redis {watched.redis}", "dim")]
-    # Those with trouble first, since not all may have room.
     looks = sorted(watched.looks, key=lambda look: not look.verdict.conditions)
-    room = max(1, (height - _FRAME) // (1 if wide else 3))
+    troubles = [look for look in looks if look.verdict.conditions] if len(looks) > 1 else []
+    room = max(1, (height - _FRAME - min(len(troubles), _MOST_TROUBLES)) // (1 if wide else 2))
     shown = looks[:room]
     more = len(looks) - len(shown) + watched.left_out
-    bottom = [_line(f"and {more} more; kraken-nonce status --all shows them", "dim")] if more else []
-    middle = [_table(watched, shown)] if wide else [_block(watched, look, width) for look in shown]
-    return Group(*top, *middle, *bottom, _line(f"q quits. {_EXPLAINED}", "dim"))
+    return Group(
+        Text(watched.verdict, "green" if watched.verdict == "ok" else "bold red"),
+        _line(f"redis {watched.redis}", "dim"),
+        _line(f"q quits. {_EXPLAINED}", "dim"),
+        *([_table(watched, shown)] if wide else [_block(watched, look, width) for look in shown]),
+        *([_line(f"and {more} more; kraken-nonce status --all shows them", "dim")] if more else []),
+        *(Text(f"{look.chosen.label}: {look.verdict.text}", "red") for look in troubles),
+    )
 
 
 def _line(text: str, style: str = "") -> Text:
     return Text(text, style, no_wrap=True, overflow="ellipsis")
+
+
+def _state(look: Look) -> Text:
+    names = ", ".join(look.verdict.names)
+    return _line(names or "ok", "bold red" if names else "green")
 
 
 def _table(watched: Watched, looks: list[Look]) -> Table:
@@ -228,29 +242,21 @@ def _table(watched: Watched, looks: list[Look]) -> Table:
     for name in ("calls/s", "wait", "longest"):
         table.add_column(name, justify="right", no_wrap=True, width=8)
     table.add_column(f"wait, last {_BAR} s", no_wrap=True, width=_BAR)
-    table.add_column("holder", no_wrap=True, overflow="ellipsis", ratio=1)
-    table.add_column("verdict", no_wrap=True, overflow="ellipsis", ratio=2)
+    table.add_column("holder", no_wrap=True, ratio=2)
+    table.add_column("verdict", no_wrap=True, ratio=1)
     for look in looks:
-        bad = bool(look.verdict.conditions)
-        longest = span(verdicts.longest_wait(look.state)) if look.state is not None else "-"
-        waiting = str(look.state.waiting) if look.state is not None else "-"
-        cells = [look.chosen.label, watched.rate(look), waiting, longest, _bars(watched, look, _BAR), _holder(look)]
-        table.add_row(*map(Text, cells), Text(look.verdict.text, "bold red" if bad else "green"))
+        state = look.state
+        waiting = ("-", "-") if state is None else (str(state.waiting), span(verdicts.longest_wait(state)))
+        cells = (look.chosen.label, watched.rate(look), *waiting, _bars(watched, look, _BAR), _holder(look))
+        table.add_row(*map(_line, cells), _state(look))
     return table
 
 
 def _block(watched: Watched, look: Look, width: int) -> Group:
-    bad = bool(look.verdict.conditions)
     figures = f"  {watched.rate(look)} calls/s, {_waits(look)} "
     return Group(
-        Text.assemble(
-            f"{look.chosen.label}  ",
-            (look.verdict.text, "bold red" if bad else "green"),
-            no_wrap=True,
-            overflow="ellipsis",
-        ),
+        Text.assemble(f"{look.chosen.label}  ", _state(look), f"  {_holder(look)}", no_wrap=True, overflow="ellipsis"),
         _line(figures + _bars(watched, look, max(0, min(_BAR, width - len(figures))))),
-        _line(f"  {_holder(look)}"),
     )
 
 
