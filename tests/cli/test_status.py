@@ -302,6 +302,16 @@ def test_wrong_input(valkey: Server, args: tuple[str, ...], reason: str) -> None
         assert reason in data["error"]
 
 
+def test_a_wrong_command_line_is_told_in_one_line() -> None:
+    """Also before there is a command; without any there is the help."""
+    for args, reason in ((["--bogus"], "No such option"), (["statsu"], "No such command 'statsu'")):
+        result = run(*args)
+        assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+        assert result.stderr.startswith(f"kraken-nonce: {reason}")
+        assert result.stderr.endswith("; see kraken-nonce --help\n")
+    assert "First steps:" in run().output
+
+
 def test_json_of_a_failure_is_for_each_command_that_has_json(api_keys: list[str]) -> None:
     """An error is one document on stdout, and never a second one behind an answer."""
     dead = {"KRAKEN_API_KEY": api_keys[0], "REDIS_URL": "redis://127.0.0.1:1"}

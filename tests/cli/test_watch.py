@@ -28,6 +28,7 @@ from tests.core.test_verdict import FREE, place
 from tests.support.callers import Caller
 from tests.support.command import Piped, Terminal
 from tests.support.helpers import Rival, eventually
+from tests.support.tiers import in_test_all
 
 if TYPE_CHECKING:
     from kraken_nonce_redis.testing import KrakenSimulator
@@ -53,6 +54,7 @@ def all_of(url: str) -> Watched:
 # What it shows
 
 
+@pytest.mark.test_all
 @pytest.mark.simulator(accounts=("one", "two"), latency=(0.01, 0.02), own=True)
 def test_eight_processes_on_two_keys(sim: KrakenSimulator, real_server: Server) -> None:
     """Calls a second, waiters and holders are those of the exchange's log, key by key."""
@@ -167,7 +169,7 @@ def test_a_screen_fits(valkey: Server, api_keys: list[str], columns: int) -> Non
 # What it costs
 
 
-@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("number", [1, *in_test_all(3)])
 def test_two_commands_a_second_and_key(valkey: Server, proxy: MakeProxy, api_keys: list[str], number: int) -> None:
     """At the most, with all that it asks: scripts, SCAN and what a connection says of itself."""
     for key in api_keys[:number]:
