@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -97,7 +99,7 @@ class Watched:
             # It stays on the screen, with what was seen last, until Redis is back.
             self._scan = None
             self._failing_since = clock.now() if self._failing_since is None else self._failing_since
-            self.failure = f"no answer for {span(clock.now() - self._failing_since)}: {error}"
+            self.failure = f"not seen for {span(clock.now() - self._failing_since)}: {error}"
         else:
             self._failing_since, self.failure = None, ""
 
@@ -106,7 +108,8 @@ class Watched:
         self._looks_made += 1
         self.looks = [self._look_at(chosen, journal=turn == 0) for chosen in self._chosen[:_MOST]]
         if turn == 1:
-            self.master = self._selection.place.master()
+            with contextlib.suppress(StoreError):  # the one from before goes on without its Sentinels
+                self.master = self._selection.place.master()
         if turn == _ROUND // 2 and self._selection.chosen is None:
             self._scan_on()
 
@@ -184,14 +187,14 @@ def _on_screen(console: Console, watched: Watched) -> None:
 
 
 def _in_lines(watched: Watched) -> None:
+    # It takes no key presses: in the background, a process that touches its terminal is stopped.
     due = clock.now()
-    with presses() as press:
-        while True:
-            for line in lines(watched):
-                click.echo(line)
-            due = max(due + _EVERY, clock.now())
-            press(due - clock.now())
-            watched.look()
+    while True:
+        for line in lines(watched):
+            click.echo(line)
+        due = max(due + _EVERY, clock.now())
+        time.sleep(max(0.0, due - clock.now()))
+        watched.look()
 
 
 def lines(watched: Watched) -> list[str]:

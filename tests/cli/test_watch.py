@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from kraken_nonce_redis.testing import KrakenSimulator
     from tests.conftest import MakeProxy, PrivateServer
     from tests.support.servers import Server
-    from tests.support.topologies import ClusterTopology
+    from tests.support.topologies import ClusterTopology, SentinelTopology
 
 SHOWN_BY_THE_ALTERNATE_SCREEN, LEFT = "\x1b[?1049h", "\x1b[?1049l"
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9]m")
@@ -136,11 +136,24 @@ def test_redis_away_and_back(private_server: PrivateServer, api_keys: list[str])
         time.sleep(0.2)
         watched.look()
     (line,) = lines(watched)
-    assert re.search(r"Z no answer for 0\.\d s: inspect .* Redis can't be reached", line)
+    assert re.search(r"Z not seen for 0\.\d s: inspect .* Redis can't be reached", line)
     assert len(watched.looks) == 1
     server.start()
     watched.look()
     assert watched.verdict == "ok"
+
+
+def test_without_sentinels(sentinel: SentinelTopology, api_keys: list[str]) -> None:
+    """The master that is known goes on being watched."""
+    NonceAllocator.from_url(sentinel.url, api_keys[0]).next()
+    watched = all_of(sentinel.url)
+    watched.begin()
+    for watcher in sentinel.watchers:
+        watcher.kill()
+    for _ in range(4):
+        watched.look()
+        assert watched.verdict == "ok"
+    assert f"master 127.0.0.1:{sentinel.servers[0].port}" in watched.redis
 
 
 @pytest.mark.parametrize("columns", [60, 120])
