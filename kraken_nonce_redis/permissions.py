@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from kraken_nonce_redis._arguments import DEFAULT_NAMESPACE
 
@@ -31,11 +31,42 @@ COMMANDS: Final = (
 """On every kind of server."""
 CLUSTER_COMMANDS: Final = ("+asking", "+cluster|slots")
 """In a Redis Cluster also these."""
+DURABLE_COMMANDS: Final = ("+wait", "+waitaof")
+"""For durable nonces and leases also these; a server before Redis 7.2 knows the first alone."""
 CHANNELS: Final = "&kraken-nonce:wake:*"
 """For all namespaces."""
 
+Role: TypeAlias = Literal["bot", "operator", "doctor"]
+_OPERATOR: Final = ("+ping", "+scan")
+_DOCTOR: Final = ("+acl|getuser", "+acl|whoami", "+config|get", "+info", "+latency|latest")
+ROLES: Final[dict[Role, tuple[str, ...]]] = {
+    "bot": (),
+    "operator": _OPERATOR,
+    "doctor": (*_DOCTOR, *_OPERATOR),
+}
+"""What users need besides, by what they do."""
 
-def least_permissions(namespace: str = DEFAULT_NAMESPACE, *, cluster: bool = False) -> tuple[str, ...]:
-    """Return all permissions that a user needs for a namespace, beginning from none."""
-    commands = (*COMMANDS, *CLUSTER_COMMANDS) if cluster else COMMANDS
+
+def least_permissions(
+    namespace: str = DEFAULT_NAMESPACE,
+    *,
+    role: Role = "bot",
+    cluster: bool = False,
+    durable: bool = False,
+    database: bool = False,
+) -> tuple[str, ...]:
+    """Return all permissions that a user needs for a namespace, beginning from none.
+
+    Args:
+        namespace: what the Redis keys begin with.
+        role: ``"bot"``: nonces and locks. ``"operator"``: also to list all keys. ``"doctor"``: also to look at the
+            server, for `kraken_nonce_redis.doctor`.
+        cluster: for a Redis Cluster.
+        durable: for durable nonces and leases.
+        database: for another database than 0.
+    """
+    commands = [*COMMANDS, *ROLES[role]]
+    commands += CLUSTER_COMMANDS if cluster else ()
+    commands += DURABLE_COMMANDS if durable else ()
+    commands += ("+select",) if database else ()
     return ("resetchannels", f"~{namespace}:*", CHANNELS, *commands)

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import Any, Final
 
 import click
 
-from kraken_nonce_redis.cli import lock, nonces
-from kraken_nonce_redis.cli.check import check
-from kraken_nonce_redis.cli.demo import demo
-from kraken_nonce_redis.cli.doctor import doctor
 from kraken_nonce_redis.cli.exit_codes import HELP, ExitCode, failure
-from kraken_nonce_redis.cli.pending import pending
-from kraken_nonce_redis.cli.run import run
-from kraken_nonce_redis.cli.server import server
 from kraken_nonce_redis.errors import KrakenNonceError
+
+_COMMANDS: Final = {
+    "demo": "demo",
+    "doctor": "doctor",
+    "acl": "acl",
+    "check": "check",
+    "status": "lock",
+    "next": "nonces:next_nonce",
+    "last": "nonces:last_nonce",
+    "jump": "nonces",
+    "advance": "nonces",
+    "unlock": "lock",
+    "pending": "pending",
+    "ready": "ready",
+    "run": "run",
+    "server": "server",
+}
+"""The module of each command, and the name of its function if that is another one; as a new user needs them."""
 
 _FIRST_STEPS = """\b
 First steps:
@@ -22,7 +34,7 @@ First steps:
   kraken-nonce server                         an embedded Valkey, to develop with
   export KRAKEN_NONCE_REDIS_URL=redis://...   where nonces and locks live
   kraken-nonce doctor                         whether that Redis is fit for it
-  export KRAKEN_API_KEY=...                   for which API key
+  export KRAKEN_API_KEY=... KRAKEN_API_SECRET=...   for which API key
   kraken-nonce check                          whether key, permissions, nonce, clock and network are right
   kraken-nonce status                         last nonce, holder, waiters
 """
@@ -44,29 +56,23 @@ class Application(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order in which a new user needs them."""
         del ctx
-        return list(self.commands)
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command. Only its own module is imported, so that a probe costs little."""
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, function = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(
+            importlib.import_module(f"kraken_nonce_redis.cli.{module}"), function or cmd_name
+        )
+        return command
 
 
 @click.group(
     cls=Application, context_settings={"help_option_names": ["-h", "--help"]}, epilog=f"{_FIRST_STEPS}\n\n\b\n{HELP}"
 )
-@click.version_option(package_name="kraken-nonce-redis")
+@click.version_option(None, "-V", "--version", package_name="kraken-nonce-redis")
 def app() -> None:
     """Nonces and a lock for Kraken API keys that several processes share, on Redis."""
-
-
-for command in (
-    demo,
-    doctor,
-    check,
-    lock.status,
-    nonces.next_nonce,
-    nonces.last_nonce,
-    nonces.jump,
-    nonces.advance,
-    lock.unlock,
-    pending,
-    run,
-    server,
-):
-    app.add_command(command)

@@ -21,6 +21,7 @@ from kraken_nonce_redis._threads.connections import client_from_url
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.accounts import Reading, read_environment, read_file
 from kraken_nonce_redis.cli.exit_codes import Misuse
+from kraken_nonce_redis.errors import KrakenNonceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,6 +92,15 @@ file_option = click.option(
 )
 
 
+def account_names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the accounts whose names begin so, for a shell that completes them."""
+    try:
+        accounts = accounts_of(ctx.params.get("accounts_file")).accounts
+    except (KrakenNonceError, click.ClickException):
+        return []
+    return [account.name for account in accounts if account.name.startswith(incomplete.lower())]
+
+
 def target_options(function: Callable[Concatenate[Target, P], T]) -> Callable[..., T]:
     """Add the options that say which key is meant; the function gets a `Target` first."""
 
@@ -120,7 +130,12 @@ def target_options(function: Callable[Concatenate[Target, P], T]) -> Callable[..
         ),
         namespace_option,
         file_option,
-        click.option("--account", metavar="NAME", help="Take the API key of this account: master, or a user's name."),
+        click.option(
+            "--account",
+            metavar="NAME",
+            shell_complete=account_names,
+            help="Take the API key of this account: master, or a user's name.",
+        ),
         click.option(
             "--key-env",
             metavar="NAME",
