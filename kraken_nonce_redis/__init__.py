@@ -4,6 +4,8 @@
 twins are in `kraken_nonce_redis.asyncio`, clients in `kraken_nonce_redis.krakenex` and its siblings.
 """
 
+from importlib.metadata import version as _version
+
 from kraken_nonce_redis._arguments import OnUnknown, Priority, Scope
 from kraken_nonce_redis._threads.allocator import NonceAllocator
 from kraken_nonce_redis._threads.lock import CallLock, Lease
@@ -36,6 +38,8 @@ from kraken_nonce_redis.errors import (
 )
 from kraken_nonce_redis.pace import CoolDowns, Pace, Tier
 from kraken_nonce_redis.retries import Retries
+
+__version__ = _version("kraken-nonce-redis")
 
 __all__ = [
     "CallLock",

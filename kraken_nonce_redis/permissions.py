@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from kraken_nonce_redis._arguments import DEFAULT_NAMESPACE
 
@@ -31,15 +31,10 @@ COMMANDS: Final = (
 """On every kind of server."""
 CLUSTER_COMMANDS: Final = ("+asking", "+cluster|slots")
 """In a Redis Cluster also these."""
+DURABLE_COMMANDS: Final = ("+wait", "+waitaof")
+"""For durable nonces and leases also these; a server before Redis 7.2 knows the first alone."""
 CHANNELS: Final = "&kraken-nonce:wake:*"
 """For all namespaces."""
-
-
-def least_permissions(namespace: str = DEFAULT_NAMESPACE, *, cluster: bool = False) -> tuple[str, ...]:
-    """Return all permissions that a user needs for a namespace, beginning from none."""
-    commands = (*COMMANDS, *CLUSTER_COMMANDS) if cluster else COMMANDS
-    return ("resetchannels", f"~{namespace}:*", CHANNELS, *commands)
-
 
 OPERATOR_COMMANDS: Final = (
     # What is sent.
@@ -54,9 +49,38 @@ OPERATOR_COMMANDS: Final = (
     "+zrangebyscore",
 )
 """For ``kraken-nonce status``, ``watch`` and ``exporter``, which only look."""
+DOCTOR_COMMANDS: Final = ("+acl|getuser", "+acl|whoami", "+config|get", "+info", "+latency|latest", "+ping", "+scan")
+"""For `kraken_nonce_redis.doctor`, besides what bots need."""
+
+Role: TypeAlias = Literal["bot", "operator", "doctor"]
+ROLES: Final[dict[Role, tuple[str, ...]]] = {
+    "bot": (CHANNELS, *COMMANDS),
+    "operator": OPERATOR_COMMANDS,
+    "doctor": (CHANNELS, *COMMANDS, *DOCTOR_COMMANDS),
+}
+"""What users need, by what they do."""
 
 
-def operator_permissions(namespace: str = DEFAULT_NAMESPACE, *, cluster: bool = False) -> tuple[str, ...]:
-    """Return all permissions that a user needs to look at a namespace and change nothing, beginning from none."""
-    commands = (*OPERATOR_COMMANDS, *CLUSTER_COMMANDS) if cluster else OPERATOR_COMMANDS
-    return ("resetchannels", f"~{namespace}:*", *commands)
+def least_permissions(
+    namespace: str = DEFAULT_NAMESPACE,
+    *,
+    role: Role = "bot",
+    cluster: bool = False,
+    durable: bool = False,
+    database: bool = False,
+) -> tuple[str, ...]:
+    """Return all permissions that a user needs for a namespace, beginning from none.
+
+    Args:
+        namespace: what the Redis keys begin with.
+        role: ``"bot"``: nonces and locks. ``"operator"``: to look at all keys, and change nothing. ``"doctor"``: what
+            bots do, and to look at the server.
+        cluster: for a Redis Cluster.
+        durable: for durable nonces and leases.
+        database: for another database than 0.
+    """
+    words = ["resetchannels", f"~{namespace}:*", *ROLES[role]]
+    words += CLUSTER_COMMANDS if cluster else ()
+    words += DURABLE_COMMANDS if durable else ()
+    words += ("+select",) if database else ()
+    return tuple(words)

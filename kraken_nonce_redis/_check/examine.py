@@ -38,6 +38,9 @@ NOTABLE: Final = 1.0
 INTOLERABLE: Final = 60.0
 """Seconds by which the Redis server's clock may differ from Kraken's at most."""
 
+_HOUR: Final = 3_600 * 10**9
+_JUMP: Final = 60 * 10**9
+
 _OTHERS: Final = "stop whatever else uses the API key, with a clock or unit of its own or without this Redis"
 
 
@@ -71,16 +74,28 @@ class Examiner:
         scope: as in `CallLock`.
         namespace: as in `CallLock`.
         hint: returns the command line for an account's name and the words of a command.
+        balances: whether to ask for balances.
+        tell: is told of what takes long.
     """
 
     def __init__(
-        self, client: Source, *, url: str, scope: Scope, namespace: str, hint: Callable[[str, str], str]
+        self,
+        client: Source,
+        *,
+        url: str,
+        scope: Scope,
+        namespace: str,
+        hint: Callable[[str, str], str],
+        balances: bool,
+        tell: Callable[[str], object],
     ) -> None:
         self._client = client
         self._url = url
         self._scope: Scope = scope
         self._namespace = namespace
         self._hint = hint
+        self._balances = balances
+        self._tell = tell
         self._locked_out = False
 
     def examine(self, account: Account) -> Report:
@@ -91,7 +106,7 @@ class Examiner:
         with contextlib.closing(self._api(account)) as api:
             keys = Keyspace.of(self._namespace, account.key, self._scope)
             report = _Examination(account, api, lambda: store_for(self._client).run(commands.inspect(keys)), self._hint)
-            report.run()
+            report.run(self._tell, balances=self._balances)
         self._locked_out = any(finding.cause == "lockout" for finding in report.findings)
         return Report(account.name, tuple(report.findings))
 
@@ -126,13 +141,17 @@ class _Examination:
         # One time base, should this machine's clock be set meanwhile.
         self._began = time.time() - time.monotonic()
         self._redis_ahead = Offset(0, 0)
+        self._holder = ""
+        """Who held the lock when it was looked at, in words; empty if nobody did."""
 
-    def run(self) -> None:
-        """Try one step after the other."""
+    def run(self, tell: Callable[[str], object], *, balances: bool) -> None:
+        """Try one step after the other, and tell before one that takes long."""
         kraken = self._step("connection", self._connection)
         here = self._step("redis", self._redis)
         if kraken is None or here is None or not self._clocks(kraken, here):
             return
+        if self._holder:
+            tell(f"{self._account.name}: waiting for the lock, for {LOCK_WAIT:g} s at most; {self._holder}")
         info = self._step("private call", self._key_info)
         if info is None:
             return
@@ -140,7 +159,8 @@ class _Examination:
         self._step("nonce", lambda: self._nonce(info))
         self._window(info)
         self._permissions(info)
-        self._step("balances", self._balances)
+        if balances:
+            self._step("balances", self._balances)
 
     def _now(self) -> float:
         return self._began + time.monotonic()
@@ -164,6 +184,10 @@ class _Examination:
         state = self._look()
         after = self._now()
         text = f"answered in {after - before:.3f} s"
+        if state.place is not None and state.left:
+            place = state.place
+            method = f" for {place.method}" if place.method else ""
+            self._holder = str(self._clean(f"held by {place.name or place.member}{method}, {span(place.held)} by now"))
         if state.cool_down:
             text += f", cool-down for {span(state.cool_down)}: {state.reason}"
         if state.pending:
@@ -199,11 +223,14 @@ class _Examination:
             if self._redis_ahead.least < -NOTABLE:
                 raise Trouble("clock", f"{trouble.text}: the Redis server's clock is {self._redis_ahead}") from None
             hint = functools.partial(self._hint, self._account.name)
-            where = f"our last is {state.last}, {lead((state.last or 0) - state.now)}"
+            ahead = (state.last or 0) - state.now
+            where = f"our last is {state.last}, {lead(ahead)}"
+            more = "" if ahead + _JUMP <= DEFAULT_MAX_LEAD else f" --max-lead {(ahead + _JUMP) // _HOUR + 1}h"
             text = f"{trouble.text}: Kraken has seen one above ours; {where}"
+            advance, jump = hint("advance ITS_LAST_NONCE"), hint(f"jump 60s{more}")
             advice = (
-                f"{_OTHERS}; then {hint('advance ITS_LAST_NONCE')}, or if you don't know it {hint('jump 60s')}, and "
-                "check again. If it is more than an hour ahead, replace the key at Kraken"
+                f"{_OTHERS}; then {advance}, or if you don't know it {jump}, and check again. If it is more than an "
+                "hour ahead, replace the key at Kraken"
             )
             raise Trouble("nonce", text, advice) from None
 

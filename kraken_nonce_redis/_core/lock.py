@@ -538,9 +538,11 @@ class LockCore(Generic[L]):
             raise
         # A release sent twice may have worked the first time. After a single one, another caller has ended the lease.
         if release == "lost" or (release == "gone" and not (command.repeated and left)):
+            # Who renews it can't be helped by that: Redis was away, or the process stood still.
+            advice = "" if grant.renewal is not None else ". Choose a longer ttl, or auto_renew=True"
             problem = (
                 f"the lease on {self.keys.state} ended before it was released; another caller may have held the "
-                "lock in the meantime. Choose a longer ttl, or auto_renew=True"
+                f"lock in the meantime{advice}"
             )
             raise about_no_call(LeaseLost(problem, self.keys.state))
 

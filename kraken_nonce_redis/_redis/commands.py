@@ -623,6 +623,11 @@ def end_cool_down(keys: Keyspace) -> Command[str]:
     )
 
 
+def ping(keys: Keyspace) -> Command[None]:
+    """Find out whether the server runs scripts on the key and takes writes."""
+    return Command("ping", (keys.state,), (), lambda _: None)
+
+
 def reset_startup(keys: Keyspace) -> Command[None]:
     """Make the next call open a new startup window."""
     return Command("reset_startup", (keys.state,), (), lambda _: None)

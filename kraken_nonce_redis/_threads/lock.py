@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Unpack
 
 from kraken_nonce_redis import _arguments as arguments
+from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._core.lock import LeaseCore, LockCore
 from kraken_nonce_redis._core.wishes import LockSettings, Wishes
 from kraken_nonce_redis._redis import commands
@@ -242,6 +243,15 @@ class CallLock(LockCore[Lease]):
     def locked(self) -> bool:
         """Return whether anybody holds the lock."""
         return self.store.run(commands.inspect(self.keys)).leased
+
+    def ping(self) -> float:
+        """Return how many seconds Redis took to answer: for a program's own probe. Nothing is changed or waited for.
+
+        Redis runs scripts and takes writes then. Raises `StoreError`.
+        """
+        started = clock.now()
+        self.store.run(commands.ping(self.keys))
+        return clock.now() - started
 
     def owned(self) -> bool:
         """Return whether this thread holds the lock, as Redis sees it."""

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias, Unpack
 
 from kraken_nonce_redis import _arguments as arguments
+from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._core.lock import LeaseCore, LockCore
 from kraken_nonce_redis._core.wishes import LockSettings, Wishes
 from kraken_nonce_redis._redis import commands
@@ -170,6 +171,15 @@ class CallLock(LockCore[Lease]):
     async def locked(self) -> bool:
         """Return whether anybody holds the lock."""
         return (await self.store.run(commands.inspect(self.keys))).leased
+
+    async def ping(self) -> float:
+        """Return how many seconds Redis took to answer: for a program's own probe. Nothing is changed or waited for.
+
+        Redis runs scripts and takes writes then. Raises `StoreError`.
+        """
+        started = clock.now()
+        await self.store.run(commands.ping(self.keys))
+        return clock.now() - started
 
     async def owned(self) -> bool:
         """Return whether there is a lease that `release` would end, as Redis sees it."""

@@ -12,6 +12,8 @@ def main() -> None:
     """Run the command and end the process with its exit code."""
     try:
         from kraken_nonce_redis.cli.app import app  # noqa: PLC0415 - what it needs may be missing
+
+        app(prog_name="kraken-nonce")
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _NEEDED:
@@ -20,4 +22,3 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    app(prog_name="kraken-nonce")

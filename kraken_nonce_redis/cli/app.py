@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, Final
 
 import click
 from click.exceptions import NoArgsIsHelpError
 
-from kraken_nonce_redis.cli import lock, nonces
-from kraken_nonce_redis.cli.check import check
-from kraken_nonce_redis.cli.demo import demo
-from kraken_nonce_redis.cli.doctor import doctor
 from kraken_nonce_redis.cli.exit_codes import HELP, ExitCode, Misuse, failure
-from kraken_nonce_redis.cli.exporter import exporter
 from kraken_nonce_redis.cli.options import print_error_as_json
-from kraken_nonce_redis.cli.pending import pending
-from kraken_nonce_redis.cli.run import run
-from kraken_nonce_redis.cli.server import server
-from kraken_nonce_redis.cli.status import status
-from kraken_nonce_redis.cli.watch import watch
 from kraken_nonce_redis.errors import KrakenNonceError
+
+_COMMANDS: Final = {
+    "demo": "demo",
+    "doctor": "doctor",
+    "acl": "acl",
+    "check": "check",
+    "status": "status",
+    "watch": "watch",
+    "next": "nonces:next_nonce",
+    "last": "nonces:last_nonce",
+    "jump": "nonces",
+    "advance": "nonces",
+    "unlock": "lock",
+    "pending": "pending",
+    "exporter": "exporter",
+    "ready": "ready",
+    "run": "run",
+    "server": "server",
+}
+"""The module of each command, and the name of its function if that is another one; as a new user needs them."""
 
 _FIRST_STEPS = """\b
 First steps:
@@ -27,7 +38,7 @@ First steps:
   kraken-nonce server                         an embedded Valkey, to develop with
   export KRAKEN_NONCE_REDIS_URL=redis://...   where nonces and locks live
   kraken-nonce doctor                         whether that Redis is fit for it
-  export KRAKEN_API_KEY=...                   for which API key
+  export KRAKEN_API_KEY=... KRAKEN_API_SECRET=...   for which API key
   kraken-nonce check                          whether key, permissions, nonce, clock and network are right
   kraken-nonce status                         "ok", or what is wrong; last nonce, holder, waiters
 """
@@ -52,7 +63,7 @@ class Application(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take note whether the command is to print JSON, since the rest of the command line may be wrong."""
         words = args[: args.index("--")] if "--" in args else args
-        command = self.commands.get(words[0]) if words else None
+        command = self.get_command(ctx, words[0]) if words else None
         if command is not None and "--json" in words:
             ctx.meta[_AS_JSON] = any(parameter.name == "as_json" for parameter in command.params)
         return super().parse_args(ctx, args)
@@ -80,7 +91,18 @@ class Application(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order in which a new user needs them."""
         del ctx
-        return list(self.commands)
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command. Only its own module is imported, so that a probe costs little."""
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, function = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(
+            importlib.import_module(f"kraken_nonce_redis.cli.{module}"), function or cmd_name
+        )
+        return command
 
 
 def _in_one_line(error: click.UsageError) -> click.ClickException:
@@ -93,25 +115,6 @@ def _in_one_line(error: click.UsageError) -> click.ClickException:
 @click.group(
     cls=Application, context_settings={"help_option_names": ["-h", "--help"]}, epilog=f"{_FIRST_STEPS}\n\n\b\n{HELP}"
 )
-@click.version_option(package_name="kraken-nonce-redis")
+@click.version_option(None, "-V", "--version", package_name="kraken-nonce-redis")
 def app() -> None:
     """Nonces and a lock for Kraken API keys that several processes share, on Redis."""
-
-
-for command in (
-    demo,
-    doctor,
-    check,
-    status,
-    watch,
-    nonces.next_nonce,
-    nonces.last_nonce,
-    nonces.jump,
-    nonces.advance,
-    lock.unlock,
-    pending,
-    exporter,
-    run,
-    server,
-):
-    app.add_command(command)

@@ -14,12 +14,14 @@ from kraken_nonce_redis._texts import printable
 from kraken_nonce_redis.accounts import SINGLE
 from kraken_nonce_redis.cli.exit_codes import Failure
 from kraken_nonce_redis.cli.options import (
+    account_names,
     accounts_of,
     connect,
     examples,
     file_option,
     json_option,
     namespace_option,
+    note,
     print_json,
     redis_option,
 )
@@ -53,7 +55,14 @@ def _address(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
         "kraken-nonce check --file accounts.toml --json | jq '.accounts[] | select(.ok | not)'",
     ),
 )
-@click.option("--account", "names", multiple=True, metavar="NAME", help="Only this account; can be given repeatedly.")
+@click.option(
+    "--account",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=account_names,
+    help="Only this account; can be given repeatedly.",
+)
 @file_option
 @click.option(
     "--url",
@@ -66,6 +75,7 @@ def _address(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     callback=_address,
     help="Kraken's address, for tests with a simulated Kraken.",
 )
+@click.option("--no-balances", is_flag=True, help="Don't ask for balances, which needs a permission of its own.")
 @redis_option
 @namespace_option
 @click.option(
@@ -84,6 +94,7 @@ def check(
     url: str | None,
     namespace: str,
     scope: Scope,
+    no_balances: bool,
     as_json: bool,
 ) -> None:
     """Check a master and its users, one after the other, and print for each what works.
@@ -119,7 +130,9 @@ def check(
         given = [f"{option} {shlex.quote(value)}" for option, value in options.items() if value]
         return " ".join(["kraken-nonce", words, *given])
 
-    examiner = Examiner(connect(url), url=kraken, scope=scope, namespace=namespace, hint=hint)
+    examiner = Examiner(
+        connect(url), url=kraken, scope=scope, namespace=namespace, hint=hint, balances=not no_balances, tell=note
+    )
     reports: list[Report] = []
     for report in _reports(reading, examiner):
         reports.append(report)

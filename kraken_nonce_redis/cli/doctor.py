@@ -35,13 +35,15 @@ _TOPIC_WIDTH: Final = 13
         "kraken-nonce doctor --json | jq -r '.findings[] | select(.level == \"problem\") | .advice'",
     ),
 )
+@click.option("--strict", is_flag=True, help="Exit code 1 for warnings, too, and for what could not be seen.")
 @redis_option
 @namespace_option
 @json_option
-def doctor(url: str | None, *, namespace: str, as_json: bool) -> None:
+def doctor(url: str | None, *, strict: bool, namespace: str, as_json: bool) -> None:
     """Say whether a Redis is fit for nonces and locks, and what to change.
 
     "note" is good to know. "warning" works, with a risk. With a "problem", don't use the server as it is: exit code 1.
+    It is a problem, too, if the user may not see whether the server keeps its data.
     No API key is needed. The command reads the keys of your bots and never changes them. It writes to two keys of its
     own, and deletes them afterwards.
     """
@@ -57,7 +59,8 @@ def doctor(url: str | None, *, namespace: str, as_json: bool) -> None:
     }
     text = "\n".join((f"{name}\n" if name else "") + _text(findings) for name, findings in found.items())
     Answer(text, data).print(as_json=as_json)
-    if worst == "problem":
+    strictly = any(finding.unseen or finding.level == "warning" for some in found.values() for finding in some)
+    if worst == "problem" or (strict and strictly):
         raise click.exceptions.Exit(ExitCode.NO)
 
 

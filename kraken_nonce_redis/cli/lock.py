@@ -9,6 +9,7 @@ import click
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._texts import printable, span
 from kraken_nonce_redis._verdict import who
+from kraken_nonce_redis.cli.asking import confirm, dry_run_option, yes_option
 from kraken_nonce_redis.cli.exit_codes import Failure
 from kraken_nonce_redis.cli.options import Answer, examples, json_option, note, target_options
 from kraken_nonce_redis.errors import ForeignValue
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
     ),
 )
 @click.option("--cool-down", "cool_down", is_flag=True, help="End the cool-down instead, and leave the lock alone.")
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@yes_option
+@dry_run_option
 @target_options
 @json_option
-def unlock(target: Target, *, cool_down: bool, yes: bool, as_json: bool) -> None:
+def unlock(target: Target, *, cool_down: bool, yes: bool, dry_run: bool, as_json: bool) -> None:
     """End the lease of the present holder. The command shows the holder and asks first. The next waiter gets the lock.
 
     Use it for a holder that you know to be dead; its lease ends by itself, too, but later. A holder that is alive goes
@@ -43,6 +45,8 @@ def unlock(target: Target, *, cool_down: bool, yes: bool, as_json: bool) -> None
     A lock or a cool-down with a value that this library did not write is shown and removed in the same way.
     """
     if cool_down:
+        if dry_run:
+            raise click.UsageError("--cool-down has no --dry-run; kraken-nonce status shows the cool-down")
         reason = target.run(commands.end_cool_down(target.keys))
         text = f"Ended: {printable(reason)}." if reason else "There is no cool-down."
         Answer(text, {"ended": bool(reason), "reason": reason or None}).print(as_json=as_json)
@@ -52,25 +56,21 @@ def unlock(target: Target, *, cool_down: bool, yes: bool, as_json: bool) -> None
     except ForeignValue as error:
         if error.field != "lock":
             raise
-        shown, holder, question = str(error), "", "Remove it?"
+        shown, holder, question, done = str(error), "", "Remove it?", "its value was not ours"
     else:
         shown, holder, question = f"{lock_in_words(state)[1]}; {state.waiting} waiting.", state.holder, "End its lease?"
+        done = "" if state.place is None else f"{who(state.place)} had it"
         if not holder:
             Answer("Nobody has the lock.", {"unlocked": False, "holder": None}).print(as_json=as_json)
             return
     note(shown)
-    if not yes and not _confirmed(question):
-        raise Failure("not confirmed, so nothing was changed; in a script, give --yes")
+    if dry_run:
+        Answer(f"It would be unlocked; {done}.", {"unlocked": False, "holder": holder or None}).print(as_json=as_json)
+        return
+    confirm(question, yes=yes, always=True)
     if not target.run(commands.unlock(target.keys, holder)):
         raise Failure("the lock has another holder by now, so nothing was changed; look at status and try again")
-    Answer("Unlocked.", {"unlocked": True, "holder": holder or None}).print(as_json=as_json)
-
-
-def _confirmed(question: str) -> bool:
-    try:
-        return click.confirm(question, err=True)
-    except click.Abort:
-        return False
+    Answer(f"Unlocked; {done}.", {"unlocked": True, "holder": holder or None}).print(as_json=as_json)
 
 
 def lock_in_words(state: State) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 import click
@@ -9,7 +10,8 @@ import click
 from kraken_nonce_redis import migration
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._texts import lead, moment
-from kraken_nonce_redis.cli.exit_codes import ExitCode
+from kraken_nonce_redis.cli.asking import confirm, dry_run_option, yes_option
+from kraken_nonce_redis.cli.exit_codes import ExitCode, TooFar
 from kraken_nonce_redis.cli.options import (
     Answer,
     durable_option,
@@ -22,6 +24,9 @@ from kraken_nonce_redis.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kraken_nonce_redis._redis.commands import State
     from kraken_nonce_redis.cli.options import Target
 
 
@@ -74,16 +79,23 @@ def last_nonce(target: Target, *, as_json: bool) -> None:
 @click.argument("distance", callback=duration, metavar="DURATION")
 @max_lead_option
 @durable_option
+@yes_option
+@dry_run_option
 @target_options
 @json_option
-def jump(target: Target, *, distance: int, max_lead: int, durable: bool, as_json: bool) -> None:
+def jump(
+    target: Target, *, distance: int, max_lead: int, durable: bool, yes: bool, dry_run: bool, as_json: bool
+) -> None:
     """Raise the last nonce by DURATION, or to that far ahead of the server's clock if that is higher.
 
     Use it when another program has raised the key's nonce at Kraken, which then answers "EAPI:Invalid nonce". A jump
     can't be undone: take the smallest one that helps. Exit code 4, with nothing changed, past --max-lead.
     """
-    last = target.allocator(max_lead, durable=durable).jump_forward(distance)
-    _report(last, target.run(commands.inspect(target.keys)).now, as_json=as_json)
+    before = target.run(commands.inspect(target.keys))
+    change = _Raise(target, before, max(before.last or 0, before.now) + distance, max_lead)
+    allocator = target.allocator(max_lead, durable=durable)
+    last = change.made(lambda: allocator.jump_forward(distance), yes=yes, dry_run=dry_run)
+    change.report(last, dry_run=dry_run, as_json=as_json)
 
 
 @click.command(
@@ -105,10 +117,20 @@ def jump(target: Target, *, distance: int, max_lead: int, durable: bool, as_json
 )
 @max_lead_option
 @durable_option
+@yes_option
+@dry_run_option
 @target_options
 @json_option
 def advance(
-    target: Target, *, nonce: str | None, file: IO[bytes] | None, max_lead: int, durable: bool, as_json: bool
+    target: Target,
+    *,
+    nonce: str | None,
+    file: IO[bytes] | None,
+    max_lead: int,
+    durable: bool,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Raise the last nonce to at least NONCE; never lowers it.
 
@@ -120,14 +142,46 @@ def advance(
         raise click.UsageError("give either NONCE or --from-file PATH")
     # A byte more than what is allowed shows that a file is too long.
     content = file.read(migration.LONGEST_FILE + 1) if file else b""
-    now = target.run(commands.inspect(target.keys)).now
-    old = migration.read(content, now) if nonce is None else migration.recognise(nonce, now)
+    before = target.run(commands.inspect(target.keys))
+    old = migration.read(content, before.now) if nonce is None else migration.recognise(nonce, before.now)
     note(f"{old.written} is {moment(old.nonce)} in {old.unit}: as a nonce {old.nonce}.")
-    last = target.allocator(max_lead, durable=durable).advance_to(old.nonce)
-    note("Unchanged, since the last nonce was higher." if last > old.nonce else "The last nonce is now that.")
-    _report(last, now, as_json=as_json, read_as=old.unit)
+    allocator = target.allocator(max_lead, durable=durable)
+    change = _Raise(target, before, old.nonce, max_lead)
+    last = change.made(lambda: allocator.advance_to(old.nonce), yes=yes, dry_run=dry_run)
+    change.report(last, dry_run=dry_run, as_json=as_json, read_as=old.unit)
 
 
-def _report(last: int, now: int, *, as_json: bool, **more: str) -> None:
-    note(f"The last nonce is {lead(last - now)}.")
-    Answer(str(last), {"last": str(last), "lead_seconds": (last - now) / 1e9, **more}).print(as_json=as_json)
+@dataclass(frozen=True)
+class _Raise:
+    """The last nonce is to be raised to an aim at least; both in ns."""
+
+    target: Target
+    before: State
+    aim: int
+    max_lead: int
+
+    def made(self, raise_it: Callable[[], int], *, yes: bool, dry_run: bool) -> int:
+        """Ask, raise it and return the last nonce then; a dry run returns what it would be."""
+        last, now = self.before.last or 0, self.before.now
+        if dry_run:
+            if self.aim > last and self.aim > now + self.max_lead:
+                raise TooFar(f"it would be refused: {lead(self.aim - now)}, and --max-lead allows less")
+            return max(self.aim, last)
+        if self.aim > last:
+            confirm(f"Raise the last nonce of {self.target.keys.state} to {lead(self.aim - now)}?", yes=yes)
+        return raise_it()
+
+    def report(self, last: int, *, dry_run: bool, as_json: bool, **more: str) -> None:
+        """Say what was changed."""
+        before, now = self.before.last, self.before.now
+        was = "none was handed out" if before is None else f"it was {before}, {lead(before - now)}"
+        changed = last > (before or 0)
+        verb = "would be" if dry_run else "is"
+        note(f"The last nonce {verb} {lead(last - now)}; {f'before, {was}' if changed else 'unchanged'}.")
+        data: dict[str, object] = {
+            "last": str(last),
+            "before": None if before is None else str(before),
+            "changed": changed and not dry_run,
+            "lead_seconds": (last - now) / 1e9,
+        }
+        Answer(str(last), data | more).print(as_json=as_json)

@@ -21,6 +21,7 @@ from kraken_nonce_redis._threads.connections import client_from_url
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.accounts import Reading, read_environment, read_file
 from kraken_nonce_redis.cli.exit_codes import Misuse
+from kraken_nonce_redis.errors import KrakenNonceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -89,8 +90,22 @@ namespace_option = click.option(
 file_option = click.option(
     "--file", "accounts_file", metavar="PATH", help="TOML file with the accounts, instead of the environment."
 )
+
+
+def account_names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the accounts whose names begin so, for a shell that completes them."""
+    try:
+        accounts = accounts_of(ctx.params.get("accounts_file")).accounts
+    except (KrakenNonceError, click.ClickException):
+        return []
+    return [account.name for account in accounts if account.name.startswith(incomplete.lower())]
+
+
 account_option = click.option(
-    "--account", metavar="NAME", help="Take the API key of this account: master, or a user's name."
+    "--account",
+    metavar="NAME",
+    shell_complete=account_names,
+    help="Take the API key of this account: master, or a user's name.",
 )
 key_env_option = click.option(
     "--key-env",

@@ -8,6 +8,7 @@ import click
 
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._texts import moment, printable
+from kraken_nonce_redis.cli.asking import confirm, dry_run_option, yes_option
 from kraken_nonce_redis.cli.exit_codes import ExitCode, Failure, Misuse
 from kraken_nonce_redis.cli.options import Answer, examples, json_option, note, target_options
 
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
 @click.option(
     "--clear", metavar="NONCE", help="Remove the call with this nonce from the list, after you have looked it up."
 )
+@yes_option
+@dry_run_option
 @target_options
 @json_option
-def pending(target: Target, *, clear: str | None, as_json: bool) -> None:
+def pending(target: Target, *, clear: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
     """List the calls that may have changed something and whose outcome is unknown. Without --clear it changes nothing.
 
     A call is listed when its process ended before it heard Kraken's answer, or when its order could not be settled.
@@ -40,7 +43,7 @@ def pending(target: Target, *, clear: str | None, as_json: bool) -> None:
     Exit code 1 when a call is listed, or when --clear finds none with this nonce.
     """
     if clear is not None:
-        _clear(target, clear)
+        _clear(target, clear, yes=yes, dry_run=dry_run, as_json=as_json)
         return
     entries = target.run(commands.pending(target.keys))
     Answer("\n".join(map(_line, entries)) or "None.", {"pending": [_data(entry) for entry in entries]}).print(
@@ -50,12 +53,18 @@ def pending(target: Target, *, clear: str | None, as_json: bool) -> None:
         raise click.exceptions.Exit(ExitCode.NO)
 
 
-def _clear(target: Target, nonce: str) -> None:
+def _clear(target: Target, nonce: str, *, yes: bool, dry_run: bool, as_json: bool) -> None:
     if not nonce.isascii() or not nonce.isdigit():
         raise Misuse("--clear takes the nonce that `kraken-nonce pending` shows")
-    if not target.run(commands.settle(target.keys, int(nonce), "known")):
+    entry = next((entry for entry in target.run(commands.pending(target.keys)) if entry.nonce == int(nonce)), None)
+    if entry is not None:
+        note(_line(entry))
+        if not dry_run:
+            confirm("Remove it from the list?", yes=yes)
+    if entry is None or (not dry_run and not target.run(commands.settle(target.keys, entry.nonce, "known"))):
         raise Failure(f"no call with nonce {int(nonce)} is listed, so nothing was changed; see kraken-nonce pending")
-    note("Removed from the list.")
+    text = "It would be removed from the list." if dry_run else "Removed from the list."
+    Answer(text, {"removed": not dry_run, "call": _data(entry)}).print(as_json=as_json)
 
 
 def _line(entry: Pending) -> str:

@@ -147,7 +147,7 @@ def _text(look: Look, redis: str) -> str:
         "lead": "-" if state.last is None else lead(state.last - state.now),
         "lock": lock_in_words(state)[1],
         "waiting": _waiting(state),
-        "pending": f"{pending} calls; see kraken-nonce pending" if pending else "none",
+        "pending": f"{pending} {'call' if pending == 1 else 'calls'}; see kraken-nonce pending" if pending else "none",
         "cool-down": f"{span(state.cool_down)}: {printable(state.reason)}" if state.cool_down else "none",
     }
     return "\n".join(f"{name:<12}{value}" for name, value in lines.items())

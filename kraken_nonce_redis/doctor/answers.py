@@ -42,12 +42,14 @@ class Finding:
         level: ``ok``, ``note`` (good to know), ``warning`` (works, with a risk) or ``problem`` (not fit for use).
         found: what was found.
         advice: what to do; empty when there is nothing to do.
+        unseen: whether the server did not let this be seen.
     """
 
     topic: str
     level: Level
     found: str
     advice: str = ""
+    unseen: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,14 +169,14 @@ def _permissions(seen: Seen) -> Iterator[Finding]:
             "warning" if open_to_all else "note",
             f"{name} may do everything and needs no password"
             + (", and protected-mode is off: so may anyone who can reach the port" if open_to_all else ""),
-            "Create a user for the bots with a password and only the permissions in docs/redis.md.",
+            "Create a user for the bots with a password and only the permissions that kraken-nonce acl prints.",
         )
     elif everything:
         yield Finding(
             "permissions",
             "note",
             f"{name} may do everything",
-            "Create a user for the bots with only the permissions in docs/redis.md.",
+            "Create a user for the bots with only the permissions that kraken-nonce acl prints.",
         )
 
 

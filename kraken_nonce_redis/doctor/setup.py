@@ -25,6 +25,9 @@ LONGEST_TIMEOUT: Final = DEFAULT_TTL
 SHORTEST_TIMEOUT: Final = 0.1
 """Seconds, for the client's timeouts."""
 
+_ESSENTIAL: Final = "info"
+"""The field without which nobody knows whether the server keeps its data."""
+
 # What could not be seen: the field, its topic, the question, what stays unknown, and the permission that would help.
 _QUESTIONS: Final = (
     ("info", "server", "INFO", "kind, version, role, persistence, eviction and replicas", "+info"),
@@ -46,9 +49,11 @@ def _unseen(seen: Seen) -> Iterator[Finding]:
         if isinstance(answer, Refused):
             yield Finding(
                 topic,
-                "note",
+                "problem" if field == _ESSENTIAL else "note",
                 f"could not be seen: {unknown} ({question}: {answer.reason})",
-                f"Run this once as a user with {permission}, or look at the provider's settings. Bots don't need it.",
+                f"Run this once as a user with {permission} (kraken-nonce acl --for doctor prints all), or look at the "
+                "provider's settings. Bots don't need it.",
+                unseen=True,
             )
 
 

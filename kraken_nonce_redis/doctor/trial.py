@@ -168,6 +168,7 @@ class Trial:
         yield commands.cool_down(keys, _TERM, "doctor"), lambda left: left > 0
         yield commands.cool_down(keys, 0, ""), lambda left: left == 0
         yield commands.reset_startup(keys), lambda _: True
+        yield commands.ping(keys), lambda _: True
         yield commands.unlock(keys, first), bool
         yield commands.pending(keys), lambda entries: len(entries) == 1
         yield commands.settle(keys, 1, "known"), lambda there: not there

@@ -410,6 +410,15 @@ class TestNonce:
         assert said.startswith("replace the API key")
         assert advice in said
 
+    def test_the_advice_works_for_one_that_is_far_ahead(self, check: Check, run: Check, sim: KrakenSimulator) -> None:
+        """Where a jump would be refused with the default --max-lead, the advice has one that is enough."""
+        assert check().exit_code == 0
+        for _ in range(2):
+            run("jump", "30m", "--account", "alice", "--max-lead", "2h")
+        raise_nonce(sim, "alice", 3_610)
+        advice = found(check("--json"))["alice"]["advice"]
+        assert "jump 60s --max-lead 2h --account alice" in advice
+
     def test_hints_leave_out_what_may_be_secret(self, check: Check, sim: KrakenSimulator, valkey: Server) -> None:
         """A Redis URL from the command line is a placeholder in a hint, and the global scope is kept."""
         raise_nonce(sim, "alice", 40)
@@ -530,6 +539,23 @@ class TestConnections:
             result = check("--json")
         assert causes(result) == {"master": None, "alice": "lock", "bob": None}
         assert "kraken-nonce status --account alice" in found(result)["alice"]["advice"]
+
+    def test_it_says_for_whom_it_waits(
+        self, check: Check, sim: KrakenSimulator, valkey: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Before it waits for a held lock, it names the holder."""
+        monkeypatch.setattr(examining, "LOCK_WAIT", 0.3)
+        with CallLock(valkey.client(), list(sim.accounts)[1], name="the-slow-bot").hold():
+            result = check()
+        assert "alice: waiting for the lock, for 0.3 s at most; held by the-slow-bot" in result.stderr
+        assert "master: waiting" not in result.stderr
+
+    def test_without_balances(self, check: Check, sim: KrakenSimulator) -> None:
+        """With --no-balances an API key that may not ask for them passes."""
+        result = check("--no-balances", "--json")
+        assert causes(result) == dict.fromkeys(NAMES)
+        assert [request.method for request in sim.requests()] == ["GetApiKeyInfo"] * 3
+        assert all(account["steps"]["balances"] is None for account in json.loads(result.stdout)["accounts"])
 
     def test_a_cool_down_of_the_account(self, check: Check, sim: KrakenSimulator, valkey: Server) -> None:
         """What another process was told is respected and named, and concerns no other account."""

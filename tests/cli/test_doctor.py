@@ -244,10 +244,12 @@ def test_what_is_refused_is_a_note(field: str) -> None:
     """A question without an answer is told as such, with the permission that would help, and is no reason to fail."""
     found = diagnose(dataclasses.replace(HEALTHY, **{field: Refused("not for you")}))
     (note,) = (finding for finding in found if "could not be seen" in finding.found)
-    assert note.level == "note"
+    # Without INFO nobody knows whether the server keeps its data.
+    assert note.level == ("problem" if field == "info" else "note")
+    assert note.unseen
     assert "not for you" in note.found
-    assert re.search(r"a user with \+[a-z|]+,", note.advice)
-    assert "problem" not in {finding.level for finding in found}
+    assert re.search(r"a user with \+[a-z|]+ .*kraken-nonce acl --for doctor", note.advice)
+    assert {finding.topic for finding in found if finding.level == "problem"} <= {"server"}
 
 
 @pytest.mark.once
@@ -401,14 +403,33 @@ LEAST = least_permissions()
 
 
 def test_the_least_permissions(real_server: Server) -> None:
-    """For a bot's own user all that the bot does is tried; the rest could not be seen, and that is no problem."""
-    found = doctor(bot(real_server, *LEAST))
+    """For a bot's own user all that the bot does is tried. Whether the server keeps its data can't be seen: code 1."""
+    found = doctor(bot(real_server, *LEAST), code=1)
     unseen = {finding.topic for finding in found if finding.found.startswith("could not be seen")}
     assert unseen == {"server", "settings", "latency", "permissions", "keys"}
     assert of(found, "permissions")["ok"] == "the user has all permissions that are needed"
     assert of(found, "scripts") == {"ok": "all run"}
-    assert {finding.level for finding in found} == {"ok", "note"}
+    assert of(found, "server")["problem"].startswith("could not be seen: kind, version, role, persistence")
+    assert [finding.level for finding in found].count("problem") == 1
     assert real_server.client().keys("*") == []
+
+
+def test_the_permissions_for_doctor(real_server: Server) -> None:
+    """The user that is meant for it sees everything."""
+    found = doctor(bot(real_server, *least_permissions(role="doctor")))
+    assert not any(finding.unseen for finding in found)
+
+
+def test_strict(real_server: Server) -> None:
+    """With --strict a warning is a reason to fail, and so is what could not be seen."""
+    url = bot(real_server, *least_permissions(role="doctor"))
+    levels = {finding.level for finding in doctor(url)}
+    assert "problem" not in levels
+    for words, code in (((), 0), (("--strict",), int("warning" in levels))):
+        assert CliRunner().invoke(app, ["doctor", "--redis", url, *words]).exit_code == code
+    blind = bot(real_server, *least_permissions(role="doctor"), "-latency")
+    for words, code in (((), 0), (("--strict",), 1)):
+        assert CliRunner().invoke(app, ["doctor", "--redis", blind, *words]).exit_code == code
 
 
 def test_missing_permissions(real_server: Server) -> None:

@@ -14,7 +14,7 @@ from kraken_nonce_redis import CallLock, NonceAllocator
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace, digest
 from kraken_nonce_redis._verdict import NAMES
-from kraken_nonce_redis.permissions import CLUSTER_COMMANDS, OPERATOR_COMMANDS, operator_permissions
+from kraken_nonce_redis.permissions import CLUSTER_COMMANDS, OPERATOR_COMMANDS, least_permissions
 from tests.support.command import ROOT, run
 from tests.support.helpers import Rival, eventually
 from tests.support.helpers import run as run_command
@@ -353,7 +353,7 @@ def test_an_operators_permissions(real_server: Server, api_keys: list[str]) -> N
             admin.execute_command("ACL", "SETUSER", "operator", "reset", "on", f">{PASSWORD}", *words)
 
     NonceAllocator.from_url(real_server.url, key).next()
-    give(operator_permissions())
+    give(least_permissions(role="operator"))
     Rival(real_server.client(), keys).take()
     Rival(real_server.client(), keys).queue_up()
     before = real_server.client().dump(keys.state)
@@ -362,7 +362,7 @@ def test_an_operators_permissions(real_server: Server, api_keys: list[str]) -> N
     assert real_server.client().dump(keys.state) == before
     for name in OPERATOR_COMMANDS:
         real_server.client().script_flush()
-        give(tuple(word for word in operator_permissions() if word != name))
+        give(tuple(word for word in least_permissions(role="operator") if word != name))
         code, said = look(url, key)
         assert code == 3, name
         assert "the user lacks a permission" in said
@@ -380,11 +380,11 @@ def test_an_operators_permissions_in_a_cluster(cluster: ClusterTopology, api_key
                 admin.execute_command("ACL", "SETUSER", "operator", "reset", "on", f">{PASSWORD}", *words)
 
     try:
-        give(operator_permissions(cluster=True))
+        give(least_permissions(role="operator", cluster=True))
         code, said = look(url, key)
         assert code == 0, said
         assert digest(key) in said
-        give(tuple(word for word in operator_permissions(cluster=True) if word not in CLUSTER_COMMANDS))
+        give(tuple(word for word in least_permissions(role="operator", cluster=True) if word not in CLUSTER_COMMANDS))
         code, said = look(url, key)
         assert code == 3, said
     finally:
@@ -397,7 +397,7 @@ def test_an_operators_permissions_in_a_cluster(cluster: ClusterTopology, api_key
 def test_the_docs_list_an_operators_permissions() -> None:
     """What is in the docs is what the package says."""
     text = " ".join((ROOT / "docs" / "redis.md").read_text("utf-8").split())
-    _, *commands = operator_permissions()
+    _, *commands = least_permissions(role="operator")
     assert f"resetchannels {' '.join(commands)}" in text
     for permission in (*OPERATOR_COMMANDS, *CLUSTER_COMMANDS):
         assert permission in text

@@ -275,6 +275,7 @@ def test_a_state_of_another_type(server: AnyServer, redis_client: redis.Redis) -
         commands.release(KEYS, "process:1", 5),
         commands.unlock(KEYS, ""),
         commands.reset_startup(KEYS),
+        commands.ping(KEYS),
         commands.cool_down(KEYS, 0, ""),
     ):
         with fails(ForeignValue, KEYS.state, "DEL"):

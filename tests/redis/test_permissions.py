@@ -61,6 +61,7 @@ def do_everything(first: Any, second: Any) -> None:
     one.run(commands.cool_down(KEYS, 60, "test"))
     one.run(commands.cool_down(KEYS, 0, ""))
     one.run(commands.reset_startup(KEYS))
+    one.run(commands.ping(KEYS))
     extended = one.run(commands.extend(KEYS, member, 5, commands.intent("key", "AddOrder", ["id"])))
     assert isinstance(extended, commands.Extended)
     nonces = extended.nonces

@@ -1,0 +1,31 @@
+"""The command `ready`."""
+
+from __future__ import annotations
+
+import click
+
+from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis.keyspace import Keyspace
+from kraken_nonce_redis._threads.store import store_for
+from kraken_nonce_redis.cli.options import connect, examples, namespace_option, redis_option
+
+
+@click.command(
+    "ready",
+    short_help="Say by the exit code whether Redis can be used: a probe.",
+    epilog=examples(
+        "kraken-nonce ready",
+    ),
+)
+@redis_option
+@namespace_option
+def ready(url: str | None, *, namespace: str) -> None:
+    """Say by the exit code whether Redis answers, runs scripts and takes writes. No API key is needed.
+
+    For the probes of containers: readiness, not liveness, since a restart of the bot does not bring Redis back. It has
+    a bot's permissions. It starts a Python each time: a program that serves HTTP does better to answer its probes
+    itself, with `lock.ping()`.
+
+    Exit code 3 when Redis is away, with the reason on stderr. Nothing is printed when all is well.
+    """
+    store_for(connect(url)).run(commands.ping(Keyspace.of(namespace, "ready", "key")))
