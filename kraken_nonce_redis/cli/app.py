@@ -29,6 +29,7 @@ _COMMANDS: Final = {
     "ready": "ready",
     "run": "run",
     "server": "server",
+    "simulator": "simulator",
 }
 """The module of each command, and the name of its function if that is another one; as a new user needs them."""
 
@@ -36,6 +37,7 @@ _FIRST_STEPS = """\b
 First steps:
   kraken-nonce demo                           what goes wrong without it, and with it
   kraken-nonce server                         an embedded Valkey, to develop with
+  kraken-nonce simulator                      a simulated Kraken, to develop with
   export KRAKEN_NONCE_REDIS_URL=redis://...   where nonces and locks live
   kraken-nonce doctor                         whether that Redis is fit for it
   export KRAKEN_API_KEY=... KRAKEN_API_SECRET=...   for which API key

@@ -175,6 +175,12 @@ class KrakenSimulator:
         process.terminate()  # closing its stdin isn't enough while a forked process holds it open, too
         children.end([process])
 
+    def wait(self) -> None:
+        """Wait until the process ends, such as by a signal. Raises RuntimeError if it is not running."""
+        self._running()
+        if self._process is not None:
+            self._process.wait()
+
     def requests(self) -> list[SimulatedRequest]:
         """Return the private requests since the start or the last reset, in order of arrival.
 

