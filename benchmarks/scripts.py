@@ -71,7 +71,7 @@ class Runs:
 
     def forget(self) -> None:
         """Remove what these runs have stored."""
-        self.client.delete(*[name for each in self.keys for name in (each.state, each.queue)])
+        self.client.delete(*[name for each in self.keys for name in each.for_the_lock])
 
     def _pairs(self, members: list[str]) -> list[tuple[Keyspace, str]]:
         return list(zip(self.keys, members, strict=True))

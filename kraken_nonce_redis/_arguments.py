@@ -18,6 +18,8 @@ DeadlineOf: TypeAlias = Literal["auto"]
 """Where an order has its deadline from, if its caller gave none."""
 OnAbsent: TypeAlias = Literal["raise", "resend"]
 """What a client does about an order that is proved to be absent."""
+Trail: TypeAlias = Literal["rare", "all"]
+"""What is noted in the trail: what is rare, or also each lease and each reserved nonce."""
 T = TypeVar("T")
 
 DEFAULT_NAMESPACE: Final = "kraken-nonce"

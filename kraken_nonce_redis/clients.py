@@ -48,6 +48,7 @@ class Options(LockSettings, total=False):
         durable: how many replicas must have it when the nonce is raised after a refusal, or each lease: as for
             `CallLock` and `NonceAllocator`.
         name: what people see of this bot in Redis, as for `CallLock`.
+        trail: what is noted for ``kraken-nonce log``, as for `CallLock`.
         on_event: is called with each event, see `kraken_nonce_redis.events`.
         base_url: ``http://HOST[:PORT]`` or ``https://HOST[:PORT]`` to use instead of Kraken, such as a simulated one.
             It goes before what the client's own settings say; after those comes ``KRAKEN_API_URL`` in the environment.

@@ -22,6 +22,8 @@ COMMANDS: Final = (
     "+pexpire",
     "+publish",
     "+time",
+    "+xadd",
+    "+xrevrange",
     "+zadd",
     "+zcount",
     "+zrangebyscore",

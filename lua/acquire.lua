@@ -1,5 +1,3 @@
--- include: ours
--- include: block
 -- acquire: gets the lock and a block of nonces, or a place in the queue.
 -- Atomic because lock and nonces must be taken at the same moment: the holder must have the highest nonces.
 -- Run twice with the same member, it returns the same lease or the same place in the queue.
@@ -8,6 +6,8 @@
 --
 -- KEYS  1 state     hash
 --       2 queue     sorted set
+--       3 log       stream, lib/trail.lua; may be missing
+--       4 leases    stream, only to note each lease
 -- ARGV  1 floor     decimal ns, highest nonce that the caller has seen, '0' for none
 --       2 member    as in lib/state.lua, unique for this acquisition
 --       3 term      length of the lease in microseconds
@@ -28,6 +28,10 @@
 --         'busy <left> <cause>': not available now, and the caller does not wait; `cause` as above, 'held', or 'gone'
 --         for a member that has left
 --         'foreign <field> <value>' or 'overflow <stored>': nothing changed
+local LOG, LEASES = KEYS[3], KEYS[4]
+-- include: ours
+-- include: block
+-- include: trail
 local member, ticket, high = ARGV[2], ARGV[5], ARGV[6] == 'high'
 local waits = ticket ~= ''
 local waited = waits and ticket ~= '0'
@@ -118,7 +122,7 @@ if not idle or state.cool_down or ARGV[7] ~= '' then
 end
 
 -- Grant it.
-local first, last = allocate(state.nonce, ARGV[1], now, tonumber(ARGV[4]))
+local first, last, healed = allocate(state.nonce, ARGV[1], now, tonumber(ARGV[4]))
 if not first then return 'overflow ' .. (state.nonce or ARGV[1]) end
 local held = lock(first, now, ARGV[3], waited and '0.' .. ticket .. '.' .. now or '0', member)
 if new_pace or ARGV[8] ~= '' then
@@ -132,4 +136,9 @@ else
 end
 if state.cool_down then redis.call('HDEL', KEYS[1], 'cool_down') end
 if state.overtaken and waited and not high then redis.call('HDEL', KEYS[1], 'overtaken') end
+if healed or LEASES then
+  local name, method = member:match(WHO)
+  if healed then note(LOG, 'healed', first, name, method, 'floor', ARGV[1], 'stored', state.nonce or '') end
+  note(LEASES, 'granted', first, name, method)
+end
 return 'granted ' .. first .. ' ' .. ARGV[3] .. ' ' .. state.pending

@@ -1,5 +1,3 @@
--- include: journal
--- include: block
 -- extend: sets a new end for a lease that the caller still has, hands out a fresh block of nonces, and notes an intent.
 -- Atomic because the lease must not end between the check and the write.
 -- Run twice, the lease ends at least `term` after the second run, and the first block is skipped. An earlier intent
@@ -7,6 +5,8 @@
 -- Run after a later one of its lease, as when the network delivers it late, it changes nothing.
 --
 -- KEYS  1 state   hash
+--       2 log     stream, lib/trail.lua; may be missing
+--       3 leases  stream, only to note each block
 -- ARGV  1 floor   decimal ns, highest nonce that the caller has seen, '0' for none
 --       2 member  as in acquire
 --       3 term    microseconds from now to the new end
@@ -17,6 +17,9 @@
 --       8 how     'set' for an end that may be earlier than the present one, 'keep' for the later of the two
 -- Returns 'extended <first nonce> <left>', with `left` in microseconds; 'late', 'lost', 'foreign <field> <value>' or
 --         'overflow <stored>': nothing changed.
+local LOG, LEASES = KEYS[2], KEYS[3]
+-- include: changes
+-- include: block
 if state.foreign then return 'foreign ' .. state.foreign end
 if state.member ~= ARGV[2] or not state.lease then return 'lost' end
 local number, before = state.ticket:match('^(%d+)(.*)$')
@@ -24,7 +27,7 @@ if tonumber(ARGV[7]) < tonumber(number) then return 'late' end
 if before == '' then before = '.' .. state.since .. '.' .. state.since end
 local now, term = clock(), ARGV[3]
 if ARGV[8] == 'keep' then term = whole(math.max(tonumber(term), tonumber(left(now)))) end
-local first, last = allocate(state.nonce, ARGV[1], now, tonumber(ARGV[4]))
+local first, last, healed = allocate(state.nonce, ARGV[1], now, tonumber(ARGV[4]))
 if not first then return 'overflow ' .. state.nonce end
 local held = lock(state.lease, now, term, ARGV[7] .. before, ARGV[2])
 redis.call('HSET', KEYS[1], 'nonce', VERSION .. last, 'lock', held)
@@ -32,4 +35,7 @@ if ARGV[5] ~= '' then
   if ARGV[6] == '0' then shelve(now) end
   redis.call('HSET', KEYS[1], 'intent', first .. ' ' .. ARGV[5])
 end
+local name, method = ARGV[2]:match(WHO)
+if healed then note(LOG, 'healed', first, name, method, 'floor', ARGV[1], 'stored', state.nonce or '') end
+note(LEASES, 'extended', first, name, method)
 return 'extended ' .. first .. ' ' .. term

@@ -1,13 +1,10 @@
--- include: ours
--- include: pace
--- include: ending
--- include: booking
 -- heartbeat: says once a second that a waiting process is alive, and hands over the lock when a lease or offer ran out.
 -- Atomic because only one process must act on the end of a lease.
 -- Safe to run twice: the second run finds that the first has handed over.
 --
 -- KEYS  1 state    hash
 --       2 queue    sorted set
+--       3 log      stream, lib/trail.lua; may be missing
 -- ARGV  1 process  the process
 --       2 member   its oldest waiter, of those that are not booked if there is one
 --       3 heard    '1' when PUBLISH was seen to count the process, '0' otherwise
@@ -20,6 +17,11 @@
 --           cool     microseconds until the cool-down ends, 0 for none
 --           reason   of the cool-down
 --         or 'foreign <field> <value>': nothing changed.
+local LOG = KEYS[3]
+-- include: ours
+-- include: pace
+-- include: ending
+-- include: booking
 local process, member = ARGV[1], ARGV[2]
 local now = clock()
 if close_if_over(now) then hand_over(now) end

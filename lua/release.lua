@@ -1,4 +1,3 @@
--- include: state
 -- release: gives up what the member has (lease, offer or place in the queue) and hands the lock over.
 -- Atomic because no other caller may get the lock between the end of a lease and the offer to the next waiter.
 -- Run twice, the second run finds nothing to give up.
@@ -7,6 +6,8 @@
 --
 -- KEYS  1 state   hash
 --       2 queue   sorted set
+--       3 log     stream, lib/trail.lua; may be missing
+--       4 leases  stream, only to note each lease
 -- ARGV  1 member  as in acquire
 --       2 lease   first nonce of the lease that the caller thinks it holds, '0' for none
 --       3 intent  nonce of the intent that the caller noted last, '0' for none
@@ -16,12 +17,23 @@
 --         'gone' when the member has no lease and Redis doesn't know why. It may have been released before. A caller
 --         that has sent this only once knows that it was not. Or 'foreign - <error>', when the key is no hash.
 --         Fields with values that are not ours are left alone.
+local LOG, LEASES = KEYS[3], KEYS[4]
+-- include: state
 local member = ARGV[1]
 local mine, known, late = state.member == member, ARGV[4] == '1', ARGV[5] == '1'
+local quick = known and not late -- nothing to note, and nobody to hand over to
 if mine then
   redis.call('HDEL', KEYS[1], 'lock')
   if state.intent and known then redis.call('HDEL', KEYS[1], 'intent') end
-  if known and not late and redis.call('EXISTS', KEYS[2]) == 0 then return 'released' end
+  quick = quick and redis.call('EXISTS', KEYS[2]) == 0
+  if quick and not LEASES then return 'released' end
+end
+
+-- include: trail
+if mine and state.lease then
+  local name, method = member:match(WHO)
+  note(LEASES, 'released', state.lease, name, method)
+  if quick then return 'released' end
 end
 
 -- include: queue
@@ -44,6 +56,7 @@ if known and ARGV[3] ~= '0' and not state.foreign then -- somebody has made the 
   if entry and is_entry(entry) then
     redis.call('HDEL', KEYS[1], name)
     recount()
+    note_call('settled', ARGV[3], entry:match('^%d+ %l+ (.+)$'), 'result', 'known')
   end
 end
 local was_first = state.asked and first_to_ask() == member

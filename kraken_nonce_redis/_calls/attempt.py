@@ -216,7 +216,11 @@ class Attempt:
         if (state.last or 0) > state.now + distance // 2:
             return
         raising = commands.advance(
-            keys, state.now + distance, round(self._retries.max_lead * 1e9), below=state.now + distance // 2
+            keys,
+            state.now + distance,
+            round(self._retries.max_lead * 1e9),
+            below=state.now + distance // 2,
+            name=self._lock.named(),
         )
         yield from running(raising.durable(self._lock.durability))
         logger.warning("Kraken refused nonce %d of %s; nonces are now %g s ahead", refused, keys.state, lead)

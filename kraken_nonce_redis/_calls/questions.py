@@ -103,7 +103,7 @@ class Questions:
             if self.turned_away is not None:
                 seconds, reason = self.calls.cool_downs.after_page(self.turned_away.retry_after), heard.reason
             if seconds > 0:
-                yield Run(commands.cool_down(keys, seconds, reason))
+                yield Run(commands.cool_down(keys, seconds, reason, self.lock.named()))
         except StoreError as error:  # must not hide Kraken's answer
             logger.warning("The other processes could not be told of %s: %s", heard.reason, error)
 

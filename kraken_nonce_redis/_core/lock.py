@@ -32,7 +32,7 @@ from kraken_nonce_redis.pace import Pace
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kraken_nonce_redis._arguments import Scope
+    from kraken_nonce_redis._arguments import Scope, Trail
     from kraken_nonce_redis._core.steps import CallFlow, Flow
     from kraken_nonce_redis._core.waiting import ProcessState
     from kraken_nonce_redis._core.wishes import Wishes
@@ -367,8 +367,9 @@ class LockCore(Generic[L]):
         durable: bool | Durability = False,
         name: str | None = None,
         on_event: Hook | None = None,
+        trail: Trail = "rare",
     ) -> None:
-        self.keys: Final = Keyspace.of(namespace, api_key, scope)
+        self.keys: Final = Keyspace.of(namespace, api_key, scope, trail)
         self.ttl: Final = arguments.ttl(ttl)
         self.pace: Final = arguments.instance("pace", pace, Pace)
         self.durability: Final = Durability.of(durable)
@@ -376,20 +377,20 @@ class LockCore(Generic[L]):
         self._on_event = events.checked(on_event)
         self._process_state = process_state
 
-    def _named(self) -> str:
+    def named(self) -> str:
         """Return the bot's name as it stands in Redis."""
         return self._name or names.of_process()
 
     def _with_name(self, intent: str) -> str:
         """Return an intent with the bot's name; none stays none."""
-        return f"{intent} {self._named()}" if intent else ""
+        return f"{intent} {self.named()}" if intent else ""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.keys.state} ttl={self.ttl:g}>"
 
     def _cool_down(self, seconds: float, reason: str) -> Command[float]:
         arguments.seconds("seconds", seconds, 0, arguments.LONGEST_COOL_DOWN)
-        return commands.cool_down(self.keys, seconds, reason)
+        return commands.cool_down(self.keys, seconds, reason, self.named())
 
     def _held(self, owner: object) -> L | None:
         lease: L | None = self._process_state().held.get((owner, self.keys.state))
@@ -459,7 +460,7 @@ class LockCore(Generic[L]):
         if wishes.timeout != 0:
             self._check_waiting(owner)
         process_state = self._process_state()
-        member = process_state.new_member(self._named(), commands.word(wishes.method), wishes.token)
+        member = process_state.new_member(self.named(), commands.word(wishes.method), wishes.token)
         durability = of_every_nonce(self.durability)
         if wishes.intent:
             wishes = wishes._replace(intent=self._with_name(wishes.intent))

@@ -536,7 +536,7 @@ class ProcessState:
         """Return the keys of the locks that may be held for one who has left."""
         now = clock.now()
         with self.turn:
-            return {departed.release.keys for departed in self.departed.values() if departed.until > now}
+            return {departed.release.keys[:2] for departed in self.departed.values() if departed.until > now}
 
     def recall(self, member: str) -> bool:
         """Repeat the release of a member that the server takes for present; return whether it has left."""
@@ -579,7 +579,7 @@ class ProcessState:
         Commands for nonces alone wait for none. They work even while the lock, which needs two keys, can't be
         acquired, such as while a cluster moves its slot.
         """
-        if not self.background_releases or command.name == "release" or len(command.keys) == 1:
+        if not self.background_releases or command.name == "release" or command.one_key:
             return ()
         chore = self.background_releases.get(command.keys[0])
         return () if chore is None else chore.owed()

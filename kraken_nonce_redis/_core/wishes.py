@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 from kraken_nonce_redis import _arguments as arguments
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._arguments import Priority, Scope
+    from kraken_nonce_redis._arguments import Priority, Scope, Trail
     from kraken_nonce_redis.durability import Durability
     from kraken_nonce_redis.events import Hook
     from kraken_nonce_redis.pace import Pace
@@ -23,6 +23,7 @@ class LockSettings(TypedDict, total=False):
     durable: bool | Durability
     name: str | None
     on_event: Hook | None
+    trail: Trail
 
 
 class Wishes(NamedTuple):  # a frozen dataclass takes three times as long to make, for every hold

@@ -143,6 +143,8 @@ class Nodes:
             except AskError as error:
                 address = yield from self._following(attempt, error, address)
             except (TryAgainError, ClusterDownError) as error:
+                if isinstance(error, TryAgainError) and command.without_trail():
+                    continue
                 yield from attempt.waiting(error)
                 address = yield from self._finding(attempt, last=address)
             except (RedisConnectionError, RedisTimeoutError):

@@ -52,13 +52,14 @@ class Command(Generic[T]):
 
     Attributes:
         name: the script.
-        keys: the keys it touches, the state first.
+        keys: the keys it touches, the state first, those of the trail last.
         args: its arguments, without the floor.
         read: makes the result from the reply; raises errors of our tree.
         durability: how many servers must have its write before the result counts.
         repeated: set when the command was sent more than once, so that it may have run more than once.
         late: set when it may still arrive: it was sent more than once, or its connection was given up.
         unsent: set when it is known that the command was not sent at all.
+        spare: how many of its last keys it can do without: those of the trail.
         highest: for a script that takes the caller's floor as its first argument, the highest nonce in a result.
         until: until when on `clock.now` its caller waits while a cluster moves its slot; None if the caller has no
             timeout.
@@ -69,6 +70,7 @@ class Command(Generic[T]):
     args: tuple[str | int, ...]
     read: Callable[[Reply], T]
     highest: Callable[[T], int] | None = None
+    spare: int = 0
     durability: Durability | None = None
     repeated: bool = False
     late: bool = False
@@ -91,6 +93,18 @@ class Command(Generic[T]):
     def due(self) -> int:
         """How many replies its request brings."""
         return 1 if self.durability is None else 2
+
+    @property
+    def one_key(self) -> bool:
+        """Whether it needs no key but one. While a cluster moves their slot, a server can't serve several."""
+        return len(self.keys) - self.spare == 1
+
+    def without_trail(self) -> bool:
+        """Give up the keys of the trail, for a server that can't serve them now; return whether there were any."""
+        if not self.spare:
+            return False
+        self.keys, self.spare = self.keys[: -self.spare], 0
+        return True
 
     def durable(self, durability: Durability | None) -> Self:
         """Make the command count only when enough servers have its write; return it."""
@@ -131,7 +145,7 @@ class Command(Generic[T]):
 
     def key_of(self, error: Exception) -> str:
         """Return the key that a server's error is about. Scripts say themselves if the state is of another type."""
-        return self.keys[-1] if "WRONGTYPE" in str(error) else self.keys[0]
+        return self.keys[1] if "WRONGTYPE" in str(error) and not self.one_key else self.keys[0]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -345,19 +359,23 @@ def _join(words: Iterable[str]) -> str:
     return ",".join(quote(word, safe="").replace("-", "%2D", word == "-") for word in words) or "-"
 
 
-def reserve(keys: Keyspace, count: int) -> Command[range]:
-    """Hand out the next nonces."""
+def reserve(keys: Keyspace, count: int, name: str = "") -> Command[range]:
+    """Hand out the next nonces to a bot, whose name is as in Redis."""
     return Command(
         "reserve",
-        (keys.state,),
-        (count,),
+        keys.for_nonces,
+        (count, name),
         lambda reply: range(int(reply[1]), int(reply[2]) + 1),
         lambda block: block[-1],
+        spare=len(keys.for_nonces) - 1,
     )
 
 
-def advance(keys: Keyspace, target: int, max_lead: int, below: int | None = None) -> Command[int]:
-    """Raise the last nonce to at least a target, unless it has reached ``below`` already; ns, all."""
+def advance(keys: Keyspace, target: int, max_lead: int, below: int | None = None, name: str = "") -> Command[int]:
+    """Raise the last nonce to at least a target, unless it has reached ``below`` already; ns, all.
+
+    ``name`` is that of the bot, as in Redis; ``below`` is for raises after a refusal.
+    """
 
     def read(reply: Reply) -> int:
         if reply[0] == "too-far":
@@ -373,10 +391,11 @@ def advance(keys: Keyspace, target: int, max_lead: int, below: int | None = None
 
     return Command(
         "advance",
-        (keys.state,),
-        (target, max_lead, arguments.HIGHEST_NONCE if below is None else below),
+        (keys.state, keys.log),
+        (target, max_lead, arguments.HIGHEST_NONCE if below is None else below, name),
         read,
         lambda last: last,
+        spare=1,
     )
 
 
@@ -450,10 +469,11 @@ def acquire(
     """
     return Command(
         "acquire",
-        (keys.state, keys.queue),
+        keys.for_the_lock,
         (member, microseconds(ttl), BLOCK, "" if ticket is None else ticket, priority, pace, intent, heard),
         _read_acquire,
         _highest_acquired,
+        spare=len(keys.for_the_lock) - 2,
     )
 
 
@@ -489,7 +509,13 @@ def release(
     that was given up.
     The result is ``lost`` when the lease is known to have ended, ``gone`` when there was none for a reason unknown.
     """
-    return Command("release", (keys.state, keys.queue), (member, lease, intent, int(known), int(late)), _read_release)
+    return Command(
+        "release",
+        keys.for_the_lock,
+        (member, lease, intent, int(known), int(late)),
+        _read_release,
+        spare=len(keys.for_the_lock) - 2,
+    )
 
 
 def _read_release(reply: Reply) -> Release:
@@ -500,9 +526,10 @@ def heartbeat(keys: Keyspace, process_id: str, oldest: str, *, heard: bool = Fal
     """Send a waiting process's heartbeat; ``heard`` as in `Waiting`."""
     return Command(
         "heartbeat",
-        (keys.state, keys.queue),
+        keys.for_the_lock[:3],
         (process_id, oldest, int(heard)),
         lambda reply: Heartbeat(reply[1], reply[3], _seconds(reply[2]), _seconds(reply[4]), " ".join(reply[5:])),
+        spare=1,
     )
 
 
@@ -543,16 +570,20 @@ def extend(
 
     return Command(
         "extend",
-        (keys.state,),
+        keys.for_nonces,
         (member, microseconds(seconds), BLOCK, intent, int(known), number, "set" if replace else "keep"),
         read,
         lambda result: result.nonces[-1] if isinstance(result, Extended) else 0,
+        spare=len(keys.for_nonces) - 1,
     )
 
 
-def unlock(keys: Keyspace, member: str) -> Command[bool]:
-    """End a holder's lease by force; ``""`` removes a lock that is a `ForeignValue`. False: it was not the holder."""
-    return Command("unlock", (keys.state, keys.queue), (member,), lambda reply: reply[0] == "unlocked")
+def unlock(keys: Keyspace, member: str, name: str = "") -> Command[bool]:
+    """End a holder's lease by force; ``""`` removes a lock that is a `ForeignValue`. False: it was not the holder.
+
+    ``name`` is that of who does it, as in Redis.
+    """
+    return Command("unlock", keys.for_the_lock[:3], (member, name), lambda reply: reply[0] == "unlocked", spare=1)
 
 
 def pending(keys: Keyspace) -> Command[tuple[Pending, ...]]:
@@ -591,14 +622,20 @@ def _split(words: str) -> tuple[str, ...]:
 
 
 def settle(
-    keys: Keyspace, nonce: int, how: Literal["known", "reported", "new"] | Result, txids: Iterable[str] = ()
+    keys: Keyspace,
+    nonce: int,
+    how: Literal["known", "cleared", "reported", "new"] | Result,
+    txids: Iterable[str] = (),
+    name: str = "",
 ) -> Command[bool]:
     """Change a pending call's entry. False: there is none any more.
 
-    ``"known"`` removes it, ``"reported"`` leaves it for people, a result is noted until it is told, and ``"new"``
+    ``"known"`` removes it, ``"cleared"`` does so by hand of ``name``, as in Redis, ``"reported"`` leaves it for people, a result is noted until it is told, and ``"new"``
     leaves it as it is. ``txids`` are Kraken's, one for each cl_ord_id, ``""`` for an order that was not found.
     """
-    return Command("settle", (keys.state, keys.queue), (nonce, how, _join(txids)), lambda reply: reply[0] == "ok")
+    return Command(
+        "settle", keys.for_the_lock[:3], (nonce, how, _join(txids), name), lambda reply: reply[0] == "ok", spare=1
+    )
 
 
 def recount(keys: Keyspace) -> Command[bool]:
@@ -606,20 +643,28 @@ def recount(keys: Keyspace) -> Command[bool]:
     return settle(keys, 0, "new")
 
 
-def cool_down(keys: Keyspace, seconds: float, reason: str) -> Command[float]:
-    """Stop all calls for a number of seconds, 0 to end a cool-down; the result is the seconds left of it."""
+def cool_down(keys: Keyspace, seconds: float, reason: str, name: str = "") -> Command[float]:
+    """Stop all calls for a number of seconds, 0 to end a cool-down; the result is the seconds left of it.
+
+    ``name`` is that of who does it, as in Redis.
+    """
     return Command(
         "cool_down",
-        (keys.state, keys.queue),
-        (microseconds(seconds), " ".join(reason.split())),
+        keys.for_the_lock[:3],
+        (microseconds(seconds), " ".join(reason.split()), name),
         lambda reply: 0.0 if reply[0] == "ended" else _seconds(reply[1]),
+        spare=1,
     )
 
 
-def end_cool_down(keys: Keyspace) -> Command[str]:
+def end_cool_down(keys: Keyspace, name: str = "") -> Command[str]:
     """End a cool-down, whatever the state holds; the result is its reason, ``""`` if there was none."""
     return Command(
-        "cool_down", (keys.state, keys.queue), (0, ""), lambda reply: " ".join(reply[1:]) if reply[0] == "ended" else ""
+        "cool_down",
+        keys.for_the_lock[:3],
+        (0, "", name),
+        lambda reply: " ".join(reply[1:]) if reply[0] == "ended" else "",
+        spare=1,
     )
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from kraken_nonce_redis.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._arguments import Scope
+    from kraken_nonce_redis._arguments import Scope, Trail
 
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _DIGEST_LENGTH: Final = 16
@@ -25,24 +25,38 @@ class Keyspace:
     Attributes:
         namespace: prefix of all names.
         tag: SHA-256 of the API key, its first 16 hex digits; ``global`` for all API keys.
+        trail: what scripts note of these keys.
+        for_nonces: the keys of scripts for nonces and of `extend`: the state, and the trail.
+        for_the_lock: the keys of scripts for the lock: the state, the queue, and the trail.
     """
 
     namespace: str
     tag: str
+    trail: Trail = "rare"
+    for_nonces: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    for_the_lock: tuple[str, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # They are needed for each command, so they are made once.
+        streams = (self.log, self.leases) if self.trail == "all" else (self.log,)
+        object.__setattr__(self, "for_nonces", (self.state, *streams))
+        object.__setattr__(self, "for_the_lock", (self.state, self.queue, *streams))
 
     @classmethod
-    def of(cls, namespace: str, api_key: str, scope: Scope = "key") -> Keyspace:
+    def of(cls, namespace: str, api_key: str, scope: Scope = "key", trail: Trail = "rare") -> Keyspace:
         """Return the names for an API key. Raises `InvalidArgument`."""
         if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):
             raise InvalidArgument("namespace", "must be 1 to 64 of the characters A-Z a-z 0-9 _ . : -")
         if scope not in ("key", "global"):
             raise InvalidArgument("scope", f"must be 'key' or 'global', not {scope!r}")
+        if trail not in ("rare", "all"):
+            raise InvalidArgument("trail", f"must be 'rare' or 'all', not {trail!r}")
         if not isinstance(api_key, str) or not api_key.strip():
             # Never the value: it may be a key with a slip in it.
             raise InvalidArgument("api_key", f"must be a non-empty str, got {_kind(api_key)}")
         if scope == "global":
-            return cls(namespace, "global")
-        return cls(namespace, digest(api_key))
+            return cls(namespace, "global", trail)
+        return cls(namespace, digest(api_key), trail)
 
     @property
     def state(self) -> str:
@@ -53,6 +67,16 @@ class Keyspace:
     def queue(self) -> str:
         """The sorted set of waiters for the lock."""
         return f"{self.state}:queue"
+
+    @property
+    def log(self) -> str:
+        """The stream of what is rare and must be found later."""
+        return f"{self.state}:log"
+
+    @property
+    def leases(self) -> str:
+        """The stream of leases and reserved nonces."""
+        return f"{self.state}:leases"
 
 
 def digest(api_key: str) -> str:

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Self
 
 from kraken_nonce_redis._arguments import DEFAULT_MAX_LEAD, DEFAULT_NAMESPACE
 from kraken_nonce_redis._core.allocator import AllocatorCore
-from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis._threads.connections import client_from_url
 from kraken_nonce_redis._threads.store import store_for
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._arguments import Scope
+    from kraken_nonce_redis._arguments import Scope, Trail
     from kraken_nonce_redis._threads.connections import Source
     from kraken_nonce_redis.durability import Durability
 
@@ -36,6 +35,7 @@ class NonceAllocator(AllocatorCore):
             90 days.
         durable: True lets `jump_forward` and `advance_to` return only when a replica has the new value, `NotDurable`
             if none has in time; a `Durability` says how many, whether on disk, and whether for every nonce.
+        trail: ``"all"`` notes each reserved nonce for ``kraken-nonce log --all``; by default only what is rare is noted.
 
     Every method but the constructors raises `StoreError` when Redis can't be used. No nonce is ever made up locally.
     """
@@ -49,8 +49,9 @@ class NonceAllocator(AllocatorCore):
         namespace: str = DEFAULT_NAMESPACE,
         max_lead: int = DEFAULT_MAX_LEAD,
         durable: bool | Durability = False,
+        trail: Trail = "rare",
     ) -> None:
-        super().__init__(Keyspace.of(namespace, api_key, scope), max_lead, durable)
+        super().__init__(api_key, scope=scope, namespace=namespace, max_lead=max_lead, durable=durable, trail=trail)
         self._store = store_for(redis)
 
     @classmethod
@@ -63,6 +64,7 @@ class NonceAllocator(AllocatorCore):
         namespace: str = DEFAULT_NAMESPACE,
         max_lead: int = DEFAULT_MAX_LEAD,
         durable: bool | Durability = False,
+        trail: Trail = "rare",
     ) -> Self:
         """Return an allocator for a URL, as `kraken_nonce_redis.urls` describes them.
 
@@ -70,7 +72,7 @@ class NonceAllocator(AllocatorCore):
         otherwise (``?socket_timeout=1``).
         """
         client = client_from_url(url)
-        return cls(client, api_key, scope=scope, namespace=namespace, max_lead=max_lead, durable=durable)
+        return cls(client, api_key, scope=scope, namespace=namespace, max_lead=max_lead, durable=durable, trail=trail)
 
     def next(self) -> int:
         """Return the next nonce: ns since 1970, 19 digits."""

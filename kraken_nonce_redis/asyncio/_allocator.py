@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Self
 
 from kraken_nonce_redis._arguments import DEFAULT_MAX_LEAD, DEFAULT_NAMESPACE
 from kraken_nonce_redis._core.allocator import AllocatorCore
-from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.asyncio._connections import Target, checked
 from kraken_nonce_redis.asyncio._store import store_for
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._arguments import Scope
+    from kraken_nonce_redis._arguments import Scope, Trail
     from kraken_nonce_redis.asyncio._connections import Client
     from kraken_nonce_redis.durability import Durability
 
@@ -32,8 +31,9 @@ class NonceAllocator(AllocatorCore):
         namespace: str = DEFAULT_NAMESPACE,
         max_lead: int = DEFAULT_MAX_LEAD,
         durable: bool | Durability = False,
+        trail: Trail = "rare",
     ) -> None:
-        super().__init__(Keyspace.of(namespace, api_key, scope), max_lead, durable)
+        super().__init__(api_key, scope=scope, namespace=namespace, max_lead=max_lead, durable=durable, trail=trail)
         self._target = Target.of(checked(redis))
 
     @classmethod
@@ -46,10 +46,13 @@ class NonceAllocator(AllocatorCore):
         namespace: str = DEFAULT_NAMESPACE,
         max_lead: int = DEFAULT_MAX_LEAD,
         durable: bool | Durability = False,
+        trail: Trail = "rare",
     ) -> Self:
         """Return an allocator for a URL, as `kraken_nonce_redis.urls` describes them."""
         allocator = cls.__new__(cls)
-        AllocatorCore.__init__(allocator, Keyspace.of(namespace, api_key, scope), max_lead, durable)
+        AllocatorCore.__init__(
+            allocator, api_key, scope=scope, namespace=namespace, max_lead=max_lead, durable=durable, trail=trail
+        )
         allocator._target = Target.of_url(url)  # noqa: SLF001 - this is a constructor
         return allocator
 

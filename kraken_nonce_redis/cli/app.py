@@ -19,6 +19,7 @@ _COMMANDS: Final = {
     "check": "check",
     "status": "status",
     "watch": "watch",
+    "log": "log",
     "next": "nonces:next_nonce",
     "last": "nonces:last_nonce",
     "jump": "nonces",

@@ -136,7 +136,7 @@ def _own_namespace(url: str, api_key: str) -> Generator[str]:
             client.expire(keys.state, _KEY_LIFE)
             yield namespace
         finally:
-            client.delete(keys.state, keys.queue)
+            client.delete(*keys.for_the_lock)
     except RedisError as error:
         raise_from_redis(error, "clean up", keys.state)
 

@@ -44,7 +44,7 @@ def doctor(url: str | None, *, strict: bool, namespace: str, as_json: bool) -> N
 
     "note" is good to know. "warning" works, with a risk. With a "problem", don't use the server as it is: exit code 1.
     It is a problem, too, if the user may not see whether the server keeps its data.
-    No API key is needed. The command reads the keys of your bots and never changes them. It writes to two keys of its
+    No API key is needed. The command reads the keys of your bots and never changes them. It writes to three keys of its
     own, and deletes them afterwards.
     """
     found = {name: diagnose(examine(client, namespace)) for name, client in _servers(connect(url))}

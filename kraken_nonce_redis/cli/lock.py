@@ -47,7 +47,7 @@ def unlock(target: Target, *, cool_down: bool, yes: bool, dry_run: bool, as_json
     if cool_down:
         if dry_run:
             raise click.UsageError("--cool-down has no --dry-run; kraken-nonce status shows the cool-down")
-        reason = target.run(commands.end_cool_down(target.keys))
+        reason = target.run(commands.end_cool_down(target.keys, target.name))
         text = f"Ended: {printable(reason)}." if reason else "There is no cool-down."
         Answer(text, {"ended": bool(reason), "reason": reason or None}).print(as_json=as_json)
         return
@@ -68,7 +68,7 @@ def unlock(target: Target, *, cool_down: bool, yes: bool, dry_run: bool, as_json
         Answer(f"It would be unlocked; {done}.", {"unlocked": False, "holder": holder or None}).print(as_json=as_json)
         return
     confirm(question, yes=yes, always=True)
-    if not target.run(commands.unlock(target.keys, holder)):
+    if not target.run(commands.unlock(target.keys, holder, target.name)):
         raise Failure("the lock has another holder by now, so nothing was changed; look at status and try again")
     Answer(f"Unlocked; {done}.", {"unlocked": True, "holder": holder or None}).print(as_json=as_json)
 

@@ -14,6 +14,7 @@ import click
 
 from kraken_nonce_redis import urls
 from kraken_nonce_redis._arguments import DEFAULT_MAX_LEAD, DEFAULT_NAMESPACE, LONGEST_LEAD
+from kraken_nonce_redis._core import names
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis._texts import printable
 from kraken_nonce_redis._threads.allocator import NonceAllocator
@@ -64,6 +65,9 @@ class Target:
 
     def __init__(self, client: Source, api_key: str, scope: Scope, namespace: str) -> None:
         self.keys = Keyspace.of(namespace, api_key, scope)
+        names.chosen(None, api_key)
+        self.name = names.of_process()
+        """What the log calls whoever uses the command, as it stands in Redis."""
         self._store = store_for(client)
         self._allocator = functools.partial(NonceAllocator, client, api_key, scope=scope, namespace=namespace)
 

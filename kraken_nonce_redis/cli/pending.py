@@ -61,10 +61,14 @@ def _clear(target: Target, nonce: str, *, yes: bool, dry_run: bool, as_json: boo
         note(_line(entry))
         if not dry_run:
             confirm("Remove it from the list?", yes=yes)
-    if entry is None or (not dry_run and not target.run(commands.settle(target.keys, entry.nonce, "known"))):
+    if entry is None or not (dry_run or _cleared(target, entry.nonce)):
         raise Failure(f"no call with nonce {int(nonce)} is listed, so nothing was changed; see kraken-nonce pending")
     text = "It would be removed from the list." if dry_run else "Removed from the list."
     Answer(text, {"removed": not dry_run, "call": _data(entry)}).print(as_json=as_json)
+
+
+def _cleared(target: Target, nonce: int) -> bool:
+    return target.run(commands.settle(target.keys, nonce, "cleared", name=target.name))
 
 
 def _line(entry: Pending) -> str:

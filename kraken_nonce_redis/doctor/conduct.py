@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from kraken_nonce_redis.doctor.answers import Level, Seen, Tick
 
+_FOR_THE_LOG: Final = ("xadd", "xrevrange")
+"""Commands without which only `kraken-nonce log` fails."""
 SKEW_WARNING: Final = 1.0
 SKEW_PROBLEM: Final = 60.0
 """Seconds between the server's clock and this machine's."""
@@ -143,19 +145,20 @@ def _permissions(seen: Seen) -> Iterator[Finding]:
     name = "the user" if isinstance(seen.name, Refused) else f"user {seen.name}"
     if not seen.lacking:
         yield Finding("permissions", "ok", f"{name} has all permissions that are needed")
-    commands: dict[str, list[str]] = {}
+    commands: dict[tuple[str, Level], list[str]] = {}
     for command, reason in seen.lacking.items():
-        commands.setdefault(reason, []).append(command)
+        commands.setdefault((reason, "warning" if command in _FOR_THE_LOG else "problem"), []).append(command)
     remedies = {
         NOT_THESE_KEYS: f"Give it ~{seen.namespace}:*",
         NOT_THESE_CHANNELS: "Give it &kraken-nonce:wake:*",
         NO_SUCH_COMMAND: "The server lacks it, or a proxy or rename-command hides it: use a server that has it.",
     }
-    for reason, concerned in commands.items():
+    for (reason, level), concerned in commands.items():
+        lost = "; all works without, but `kraken-nonce log` has nothing to show" if level == "warning" else ""
         yield Finding(
             "permissions",
-            "problem",
-            f"{name} can't use {', '.join(concerned)}: {reason}",
+            level,
+            f"{name} can't use {', '.join(concerned)}: {reason}{lost}",
             remedies.get(reason) or f"Give it {' '.join(f'+{command}' for command in concerned)}",
         )
     if isinstance(seen.user, Refused):

@@ -1,6 +1,6 @@
 """Asks a server everything that `kraken_nonce_redis.doctor` looks at.
 
-It writes only to two keys of its own, and deletes them.
+It writes only to three keys of its own, and deletes them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tries the library's commands, scripts and offers, on two keys and a channel of its own."""
+"""Tries the library's commands, scripts and offers, on three keys and a channel of its own."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Trial:
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(RedisError):
-            self._client.delete(self.keys.state, self.keys.queue)
+            self._client.delete(*self.keys.for_the_lock)
 
     @property
     def process_id(self) -> str:
@@ -83,7 +83,7 @@ class Trial:
 
     def commands(self) -> dict[str, tuple[str | int, ...]]:
         """Return each command that scripts use, with arguments that don't disturb the later ones."""
-        state, queue = self.keys.state, self.keys.queue
+        state, queue, log = self.keys.for_the_lock
         return {
             "hset": ("HSET", state, "doctor", "1"),
             # From here on the key expires by itself if this process is killed.
@@ -99,6 +99,8 @@ class Trial:
             "zrem": ("ZREM", queue, "doctor"),
             "exists": ("EXISTS", queue),
             "del": ("DEL", queue),
+            "xadd": ("XADD", log, "MAXLEN", "~", 1, "*", "kind", "doctor"),
+            "xrevrange": ("XREVRANGE", log, "+", "-", "COUNT", 1),
             "time": ("TIME",),
             "publish": ("PUBLISH", keyspace.channel(self.process_id), "doctor"),
             "eval": ("EVAL", "return 1", 0),
@@ -107,7 +109,9 @@ class Trial:
 
     def lacking(self) -> dict[str, str]:
         """Return the commands that can't be used, with the reason. Other failures show up in the scripts."""
-        return {name: reason for name, words in self.commands().items() if (reason := self._lacking(*words))}
+        lacking = {name: reason for name, words in self.commands().items() if (reason := self._lacking(*words))}
+        self._lacking("PEXPIRE", self.keys.log, _LIFE)
+        return lacking
 
     def _lacking(self, *words: str | int) -> str:
         try:

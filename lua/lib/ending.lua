@@ -1,4 +1,4 @@
--- include: journal
+-- include: changes
 -- How leases and offers end, and members leave.
 
 local MOST_GONE = 64
@@ -11,8 +11,12 @@ local function close_if_over(now)
   end
   if now - state.since < tonumber(state.term) then return false end
   if state.lease then
+    local ended = state.since + state.term
     redis.call('HSET', KEYS[1], 'lost', state.member)
-    shelve(whole(state.since + state.term))
+    local name, method = state.member:match(WHO)
+    local held = ended - (state.ticket:match('%.(%d+)$') or state.since)
+    note(LOG, 'lost', state.lease, name, method, 'held', whole(held), 'ago', whole(now - ended))
+    shelve(whole(ended))
   else
     forget_process(state.member)
   end
