@@ -23,6 +23,8 @@ from kraken_nonce_redis import asyncio as nonce_asyncio
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
+    from kraken_nonce_redis._arguments import Trail
+
 ENOUGH = 1_000_000  # calls a second, a limit out of reach
 PACE = Pace(startup_rate=0, tier=Tier(maximum=ENOUGH, decay=ENOUGH))
 
@@ -39,9 +41,9 @@ return redis.call('GET', KEYS[1])
 """
 
 
-def ours(bench: common.Bench) -> Callable[[], None]:
+def ours(bench: common.Bench, trail: Trail = "rare") -> Callable[[], None]:
     """Return one section with this library."""
-    lock = CallLock(bench.client, common.API_KEY, pace=PACE, namespace=bench.namespace)
+    lock = CallLock(bench.client, common.API_KEY, pace=PACE, namespace=bench.namespace, trail=trail)
 
     def section() -> None:
         with lock.hold(cost=1) as lease:
@@ -102,9 +104,11 @@ def acquiring(lock: CallLock, count: int, cost: float) -> Callable[[], float]:
     return case
 
 
-def ours_in_a_task(bench: common.Bench, client: redis.asyncio.Redis) -> Callable[[], Awaitable[None]]:
+def ours_in_a_task(
+    bench: common.Bench, client: redis.asyncio.Redis, trail: Trail = "rare"
+) -> Callable[[], Awaitable[None]]:
     """Return one section with this library, by asyncio."""
-    lock = nonce_asyncio.CallLock(client, common.API_KEY, pace=PACE, namespace=bench.namespace)
+    lock = nonce_asyncio.CallLock(client, common.API_KEY, pace=PACE, namespace=bench.namespace, trail=trail)
 
     async def section() -> None:
         async with lock.hold(cost=1) as lease:
@@ -167,10 +171,11 @@ def acquiring_in_a_task(
 
 
 def report_sections(bench: common.Bench, face: str, rounds: int, sections: Mapping[str, Callable[[], float]]) -> None:
-    """Measure this library's sections and, when it is installed, the rival's."""
+    """Measure this library's sections without and with the full trail and, when it is installed, the rival's."""
     values = list(bench.measure("µs", rounds, {f"{face}: {name}": case for name, case in sections.items()}).values())
-    if len(values) > 1:
-        bench.compare(f"{face}: sections a second, by the rival's", values[1], values[0], ">= 3.0")
+    bench.compare(f"{face}: time of a section with the full trail, by one without", values[1], values[0], "<= 1.05")
+    if len(values) > 2:
+        bench.compare(f"{face}: sections a second, by the rival's", values[2], values[0], ">= 3.0")
 
 
 def report_acquiring(bench: common.Bench, face: str, rounds: int, cases: Mapping[str, Callable[[], float]]) -> None:
@@ -183,7 +188,10 @@ def report_acquiring(bench: common.Bench, face: str, rounds: int, cases: Mapping
 
 def measure_threads(bench: common.Bench, rounds: int, count: int) -> None:
     """Measure all of it by threads."""
-    sections = {"section": microseconds(ours(bench), count)}
+    sections = {
+        "section": microseconds(ours(bench), count),
+        "section with the full trail": microseconds(ours(bench, "all"), count),
+    }
     if common.version_of("throttled-py"):
         sections["Lock + throttled-py + script"] = microseconds(put_together(bench), count)
     report_sections(bench, "threads", rounds, sections)
@@ -203,7 +211,10 @@ def measure_tasks(bench: common.Bench, rounds: int, count: int) -> None:
     """Measure all of it by asyncio."""
     with asyncio.Runner() as runner:
         client = redis.asyncio.Redis.from_url(bench.url)
-        sections = {"section": in_tasks(runner, ours_in_a_task(bench, client), count)}
+        sections = {
+            "section": in_tasks(runner, ours_in_a_task(bench, client), count),
+            "section with the full trail": in_tasks(runner, ours_in_a_task(bench, client, "all"), count),
+        }
         if common.version_of("throttled-py"):
             sections["Lock + throttled-py + script"] = in_tasks(runner, put_together_in_a_task(bench, client), count)
         report_sections(bench, "asyncio", rounds, sections)

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import redis
@@ -45,6 +46,7 @@ class Runs:
     def __init__(self, bench: Bench, count: Callable[[], float]) -> None:
         self.client = bench.client
         self.keys = [Keyspace.of(bench.namespace, f"key {number}") for number in range(_KEYS)]
+        self._with_full_trail = [replace(keys, trail="all") for keys in self.keys]
         self._count = count
         self._state = ProcessState(Agenda(lambda: None))
 
@@ -52,15 +54,15 @@ class Runs:
         """Return a new member for each key."""
         return [self._state.new_member(names.of_process()) for _ in self.keys]
 
-    def acquire(self, members: list[str]) -> float:
-        """Return what it costs to ask for the lock."""
+    def acquire(self, members: list[str], *, full: bool = False) -> float:
+        """Return what it costs to ask for the lock, with the full trail or without."""
         return self._cost(
-            [commands.acquire(k, m, 30, ticket=0, priority="normal", pace="") for k, m in self._pairs(members)]
+            [commands.acquire(k, m, 30, ticket=0, priority="normal", pace="") for k, m in self._pairs(members, full)]
         )
 
-    def release(self, members: list[str]) -> float:
+    def release(self, members: list[str], *, full: bool = False) -> float:
         """Return what it costs to leave."""
-        return self._cost([commands.release(k, m) for k, m in self._pairs(members)])
+        return self._cost([commands.release(k, m) for k, m in self._pairs(members, full)])
 
     def bare(self) -> float:
         """Return what the script costs that only reads and writes."""
@@ -71,10 +73,10 @@ class Runs:
 
     def forget(self) -> None:
         """Remove what these runs have stored."""
-        self.client.delete(*[name for each in self.keys for name in each.for_the_lock])
+        self.client.delete(*[name for each in self._with_full_trail for name in each.for_the_lock])
 
-    def _pairs(self, members: list[str]) -> list[tuple[Keyspace, str]]:
-        return list(zip(self.keys, members, strict=True))
+    def _pairs(self, members: list[str], full: bool) -> list[tuple[Keyspace, str]]:  # noqa: FBT001 - it is passed on
+        return list(zip(self._with_full_trail if full else self.keys, members, strict=True))
 
     def _cost(self, ours: list[Any]) -> float:
         self.client.script_load(ours[0].script.source)
@@ -100,6 +102,10 @@ def measure(runs: Runs) -> dict[str, float]:
             first = runs.members()
             costs["acquire, nobody waits"] = runs.acquire(first)
             costs["release, nobody waits"] = runs.release(first)
+        for _ in range(2):
+            first = runs.members()
+            costs["acquire, full trail"] = runs.acquire(first, full=True)
+            costs["release, full trail"] = runs.release(first, full=True)
     for waiters in _WAITERS:
         first, waiting = runs.members(), [runs.members() for _ in range(waiters)]
         runs.acquire(first)

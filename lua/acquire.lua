@@ -7,7 +7,6 @@
 -- KEYS  1 state     hash
 --       2 queue     sorted set
 --       3 log       stream, lib/trail.lua; may be missing
---       4 leases    stream, only to note each lease
 -- ARGV  1 floor     decimal ns, highest nonce that the caller has seen, '0' for none
 --       2 member    as in lib/state.lua, unique for this acquisition
 --       3 term      length of the lease in microseconds
@@ -28,7 +27,7 @@
 --         'busy <left> <cause>': not available now, and the caller does not wait; `cause` as above, 'held', or 'gone'
 --         for a member that has left
 --         'foreign <field> <value>' or 'overflow <stored>': nothing changed
-local LOG, LEASES = KEYS[3], KEYS[4]
+local LOG = KEYS[3]
 -- include: ours
 -- include: block
 -- include: trail
@@ -136,9 +135,8 @@ else
 end
 if state.cool_down then redis.call('HDEL', KEYS[1], 'cool_down') end
 if state.overtaken and waited and not high then redis.call('HDEL', KEYS[1], 'overtaken') end
-if healed or LEASES then
+if healed then
   local name, method = member:match(WHO)
-  if healed then note(LOG, 'healed', first, name, method, 'floor', ARGV[1], 'stored', state.nonce or '') end
-  note(LEASES, 'granted', first, name, method)
+  note(LOG, 'healed', first, name, method, 'floor', ARGV[1], 'stored', state.nonce or '')
 end
 return 'granted ' .. first .. ' ' .. ARGV[3] .. ' ' .. state.pending

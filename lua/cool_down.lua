@@ -15,6 +15,7 @@ local LOG = KEYS[3]
 -- include: pace
 -- include: booking
 -- include: trail
+local SAME = 1000000 -- microseconds by which a cool-down can be moved without being another one for the log
 local term = tonumber(ARGV[1])
 if term > 0 then
   -- include: ours
@@ -33,9 +34,10 @@ if term == 0 then
 end
 local processes = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. whole(PROCESSES), '+inf') -- before any write
 if term > cool then
+  local more = term - cool > SAME or reason ~= ARGV[2]
   cool, reason = term, ARGV[2]
   redis.call('HSET', KEYS[1], 'cool_down', now .. ' ' .. whole(cool) .. ' ' .. reason)
-  note(LOG, 'cool-down', '', ARGV[3], '', 'term', whole(cool), 'reason', reason)
+  if more then note(LOG, 'cool-down', '', ARGV[3], '', 'term', whole(cool), 'reason', reason) end
 end
 if state.member and not state.lease then processes[#processes + 1] = state.member end
 for _, process in ipairs(processes) do

@@ -35,7 +35,9 @@ if ARGV[5] ~= '' then
   if ARGV[6] == '0' then shelve(now) end
   redis.call('HSET', KEYS[1], 'intent', first .. ' ' .. ARGV[5])
 end
-local name, method = ARGV[2]:match(WHO)
-if healed then note(LOG, 'healed', first, name, method, 'floor', ARGV[1], 'stored', state.nonce or '') end
-note(LEASES, 'extended', first, name, method)
+if healed or LEASES then
+  local name, method = ARGV[2]:match(WHO)
+  if healed then note(LOG, 'healed', first, name, method, 'floor', ARGV[1], 'stored', state.nonce or '') end
+  note(LEASES, 'extended', first, name, method)
+end
 return 'extended ' .. first .. ' ' .. term

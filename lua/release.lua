@@ -6,7 +6,7 @@
 --
 -- KEYS  1 state   hash
 --       2 queue   sorted set
---       3 log     stream, lib/trail.lua; may be missing
+--       3 log     stream, lib/trail.lua; may be missing, and not needed for a known outcome without an intent
 --       4 leases  stream, only to note each lease
 -- ARGV  1 member  as in acquire
 --       2 lease   first nonce of the lease that the caller thinks it holds, '0' for none
@@ -30,9 +30,9 @@ if mine then
 end
 
 -- include: trail
-if mine and state.lease then
+if mine and LEASES and state.lease then
   local name, method = member:match(WHO)
-  note(LEASES, 'released', state.lease, name, method)
+  note(LEASES, 'lease', state.lease, name, method, 'granted', state.ticket:match('%.(%d+)$') or state.since)
   if quick then return 'released' end
 end
 

@@ -38,11 +38,11 @@ elseif entry and how ~= 'new' then
 end
 recount()
 if entry then
-  local call = entry:match('^%d+ %l+ (.+)$')
+  local intent = entry:match('^%d+ %l+ (.+)$')
   if how == 'cleared' or how == 'forgotten' then
-    note_call(how, nonce, call, 'by', ARGV[4])
+    note_call(how, nonce, intent, 'by', ARGV[4])
   elseif how ~= 'known' and how ~= 'new' and how ~= 'reported' and how ~= before then
-    note_call('settled', nonce, call, 'result', how, 'txids', txids, 'by', ARGV[4])
+    note_call('settled', nonce, intent, 'result', how, 'txids', txids, 'by', ARGV[4])
   end
 end
 return entry and 'ok' or 'gone'

@@ -469,11 +469,11 @@ def acquire(
     """
     return Command(
         "acquire",
-        keys.for_the_lock,
+        keys.for_the_lock[:3],
         (member, microseconds(ttl), BLOCK, "" if ticket is None else ticket, priority, pace, intent, heard),
         _read_acquire,
         _highest_acquired,
-        spare=len(keys.for_the_lock) - 2,
+        spare=1,
     )
 
 
@@ -509,12 +509,10 @@ def release(
     that was given up.
     The result is ``lost`` when the lease is known to have ended, ``gone`` when there was none for a reason unknown.
     """
+    # Only what became of a call is rare. The server needs a noticeable time for each further key.
+    names = keys.for_the_lock if intent or not known or keys.trail == "all" else keys.for_the_lock[:2]
     return Command(
-        "release",
-        keys.for_the_lock,
-        (member, lease, intent, int(known), int(late)),
-        _read_release,
-        spare=len(keys.for_the_lock) - 2,
+        "release", names, (member, lease, intent, int(known), int(late)), _read_release, spare=len(names) - 2
     )
 
 
@@ -630,8 +628,9 @@ def settle(
 ) -> Command[bool]:
     """Change a pending call's entry. False: there is none any more.
 
-    ``"known"`` removes it, ``"cleared"`` does so by hand of ``name``, as in Redis, ``"reported"`` leaves it for people, a result is noted until it is told, and ``"new"``
-    leaves it as it is. ``txids`` are Kraken's, one for each cl_ord_id, ``""`` for an order that was not found.
+    ``"known"`` removes it, and so does ``"cleared"``, by hand; ``"reported"`` leaves it for people, a result is noted
+    until it is told, and ``"new"`` leaves it as it is. ``txids`` are Kraken's, one for each cl_ord_id, ``""`` for an
+    order that was not found. ``name`` is that of who does it, as in Redis.
     """
     return Command(
         "settle", keys.for_the_lock[:3], (nonce, how, _join(txids), name), lambda reply: reply[0] == "ok", spare=1

@@ -26,7 +26,7 @@ RARE: Final = (
     "cool-down-ended",
 )
 """The kinds of entries that are always written."""
-FULL: Final = ("granted", "extended", "released", "reserved")
+FULL: Final = ("lease", "extended", "reserved")
 """Those of the full trail."""
 MOST: Final = 500
 """Entries that are read at once."""

@@ -35,7 +35,7 @@ class NonceAllocator(AllocatorCore):
             90 days.
         durable: True lets `jump_forward` and `advance_to` return only when a replica has the new value, `NotDurable`
             if none has in time; a `Durability` says how many, whether on disk, and whether for every nonce.
-        trail: ``"all"`` notes each reserved nonce for ``kraken-nonce log --all``; by default only what is rare is noted.
+        trail: ``"all"`` notes each reserved nonce for ``kraken-nonce log --all``; by default only rare things.
 
     Every method but the constructors raises `StoreError` when Redis can't be used. No nonce is ever made up locally.
     """

@@ -89,7 +89,7 @@ class CallLock(LockCore[Lease]):
         on_event: is called with what happens beside a hold, `kraken_nonce_redis.events`.
         durable: a `Durability` with ``every_nonce`` lets a lease begin only when so many replicas have it; by default
             none has to.
-        trail: ``"all"`` notes each lease for ``kraken-nonce log --all``; by default only what is rare is noted.
+        trail: ``"all"`` notes each lease for ``kraken-nonce log --all``; by default only rare things.
     """
 
     def __init__(self, redis: Source, api_key: str, **settings: Unpack[LockSettings]) -> None:

@@ -8,7 +8,6 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
@@ -20,13 +19,30 @@ from kraken_nonce_redis.cli.options import duration, examples, json_option, note
 from kraken_nonce_redis.errors import StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from kraken_nonce_redis._redis.trail import Entry
     from kraken_nonce_redis.cli.options import Target
 
 _POLL: Final = 1.0
 """Seconds between two looks for new entries."""
+_KINDS: Final = """\b
+Kinds:
+  unknown          the outcome of a call that changes something became unknown
+  settled          it was found out, or its own bot has told it after all
+  forgotten        it was never known, and the call is no longer listed as pending
+  cleared          somebody took the call off that list: pending --clear
+  raised           the last nonce was raised: after a refusal, jump, advance
+  healed           Redis had lost its last nonce, and a bot still knew it
+  lost             a lease ended before its holder released it
+  unlocked         somebody ended a lease: unlock
+  cool-down        all calls were stopped for a while
+  cool-down-ended  somebody let them start again: unlock --cool-down
+With --all, of bots that note them (trail="all"):
+  lease            a lease was released
+  extended         a lease was extended, and got further nonces
+  reserved         nonces were handed out without a lease
+"""
 _NARROWEST: Final = 20
 """Columns."""
 
@@ -38,7 +54,9 @@ def _since(context: click.Context, parameter: click.Parameter, value: str | None
 @click.command(
     "log",
     short_help="Show what happened: lost leases, unknown orders, raises, ...",
-    epilog=examples(
+    epilog=_KINDS
+    + "\n"
+    + examples(
         "kraken-nonce log",
         "kraken-nonce log --since 2h --kind lost --kind unknown",
         "kraken-nonce log --follow",
@@ -51,7 +69,7 @@ def _since(context: click.Context, parameter: click.Parameter, value: str | None
     multiple=True,
     type=click.Choice([*trail.RARE, *trail.FULL]),
     metavar="KIND",
-    help=f"Show only this kind; may be given again. One of {', '.join((*trail.RARE, *trail.FULL))}.",
+    help="Show only this kind; may be given again.",
 )
 @click.option("--since", callback=_since, metavar="DURATION", help="Show only what is younger: 10m, 2h, 7d.")
 @click.option(
@@ -65,20 +83,6 @@ def log(
     target: Target, *, kinds: Sequence[str], since: int | None, limit: int, full: bool, follow: bool, as_json: bool
 ) -> None:
     """Show what happened to a key, the oldest first. It changes nothing. Times are those of the Redis server.
-
-    \b
-    settled          a call with an unknown outcome: it was found out, or told by its own bot after all
-    unknown          the outcome of a call that changes something became unknown
-    forgotten        such a call was taken off the list of pending ones, which is full or keeps it no longer
-    cleared          somebody took it off by hand: pending --clear
-    raised           the last nonce was raised, after a refusal or because it was asked for
-    healed           Redis had lost its last nonce, and a bot still knew it
-    lost             a lease ended before its holder released it
-    unlocked         somebody ended a lease by hand: unlock
-    cool-down        all calls were stopped for a while
-    cool-down-ended  somebody let them start again: unlock --cool-down
-
-    Of bots that note them (trail="all"), --all also shows granted, extended and released leases, and reserved nonces.
 
     --json prints a JSON object for each entry, in a line of its own.
     """
@@ -189,6 +193,7 @@ _FIELDS: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = {
     "txids": ("txids", _ids),
     "held": ("seconds_held", _seconds),
     "ago": ("seconds_ago", _seconds),
+    "granted": ("granted", lambda microseconds: _moment(int(microseconds) * 1000)),
     "term": ("seconds", _seconds),
 }
 """What the fields of entries are in JSON, where they are something else."""
@@ -205,10 +210,14 @@ def _as_text(entry: Entry) -> str:
     words = [data["time"], entry.kind or "?", _who(data) if told is None else told(data)]
     words += [f"{name} {_listed(data[name])}" for name in ("nonce", "cl_ord_ids", "txids") if data.get(name)]
     line = printable("  ".join(words))
-    if not sys.stdout.isatty():
+    if not _on_a_terminal():
         return line
     width = max(shutil.get_terminal_size().columns - 1, _NARROWEST)
     return "\n".join(textwrap.wrap(line, width, subsequent_indent="  ", break_on_hyphens=False))
+
+
+def _on_a_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 def _who(data: Mapping[str, Any]) -> str:
@@ -248,6 +257,7 @@ _TOLD: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "unlocked": lambda data: f"{_who(data)}, {_by(data)}",
     "cool-down": lambda data: f"{_span(data, 'seconds')} {_by(data, 'name')}: {data.get('reason')}",
     "cool-down-ended": lambda data: f"{_by(data, 'name')}: {data.get('reason')}",
+    "lease": lambda data: f"{_who(data)}, granted {data.get('granted')}",
     "reserved": lambda data: f"{_by(data, 'name')}, up to {data.get('last')}",
 }
 """What an entry of a kind says beside its time and its nonce; of other kinds, who it was."""

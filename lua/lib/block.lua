@@ -20,8 +20,8 @@ local function add(a, n)
   return high == '' and ('%d'):format(low) or ('%s%010d'):format(high, low)
 end
 
--- allocate(last, floor, now, count): first and last of `count` nonces, and whether lost state was healed; or nil when they
--- would exceed int64.
+-- allocate(last, floor, now, count): first and last of `count` nonces, and whether lost state was healed; or nil when
+-- they would exceed int64.
 -- They begin at the server's time `now` (microseconds) or just above the last nonce, whichever is higher. `floor` is
 -- the highest nonce that the caller has seen ('0': none). A floor above the last nonce proves that state was lost;
 -- the margin covers nonces that other callers have seen.

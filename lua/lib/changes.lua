@@ -2,9 +2,9 @@
 -- include: trail
 -- How the journal changes.
 
--- note_call(kind, nonce, call, ...): adds an entry about a call, '<key> <method> <ids> <name>', to the trail.
-local function note_call(kind, nonce, call, ...)
-  local api_key, method, ids, name = call:match('^(%S+) (%S+) (%S+) ?(%S*)')
+-- note_call(kind, nonce, intent, ...): adds an entry about a call, '<key> <method> <ids> <name>', to the trail.
+local function note_call(kind, nonce, intent, ...)
+  local api_key, method, ids, name = intent:match('^(%S+) (%S+) (%S+) ?(%S*)')
   note(LOG, kind, nonce, name, method, 'key', api_key, 'ids', ids, ...)
 end
 

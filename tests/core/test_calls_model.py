@@ -400,7 +400,7 @@ class Redis:
             for nonce, entry in sorted(self.journal.items())
         )
 
-    def settle(self, nonce: int, how: Any, txids: str) -> bool:
+    def settle(self, nonce: int, how: Any, txids: str, _name: str) -> bool:
         """Clear a pending call, mark it, or note its result."""
         entry = self.journal.pop(nonce, None)
         if entry is None or how == "known":
@@ -421,7 +421,7 @@ class Redis:
             now, self.last, self.holder, None, bool(self.holder), left, 0.0, 0.0, 0, (), len(self._keys()), 0.0, ""
         )
 
-    def advance(self, target: int, max_lead: int, below: Any = 0) -> int:
+    def advance(self, target: int, max_lead: int, below: Any = 0, _name: str = "") -> int:
         """Raise the last nonce."""
         if target > max(self.last, round(self.world.now * 1e9) + max_lead):
             raise NonceTooFarAhead("too far", last=self.last, lead=0, max_lead=max_lead)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kraken_nonce_redis import Pace, StorePermissionDenied
-from kraken_nonce_redis._redis import commands, scripts
+from kraken_nonce_redis._redis import commands, scripts, trail
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.permissions import CLUSTER_COMMANDS, COMMANDS, least_permissions
 from tests.support.helpers import KEYS, fails
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import redis
 
+    from kraken_nonce_redis._threads.store import Store
     from tests.support.faces import Face
     from tests.support.servers import Server
     from tests.support.topologies import ClusterTopology
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.matrix
 
 USER = "bot"
 PASSWORD = "s3cret-w0rd"
+NOTED = ["cool-down", "cool-down-ended", "unknown", "forgotten", "unlocked"]
 DOCS = Path(__file__).parents[2] / "docs" / "redis.md"
 
 
@@ -39,8 +41,11 @@ def give(server: Server, words: Iterable[str]) -> None:
         admin.script_flush()
 
 
-def do_everything(first: Any, second: Any) -> None:
-    """Run every script, in every way that makes a difference to what it calls, as two processes; and listen."""
+def do_everything(first: Any, second: Any) -> list[str]:
+    """Run every script, in every way that makes a difference to what it calls, as two processes; and listen.
+
+    Returns the kinds of what is in the log.
+    """
     one, two = store_for(first), store_for(second)
     member, waiter, quitter = "1111:1", "2222:1", "2222:2"
     pace = Pace(min_interval=0.001, tier="pro").settings(1, startup_protection=True)
@@ -78,6 +83,12 @@ def do_everything(first: Any, second: Any) -> None:
     time.sleep(0.01)
     assert isinstance(ask(member, None), commands.Granted)
     assert one.run(commands.release(KEYS, member)) == "released"  # with nobody else who wants the lock
+    return noted(one)
+
+
+def noted(store: Store) -> list[str]:
+    """Return the kinds of what is in the log, the oldest first."""
+    return [entry.kind for entry in reversed(store.run(trail.read(KEYS.log)).entries)]
 
 
 def user_clients(server: Server, **options: Any) -> list[redis.Redis]:
@@ -88,10 +99,16 @@ def user_clients(server: Server, **options: Any) -> list[redis.Redis]:
 def test_the_listed_rights_are_enough(real_server: Server) -> None:
     """A user with the listed permissions and no others can do everything."""
     give(real_server, least_permissions())
-    do_everything(*user_clients(real_server))
+    assert do_everything(*user_clients(real_server)) == ["raised", *NOTED]
 
 
-@pytest.mark.parametrize("missing", [one for one in least_permissions() if one != "resetchannels"])
+def test_without_the_right_to_add_to_the_log(real_server: Server) -> None:
+    """A user of the time before there was a log can do all that it could: it costs the entries and nothing else."""
+    give(real_server, [one for one in least_permissions() if one != "+xadd"])
+    assert do_everything(*user_clients(real_server)) == []
+
+
+@pytest.mark.parametrize("missing", [one for one in least_permissions() if one not in ("resetchannels", "+xadd")])
 def test_each_of_the_listed_rights_is_needed(real_server: Server, missing: str) -> None:
     """With one permission fewer, something is refused, and the error says that it is for want of permissions."""
     give(real_server, [one for one in least_permissions() if one != missing])

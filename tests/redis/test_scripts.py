@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kraken_nonce_redis import _pyinstaller
-from kraken_nonce_redis._redis import commands, scripts
+from kraken_nonce_redis._redis import commands, scripts, trail
 from tests.support.helpers import KEYS, ROOT, SECOND, View, run
 from tests.support.servers import VALKEY, require
 from tests.support.tiers import by_tier
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     import redis
 
+    from kraken_nonce_redis._redis.keyspace import Keyspace
     from tests.support.servers import AnyServer, Server
 
 pytestmark = pytest.mark.matrix
@@ -83,17 +85,17 @@ def test_a_header_names_what_the_code_uses(name: str) -> None:
         assert re.findall(rf"{what}\[[^\d]", body(name)) == [], "they are used by number, so that this can be checked"
 
 
-def examples() -> dict[str, commands.Command[Any]]:
-    """Return a command for every script, by the library's own functions."""
+def examples(keys: Keyspace = KEYS) -> dict[str, commands.Command[Any]]:
+    """Return a command for most scripts, by the library's own functions."""
     found = [
-        commands.reserve(KEYS, 1),
-        commands.advance(KEYS, 1, 1),
-        commands.inspect(KEYS),
-        acquire(),
-        commands.release(KEYS, MEMBER, 0),
-        commands.heartbeat(KEYS, "process", MEMBER),
-        commands.extend(KEYS, MEMBER, 5),
-        commands.unlock(KEYS, MEMBER),
+        commands.reserve(keys, 1),
+        commands.advance(keys, 1, 1),
+        commands.inspect(keys),
+        commands.acquire(keys, MEMBER, 30.0, ticket=0, priority="normal", pace=""),
+        commands.release(keys, MEMBER, 0),
+        commands.heartbeat(keys, "process", MEMBER),
+        commands.extend(keys, MEMBER, 5),
+        commands.unlock(keys, MEMBER),
     ]
     return {command.name: command for command in found}
 
@@ -103,10 +105,23 @@ def acquire(member: str = MEMBER, ticket: int | None = 0, term: float = 30.0) ->
     return commands.acquire(KEYS, member, term, ticket=ticket, priority="normal", pace="")
 
 
-@pytest.mark.parametrize("name", examples())
+def all_of_them() -> dict[str, commands.Command[Any]]:
+    """Return a command for every script, with the keys of the full trail."""
+    keys = replace(KEYS, trail="all")
+    more = [
+        commands.cool_down(keys, 5, "reason"),
+        commands.reset_startup(keys),
+        commands.pending(keys),
+        commands.settle(keys, 1, "known"),
+        trail.read(keys.log),
+    ]
+    return examples(keys) | {command.name: command for command in more}
+
+
+@ALL
 def test_the_library_passes_what_the_header_names(name: str) -> None:
     """The library's commands have as many keys and arguments as the header, the floor first where it is taken."""
-    command = examples()[name]
+    command = all_of_them()[name]
     assert len(command.keys) == len(documented(name, "KEYS"))
     floors = [word for word in documented(name, "ARGV") if word == "floor"]
     assert len(floors) == (command.highest is not None)
@@ -121,7 +136,7 @@ def test_a_header_says_why_and_what(name: str) -> None:
     lines = [line for line in header(name).splitlines() if not line.startswith("-- include:")]
     assert lines[0].startswith(f"-- {name}: ")
     assert re.search(r"^-- Returns ", header(name), re.MULTILINE)
-    if name not in {"inspect", "pending"}:
+    if name not in {"inspect", "log", "pending"}:
         assert re.search(r"^-- .*[Aa]tomic", header(name), re.MULTILINE)
         assert re.search(r"[Rr]un twice|second run", header(name))
 
@@ -141,7 +156,14 @@ def test_every_key_is_declared(name: str) -> None:
     source = re.sub(r"--.*", "", scripts.load(name).source)
     calls = re.findall(r"redis\.p?call\(\s*'(\w+)'(?:, ([^,)]+))?", source)
     assert calls
-    assert {key for word, key in calls if word not in ("TIME", "PUBLISH")} <= {"KEYS[1]", "KEYS[2]"}
+    assert {key for word, key in calls if word not in ("TIME", "PUBLISH")} <= {"KEYS[1]", "KEYS[2]", "stream"}
+    assert set(re.findall(r"\bnote\((\w+)", source)) <= {"stream", "LOG", "LEASES"}  # the first one defines it
+    assert set(re.findall(r"\blocal LOG(?:, LEASES)? = (.*)", source)) <= {
+        "KEYS[2]",
+        "KEYS[3]",
+        "KEYS[2], KEYS[3]",
+        "KEYS[3], KEYS[4]",
+    }
     assert len(re.findall(r"redis\.p?call", source)) == len(calls), "a call by a computed name"
 
 
