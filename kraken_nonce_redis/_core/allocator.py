@@ -17,14 +17,18 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._redis.commands import Command, State
 
 
+def keys_for(namespace: str, api_key: str, scope: Scope, trail: Trail) -> Keyspace:
+    """Return the names in Redis for an API key, which the bot's name must not hold. Raises `InvalidArgument`."""
+    keys = Keyspace.of(namespace, api_key, scope, trail)
+    names.chosen(None, api_key)
+    return keys
+
+
 class AllocatorCore:
     """What a `NonceAllocator` says to Redis."""
 
-    def __init__(
-        self, api_key: str, *, scope: Scope, namespace: str, max_lead: int, durable: object, trail: Trail
-    ) -> None:
-        self._keys = Keyspace.of(namespace, api_key, scope, trail)
-        names.chosen(None, api_key)
+    def __init__(self, keys: Keyspace, max_lead: int, durable: object) -> None:
+        self._keys = keys
         self._durability = Durability.of(durable)
         self._max_lead = arguments.whole("max_lead", max_lead, 0, arguments.LONGEST_LEAD)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from kraken_nonce_redis._arguments import DEFAULT_MAX_LEAD, DEFAULT_NAMESPACE
-from kraken_nonce_redis._core.allocator import AllocatorCore
+from kraken_nonce_redis._core.allocator import AllocatorCore, keys_for
 from kraken_nonce_redis._threads.connections import client_from_url
 from kraken_nonce_redis._threads.store import store_for
 
@@ -51,7 +51,7 @@ class NonceAllocator(AllocatorCore):
         durable: bool | Durability = False,
         trail: Trail = "rare",
     ) -> None:
-        super().__init__(api_key, scope=scope, namespace=namespace, max_lead=max_lead, durable=durable, trail=trail)
+        super().__init__(keys_for(namespace, api_key, scope, trail), max_lead, durable)
         self._store = store_for(redis)
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from kraken_nonce_redis._arguments import DEFAULT_MAX_LEAD, DEFAULT_NAMESPACE
-from kraken_nonce_redis._core.allocator import AllocatorCore
+from kraken_nonce_redis._core.allocator import AllocatorCore, keys_for
 from kraken_nonce_redis.asyncio._connections import Target, checked
 from kraken_nonce_redis.asyncio._store import store_for
 
@@ -33,7 +33,7 @@ class NonceAllocator(AllocatorCore):
         durable: bool | Durability = False,
         trail: Trail = "rare",
     ) -> None:
-        super().__init__(api_key, scope=scope, namespace=namespace, max_lead=max_lead, durable=durable, trail=trail)
+        super().__init__(keys_for(namespace, api_key, scope, trail), max_lead, durable)
         self._target = Target.of(checked(redis))
 
     @classmethod
@@ -50,9 +50,7 @@ class NonceAllocator(AllocatorCore):
     ) -> Self:
         """Return an allocator for a URL, as `kraken_nonce_redis.urls` describes them."""
         allocator = cls.__new__(cls)
-        AllocatorCore.__init__(
-            allocator, api_key, scope=scope, namespace=namespace, max_lead=max_lead, durable=durable, trail=trail
-        )
+        AllocatorCore.__init__(allocator, keys_for(namespace, api_key, scope, trail), max_lead, durable)
         allocator._target = Target.of_url(url)  # noqa: SLF001 - this is a constructor
         return allocator
 

@@ -230,7 +230,7 @@ def _by(data: Mapping[str, Any], name: str = "by") -> str:
 
 
 def _span(data: Mapping[str, Any], name: str) -> str:
-    seconds = data.get(name)
+    seconds = data.get(name, "?")
     return span(seconds) if isinstance(seconds, float) else str(seconds)
 
 
@@ -244,7 +244,7 @@ def _raised(data: Mapping[str, Any]) -> str:
 
 
 def _lost(data: Mapping[str, Any]) -> str:
-    return f"{_who(data)} held it for {_span(data, 'seconds_held')}, until {_span(data, 'seconds_ago')} before"
+    return f"{_who(data)}, after {_span(data, 'seconds_held')}, noticed {_span(data, 'seconds_ago')} later"
 
 
 _TOLD: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {

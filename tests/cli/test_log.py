@@ -129,7 +129,7 @@ def test_a_lost_lease(valkey: Server, client: redis.Redis) -> None:
     client.hset(KEYS.state, "lock", f"{nonce} {nonce // 1000 - 40_000_000} 30000000 0 {HOLDER}")
     run(client, commands.acquire(KEYS, "2222:1", 30, ticket=None, priority="normal", pace=""))
     (line,) = lines(valkey, "--kind", "lost")
-    assert line.startswith("lost  grid bot for AddOrder held it for 30.0 s, until 10.")
+    assert line.startswith("lost  grid bot for AddOrder, after 30.0 s, noticed 10.")
     (lost,) = objects(valkey, "--kind", "lost")
     assert lost["seconds_held"] == 30.0
     assert 10 <= lost["seconds_ago"] < 60
@@ -161,7 +161,7 @@ def test_what_others_wrote(valkey: Server, client: redis.Redis) -> None:
     assert lines(valkey) == [
         "quarrel  a bot  nonce x",
         "?  somebody",
-        "lost  somebody held it for long, until None before  cl_ord_ids \ufffd, ?",
+        "lost  somebody, after long, noticed ? later  cl_ord_ids \ufffd, ?",
         "cool-down  1e5 by somebody: ?[2Jwhy?not",
     ]
     quarrel, unnamed, lost, _ = objects(valkey)
