@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import unquote
 
 import click
@@ -19,7 +19,7 @@ from kraken_nonce_redis.cli.options import duration, examples, json_option, note
 from kraken_nonce_redis.errors import StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from kraken_nonce_redis._redis.trail import Entry
     from kraken_nonce_redis.cli.options import Target
@@ -119,34 +119,40 @@ def _follow(reader: _Reader, show: Callable[[Entry], str]) -> None:
             click.echo(show(entry))
 
 
+_Newest: TypeAlias = "dict[str, tuple[int, int] | None]"
+"""By stream, the id of the newest entry that was read."""
+
+
 class _Reader:
     """Reads the entries of some kinds, all if none is named, from some streams of a key."""
 
     def __init__(self, target: Target, streams: Sequence[str], kinds: frozenset[str]) -> None:
         self._target = target
         self._kinds = kinds
-        self._newest: dict[str, tuple[int, int] | None] = dict.fromkeys(streams)
-        """By stream, the id of the newest entry that was read."""
+        self._newest: _Newest = dict.fromkeys(streams)
 
     def newest(self, since: int | None, limit: int) -> list[Entry]:
         """Return the newest entries of all streams, the oldest first; ``since`` is their greatest age in ns."""
-        found: list[Entry] = []
-        for stream in self._newest:
-            found += itertools.islice(self._back(stream, None, since), limit)
-        return sorted(found, key=lambda entry: entry.id)[-limit:]
+        return self._read(lambda stream, read: itertools.islice(self._back(stream, read, since), limit))[-limit:]
 
     def new(self) -> list[Entry]:
         """Return the entries since the last time, the oldest first."""
-        found = [entry for stream, newest in self._newest.items() for entry in self._back(stream, newest, None)]
+        return self._read(self._back)
+
+    def _read(self, look: Callable[[str, _Newest], Iterable[Entry]]) -> list[Entry]:
+        """Look at all streams; only if that succeeds, what was read counts as read."""
+        newest = dict(self._newest)
+        found = [entry for stream in newest for entry in look(stream, newest)]
+        self._newest = newest
         return sorted(found, key=lambda entry: entry.id)
 
-    def _back(self, stream: str, after: tuple[int, int] | None, since: int | None) -> Iterator[Entry]:
-        """Yield the entries of a stream from the newest on back, and take note of the newest of all."""
-        before: tuple[int, int] | None = None
+    def _back(self, stream: str, newest: _Newest, since: int | None = None) -> Iterator[Entry]:
+        """Yield the entries of a stream from the newest on back to the one in ``newest``, which then has the newest."""
+        after, before = newest[stream], None
         while True:
             page = self._target.run(trail.read(stream, after=after, before=before))
             if before is None and page.entries:
-                self._newest[stream] = page.entries[0].id
+                newest[stream] = page.entries[0].id
             for entry in page.entries:
                 if since is not None and entry.time < page.now - since:
                     return

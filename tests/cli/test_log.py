@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from kraken_nonce_redis import NonceAllocator
+from kraken_nonce_redis import NonceAllocator, StoreError
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.cli import log as command
 from kraken_nonce_redis.cli.app import app
+from kraken_nonce_redis.cli.options import Target
 from tests.support.helpers import SECOND, environment, eventually, run
 from tests.support.servers import VALKEY
 
@@ -307,6 +308,19 @@ def test_following_a_reader_that_leaves(following: Following, client: redis.Redi
     following.process.wait(20)
     assert following.process.stderr is not None
     assert "Traceback" not in following.process.stderr.read()
+
+
+def test_a_look_that_fails_halfway(valkey: Server, client: redis.Redis) -> None:
+    """What was read of one stream before Redis went away is shown when it is back."""
+    target = Target(valkey.client(), API_KEY, "key", "kraken-nonce")
+    reader = command._Reader(target, [KEYS.log, KEYS.leases], frozenset())
+    run(client, commands.cool_down(KEYS, 5, "reason"))
+    client.set(KEYS.leases, "theirs")
+    with pytest.raises(StoreError):
+        reader.new()
+    client.delete(KEYS.leases)
+    assert [entry.kind for entry in reader.new()] == ["cool-down"]
+    assert reader.new() == []
 
 
 @pytest.mark.test_all
