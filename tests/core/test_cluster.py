@@ -193,6 +193,24 @@ def test_what_lasts_too_long(sky: Sky, error: RedisError, raised: type[RedisErro
     assert not sky.command.repeated
 
 
+@pytest.mark.parametrize("asking", [False, True])
+def test_the_trail_while_a_slot_moves(sky: Sky, asking: bool) -> None:  # noqa: FBT001
+    """A command whose other keys have not arrived yet does without the trail at once."""
+    moving, ask = ResponseError("TRYAGAIN later"), ResponseError(f"ASK {HERE} b:2")
+
+    def answer(node: Address, word: str) -> Any:
+        if word == "CLUSTER":
+            return slots(A)
+        if asking and node == A:
+            return ask
+        return moving if sky.command.spare else "ok"
+
+    assert sky.send(answer) == "ok"
+    there = [(B, "ASKING"), (B, "EVALSHA")] * 2 if asking else [(A, "EVALSHA")]
+    assert sky.asked == [(A, "CLUSTER"), (A, "EVALSHA"), *there]
+    assert (sky.command.keys, sky.now) == ((KEYS.state,), 0.0)
+
+
 def test_a_slot_that_arrives_in_time(sky: Sky) -> None:
     """What a caller waits for comes within its timeout, however long that is."""
     sky.command.until = 60.0
