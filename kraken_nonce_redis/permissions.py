@@ -47,10 +47,11 @@ OPERATOR_COMMANDS: Final = (
     "+hgetall",
     "+hmget",
     "+time",
+    "+xrevrange",
     "+zcount",
     "+zrangebyscore",
 )
-"""For ``kraken-nonce status``, ``watch`` and ``exporter``, which only look."""
+"""For ``kraken-nonce status``, ``watch``, ``log`` and ``exporter``, which only look."""
 DOCTOR_COMMANDS: Final = ("+acl|getuser", "+acl|whoami", "+config|get", "+info", "+latency|latest", "+ping", "+scan")
 """For `kraken_nonce_redis.doctor`, besides what bots need."""
 

@@ -338,6 +338,7 @@ def look(url: str, api_key: str) -> tuple[int, str]:
     results = [
         run("status", "--all", KRAKEN_NONCE_REDIS_URL=url),
         run("status", "--id", digest(api_key), KRAKEN_NONCE_REDIS_URL=url),
+        run("log", KRAKEN_NONCE_REDIS_URL=url, KRAKEN_API_KEY=api_key),
     ]
     return max(result.exit_code for result in results), "".join(result.output for result in results)
 

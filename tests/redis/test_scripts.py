@@ -112,6 +112,7 @@ def all_of_them() -> dict[str, commands.Command[Any]]:
         commands.cool_down(keys, 5, "reason"),
         commands.reset_startup(keys),
         commands.pending(keys),
+        commands.ping(keys),
         commands.settle(keys, 1, "known"),
         trail.read(keys.log),
     ]
