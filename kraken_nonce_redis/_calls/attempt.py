@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _kraken as kraken
+from kraken_nonce_redis import events
 from kraken_nonce_redis._calls import exchange_clock
 from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.inherited import settling_inherited
-from kraken_nonce_redis._calls.news import News, settled, warn
+from kraken_nonce_redis._calls.news import note, settled
 from kraken_nonce_redis._calls.outcomes import is_refused_for_deadline
 from kraken_nonce_redis._calls.questions import Questions
 from kraken_nonce_redis._core.lock import logger
@@ -28,16 +30,16 @@ from kraken_nonce_redis.errors import (
     NotCarriedOut,
     OutcomeUnknown,
 )
-from kraken_nonce_redis.events import (
-    NonceRaised,
-    ResultMissing,
-)
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kraken_nonce_redis._calls.calls import Calls
+    from kraken_nonce_redis._calls.news import News
     from kraken_nonce_redis._calls.outcomes import TurnedAway
     from kraken_nonce_redis._core.lock import LeaseCore, LockCore
     from kraken_nonce_redis._core.steps import CallFlow
+    from kraken_nonce_redis._redis.commands import Result
 
 _WINDOW_KNOWN_FOR: Final = 3_600.0
 """Seconds after which ``replay`` asks for the nonce window again: it is a setting that people may change."""
@@ -68,6 +70,8 @@ class Attempt:
         self._nonce = 0
         """The nonce of the last request that may have changed something; what became of it is in the lease's record."""
         self._heard: Heard | None = None
+        self._last: Heard | None = None
+        """What was heard of the last request for the call itself."""
         self._replays = False
         self._params = call.params
         """Those of the last request, with its deadline."""
@@ -101,11 +105,12 @@ class Attempt:
         """Tell of a call whose caller will not get what was heard."""
         if not self._nonce or self._lease.grant.record.known:
             return
-        call, heard = self._call, self._heard
-        logger.warning("%s (nonce %d) was interrupted after it was sent", call.method, self._nonce)
+        call, heard, known = self._call, self._heard, "its caller was interrupted after it was sent"
         if heard is not None and heard.verdict.outcome is Outcome.CARRIED_OUT:
             orders = dict(zip(call.cl_ord_ids, _txids(heard), strict=False))
-            self._news.append(News(settled(call, self._nonce, "found", orders, inherited=False)))
+            self._note_settled(self._nonce, "found", orders, f"{known}; it was carried out")
+        else:
+            self._unknown(self._nonce, known)
 
     def _making(self) -> CallFlow[Heard]:
         call, lease = self._call, self._lease
@@ -179,6 +184,8 @@ class Attempt:
     def _sending(self, nonce: int, *, same: bool = False) -> CallFlow[Heard]:
         """Send the call, once; ``same`` for the same bytes as last time."""
         call, lease = self._call, self._lease
+        if self._last is not None:
+            self._questions.step(events.CallTriedAgain, call.method, reason=self._last.reason, wait=0.0)
         yield from lease.lasting(call.seconds)
         before, latest = (lease.grant.record.stage, self._nonce), self._calls.latest(call)
         if self._dates and not same:
@@ -192,12 +199,12 @@ class Attempt:
         except Exception:
             self._note(*before)  # nothing was sent, this time
             raise
+        self._last = heard
         if call.changes and heard.lacks_result:
             if kraken.method_named(call.method).places:
                 heard = replace(heard, doubt="an answer without a result")
             else:
-                logger.warning("%s (nonce %d): an answer without a result", call.method, nonce)
-                self._news.append(News(ResultMissing(call.key, call.method, nonce)))
+                note(self._news, events.ResultMissing(**self._questions.who(call.method), nonce=nonce))
         if call.changes and heard.verdict.outcome is not Outcome.UNKNOWN:
             self._note(Stage.KNOWN, nonce)
         if heard.verdict.outcome is Outcome.NOT_CARRIED_OUT:
@@ -211,7 +218,12 @@ class Attempt:
         state = yield from running(commands.inspect(keys))
         lead = self._retries.lead_after((refused - state.now) / 1e9)
         if lead is None:
-            raise NoncePoisoned(keys.state, refused, refused - state.now)
+            ahead = refused - state.now
+            note(
+                self._news,
+                events.KeyPoisoned(**self._questions.who(self._call.method), refused=refused, lead=ahead / 1e9),
+            )
+            raise NoncePoisoned(keys.state, refused, ahead)
         distance = round(lead * 1e9)
         if (state.last or 0) > state.now + distance // 2:
             return
@@ -223,8 +235,7 @@ class Attempt:
             name=self._lock.named(),
         )
         yield from running(raising.durable(self._lock.durability))
-        logger.warning("Kraken refused nonce %d of %s; nonces are now %g s ahead", refused, keys.state, lead)
-        self._news.append(News(NonceRaised(self._call.key, refused, lead)))
+        note(self._news, events.NonceRaised(**self._questions.who(self._call.method), refused=refused, lead=lead))
 
     # Calls with an unknown outcome
 
@@ -245,9 +256,7 @@ class Attempt:
         settlement = yield from self._questions.settling_orders(call.cl_ord_ids, opened, nonce, self._until_proof)
         if settlement.outcome == "absent" and heard.verdict.outcome is Outcome.NOT_CARRIED_OUT:
             settlement = replace(settlement, outcome="unknown", proved=False)  # of an order that was sent once more
-        warn(call, nonce, settlement.known)
-        event = settled(call, nonce, settlement.outcome, settlement.txids, inherited=False, proved=settlement.proved)
-        self._news.append(News(event))
+        self._note_settled(nonce, settlement.outcome, settlement.txids, settlement.known, proved=settlement.proved)
         known += f"; {settlement.known}"
         self._note(Stage.SENT if settlement.outcome == "unknown" else Stage.KNOWN, nonce)
         if settlement.outcome == "found":
@@ -300,8 +309,32 @@ class Attempt:
         wait = self._deadline - now + self._retries.proof_wait
         return wait if wait <= _LONGEST_DEADLINE + self._retries.proof_wait else None
 
+    def _note_settled(
+        self, nonce: int, outcome: Result, txids: Mapping[str, str], known: str, *, proved: bool = False
+    ) -> None:
+        """Tell what became of the call, which had no clear answer."""
+        name, since = self._lock.name, self._since()
+        event = settled(
+            self._call, nonce, outcome, txids, known, name=name, since=since, inherited=False, proved=proved
+        )
+        note(self._news, event)
+
+    def _since(self) -> float:
+        """Return when the attempt got the lock, by the clock for people."""
+        return time.time() - (clock.now() - self._started)
+
     def _unknown(self, nonce: int, known: str) -> OutcomeUnknown:
-        return OutcomeUnknown(self._call.method, nonce, ",".join(self._call.cl_ord_ids), known)
+        """Tell that the outcome stays unknown; return the error."""
+        call = self._call
+        event = events.OutcomeUnknown(
+            **self._questions.who(call.method),
+            since=self._since(),
+            nonce=nonce,
+            cl_ord_ids=call.cl_ord_ids,
+            known=known,
+        )
+        note(self._news, event)
+        return OutcomeUnknown(call.method, nonce, ",".join(call.cl_ord_ids), known)
 
     def _sent_at(self) -> CallFlow[float]:
         """Return when the call was sent, by the Redis server's clock: a nonce may be ahead of that."""

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis import _process
+from kraken_nonce_redis import _process, events
+from kraken_nonce_redis import _telling as telling
 from kraken_nonce_redis._calls.attempt import Attempt, no_replay
 from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.exchange_clock import ExchangeClock
@@ -34,10 +35,6 @@ from kraken_nonce_redis.errors import (
     HoldTimeout,
     InvalidArgument,
     StoreError,
-)
-from kraken_nonce_redis.events import (
-    checked,
-    tell,
 )
 from kraken_nonce_redis.pace import CoolDowns, priority_of
 from kraken_nonce_redis.retries import Retries
@@ -108,7 +105,7 @@ class Calls:
         self.windows: dict[str, tuple[float, int]] = {}
         """By API key, when its nonce window was asked for, on `clock.now`, and the window in ns."""
         self._pace = pace
-        self._on_event = checked(on_event)
+        self._on_event = events.checked(on_event)
         self.inherits = True
         """Whether the calls of earlier holders are settled and told."""
         self.left: defaultdict[str, set[int]] = defaultdict(set)
@@ -167,7 +164,12 @@ class Calls:
                     raise last
                 return last
             yield from self._telling(lock, news)
-            logger.info("%s is made again in %.1f s: %s", call.method, wait, made.reason)
+            if telling.wanted(events.CallTriedAgain):
+                telling.note(
+                    events.CallTriedAgain(
+                        key=call.key, name=lock.name, method=call.method, reason=made.reason, wait=wait
+                    )
+                )
             yield Sleep(wait)
 
     def _wait(self, made: Heard | CoolDown, attempts: int, until: float | None) -> float | None:
@@ -212,7 +214,7 @@ class Calls:
         """
         try:
             for each in news:
-                tell(each.event, self._on_event)
+                telling.tell(each.event, self._on_event)
             if not closed:
                 for each in news:
                     if each.entry is not None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from kraken_nonce_redis import _process
+from kraken_nonce_redis import _process, events
+from kraken_nonce_redis._calls.news import id_of, note, settled
 from kraken_nonce_redis._core.steps import running
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis.events import (
-    CallForgotten,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,8 +15,6 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._calls.questions import Questions
     from kraken_nonce_redis._core.steps import CallFlow
     from kraken_nonce_redis._redis.commands import Pending, Result
-
-from kraken_nonce_redis._calls.news import News, id_of, settled, warn
 
 _TELLING: Final = 5.0
 """Seconds that a process has to tell what it has found out about another one's call; then the next holder tells it."""
@@ -69,16 +65,15 @@ def _inheriting(asking: Questions, entry: Pending) -> CallFlow[bool]:
         outcome, txids, known = settlement.outcome, settlement.txids, settlement.known
         final = outcome != "unknown" or settlement.hopeless  # else Kraken can't be asked now
     found = [txids.get(cl_ord_id, "") for cl_ord_id in entry.cl_ord_ids]
-    note = commands.settle(asking.lock.keys, entry.nonce, outcome if final else "new", found if txids else ())
-    if not (yield from running(note)):
+    noting = commands.settle(asking.lock.keys, entry.nonce, outcome if final else "new", found if txids else ())
+    if not (yield from running(noting)):
         return True  # its own caller knows, and its release has come meanwhile
-    warn(entry, entry.nonce, known)
-    event = settled(entry, entry.nonce, outcome, txids, inherited=True)
+    event = settled(entry, entry.nonce, outcome, txids, known, name=entry.name, since=_since(entry), inherited=True)
     if final:
-        asking.news.append(News(event, entry.nonce, "reported" if outcome == "unknown" else "known"))
+        note(asking.news, event, entry.nonce, reported=outcome == "unknown")
         _process.current().telling.add((state, entry.nonce))
     else:
-        asking.news.append(News(event))
+        note(asking.news, event)
         if calls.on_unknown == "raise":
             calls.left[entry.key].add(entry.nonce)
     return final or calls.on_unknown == "raise"
@@ -92,9 +87,19 @@ def _forgetting(asking: Questions, entries: Sequence[Pending]) -> None:
     old = [entry for place, entry in enumerate(reported) if place < surplus or entry.age > _REPORTED_FOR]
     for entry in old[:_FORGOTTEN_AT_ONCE]:
         if (name := (asking.lock.keys.state, entry.nonce)) not in telling:
-            warn(entry, entry.nonce, "it is unknown whether it was carried out, and it is no longer listed")
-            event = CallForgotten(
-                entry.key, entry.method, entry.nonce, entry.cl_ord_ids, id=id_of(entry, entry.nonce, "forgotten")
+            event = events.CallForgotten(
+                key=entry.key,
+                name=entry.name,
+                method=entry.method,
+                since=_since(entry),
+                id=id_of(entry, entry.nonce, "forgotten"),
+                nonce=entry.nonce,
+                cl_ord_ids=entry.cl_ord_ids,
             )
-            asking.news.append(News(event, entry.nonce))
+            note(asking.news, event, entry.nonce)
             telling.add(name)
+
+
+def _since(entry: Pending) -> float:
+    """Return when the holder of a call was gone, in seconds since 1970."""
+    return entry.since / 1e9

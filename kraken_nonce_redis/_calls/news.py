@@ -6,17 +6,14 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from kraken_nonce_redis._core.lock import logger
-from kraken_nonce_redis.events import (
-    OrderSettled,
-)
+from kraken_nonce_redis import _telling as telling
+from kraken_nonce_redis import events
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kraken_nonce_redis._calls.call import Call
     from kraken_nonce_redis._redis.commands import Pending, Result
-    from kraken_nonce_redis.events import Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +26,15 @@ class News:
         then: what becomes of the entry when it is told.
     """
 
-    event: Event
+    event: events.News
     entry: int | None = None
     then: Literal["known", "reported"] = "known"
+
+
+def note(news: list[News], event: events.News, entry: int | None = None, *, reported: bool = False) -> None:
+    """Log an event and give it to the observers, and let the hooks hear of it once the lock is released."""
+    telling.note(event)
+    news.append(News(event, entry, "reported" if reported else "known"))
 
 
 def settled(
@@ -39,21 +42,30 @@ def settled(
     nonce: int,
     outcome: Result,
     txids: Mapping[str, str],
+    known: str,
     *,
+    name: str,
+    since: float,
     inherited: bool,
     proved: bool = False,
-) -> OrderSettled:
+) -> events.OrderSettled:
     """Return the event. Whoever tells the same of a call gives it the same id."""
-    name = id_of(call, nonce, outcome)
-    return OrderSettled(call.key, call.method, nonce, call.cl_ord_ids, outcome, txids, inherited, proved, id=name)
+    return events.OrderSettled(
+        key=call.key,
+        name=name,
+        method=call.method,
+        since=since,
+        id=id_of(call, nonce, outcome),
+        nonce=nonce,
+        cl_ord_ids=call.cl_ord_ids,
+        outcome=outcome,
+        orders=txids,
+        inherited=inherited,
+        proved=proved,
+        known=known,
+    )
 
 
 def id_of(call: Call | Pending, nonce: int, what: str) -> str:
     """Return the id of the event that says ``what`` of a call."""
     return hashlib.sha256(f"{call.key} {nonce} {what}".encode()).hexdigest()[:32]
-
-
-def warn(call: Call | Pending, nonce: int, known: str) -> None:
-    """Log what is known of a call."""
-    ids = f", cl_ord_id {','.join(call.cl_ord_ids)}" if call.cl_ord_ids else ""
-    logger.warning("%s (nonce %d%s): %s", call.method, nonce, ids, known)

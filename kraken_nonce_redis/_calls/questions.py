@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import time
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis._calls.news import News
+from kraken_nonce_redis import _telling as telling
+from kraken_nonce_redis import events
+from kraken_nonce_redis._calls.news import note
 from kraken_nonce_redis._calls.settling import Fence, Settlement, settling
 from kraken_nonce_redis._core.lock import logger
-from kraken_nonce_redis._core.steps import Run, Send, Sleep, running
+from kraken_nonce_redis._core.steps import Send, Sleep, running
 from kraken_nonce_redis._kraken import Outcome
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.errors import (
     NonceTooFarAhead,
     StoreError,
-)
-from kraken_nonce_redis.events import (
-    KrakenWarned,
 )
 from kraken_nonce_redis.pace import tell_a_time
 
@@ -25,12 +25,26 @@ if TYPE_CHECKING:
 
     from kraken_nonce_redis._calls.call import Call, Heard
     from kraken_nonce_redis._calls.calls import Calls
+    from kraken_nonce_redis._calls.news import News
     from kraken_nonce_redis._calls.outcomes import TurnedAway
     from kraken_nonce_redis._core.lock import LeaseCore, LockCore
     from kraken_nonce_redis._core.steps import CallFlow
 
+_OUTCOMES: Final[dict[Outcome, events.CallOutcome]] = {
+    Outcome.CARRIED_OUT: "carried out",
+    Outcome.NOT_CARRIED_OUT: "refused",
+    Outcome.UNKNOWN: "unknown",
+}
 _WAITED_OUT: Final = 10.0
 """Longest Retry-After in seconds that is waited for with the lock held."""
+
+
+class Who(TypedDict):
+    """Whom an event of a call is about, as its attributes say it."""
+
+    key: str
+    name: str
+    method: str
 
 
 class Questions:
@@ -56,9 +70,37 @@ class Questions:
     def hearing(self, step: Send) -> CallFlow[Heard]:
         """Send a request, and learn from the answer what time it is at Kraken."""
         sent = clock.now()
-        heard: Heard = yield step
+        self.step(events.CallSent, step.method, nonce=step.nonce)
+        try:
+            heard: Heard = yield step
+        except BaseException as error:
+            self._ended(step, sent, "not sent" if isinstance(error, Exception) else "unknown")
+            raise
         self.calls.exchange_clock.learn(sent, clock.now(), heard.date)
+        outcome = _OUTCOMES[heard.verdict.outcome]
+        self._ended(step, sent, "not sent" if outcome == "refused" and heard.answer is None else outcome)
+        if outcome == "refused" and heard.errors:
+            self.step(events.CallRefused, step.method, nonce=step.nonce, errors=heard.errors)
         return heard
+
+    def step(self, kind: type[events.Step], method: str, **attributes: Any) -> None:
+        """Tell of a step of a call, if anybody hears of it."""
+        if telling.wanted(kind):
+            telling.note(kind(**self.who(method), **attributes))
+
+    def _ended(self, step: Send, sent: float, outcome: events.CallOutcome) -> None:
+        if telling.wanted(events.CallEnded):
+            seconds = clock.now() - sent
+            since = time.time() - seconds
+            telling.note(
+                events.CallEnded(
+                    **self.who(step.method), since=since, nonce=step.nonce, outcome=outcome, seconds=seconds
+                )
+            )
+
+    def who(self, method: str) -> Who:
+        """Return whom an event of a call is about."""
+        return {"key": self.call.key, "name": self.lock.name, "method": method}
 
     def asking(self, method: str, params: Mapping[str, Any]) -> CallFlow[Heard]:
         """Make a reading call with a later nonce."""
@@ -94,8 +136,7 @@ class Questions:
         """Take note of warnings, and start a cool-down if what came asks for one."""
         keys, errors, self.turned_away = self.lock.keys, heard.errors, heard.turned_away
         if heard.warnings:
-            logger.warning("%s (nonce %d): Kraken warns: %s", method, nonce, ", ".join(heard.warnings))
-            self.news.append(News(KrakenWarned(self.call.key, method, nonce, heard.warnings)))
+            note(self.news, events.KrakenWarned(**self.who(method), nonce=nonce, warnings=heard.warnings))
         try:
             # Not by this machine's clock: if that is wrong, all the others would stop for as long.
             now = (yield from running(commands.inspect(keys))).now / 1e9 if tell_a_time(errors) else None
@@ -103,7 +144,7 @@ class Questions:
             if self.turned_away is not None:
                 seconds, reason = self.calls.cool_downs.after_page(self.turned_away.retry_after), heard.reason
             if seconds > 0:
-                yield Run(commands.cool_down(keys, seconds, reason, self.lock.named()))
+                yield from self.lock.cooling_down(seconds, reason)
         except StoreError as error:  # must not hide Kraken's answer
             logger.warning("The other processes could not be told of %s: %s", heard.reason, error)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import time
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar
+from urllib.parse import unquote
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _process, events
+from kraken_nonce_redis import _telling as telling
 from kraken_nonce_redis._arguments import DEFAULT_NAMESPACE, DEFAULT_TTL
 from kraken_nonce_redis._core import names
 from kraken_nonce_redis._core.record import CallRecord, Stage
@@ -76,6 +79,8 @@ class Grant:
         holds: how many holds of it have not ended; the last one releases it.
         over: whether it was released or lost.
         mark: its first item is 0 in a forked child, which does not own the lease.
+        began: when it was granted, on `clock.now`.
+        told_lost: whether its loss was told.
         term: seconds for which a renewal lets it last at least.
         renewal: what renews it in the background, if anything does.
         newest: the first nonce of the newest extension.
@@ -93,6 +98,8 @@ class Grant:
         self.record = _NO_CALL
         self.holds = 1
         self.over = False
+        self.began: Final = clock.now()
+        self.told_lost = False
         self.mark: Final = _process.current().mark
         self.term = term
         self.renewal: _Renewal | None = None
@@ -252,6 +259,7 @@ class LeaseCore:
             if result != "late":  # a renewal that was made later has come before it
                 break
         if result == "lost":
+            self._lock.lost(self, self.grant.remaining())
             self.grant.end()
             self.check()
             return
@@ -330,8 +338,8 @@ class _Renewal:
         if grant.over or not grant.holds:
             return None
         if result == "lost":
+            self._lock.lost(self._lease, grant.remaining())
             grant.end()
-            self._lock.ended_early(self._lease)
             return None
         if result != "late":
             self._lease._renewed(result.nonces, self._asked + result.left)
@@ -377,6 +385,11 @@ class LockCore(Generic[L]):
         self._on_event = events.checked(on_event)
         self._process_state = process_state
 
+    @property
+    def name(self) -> str:
+        """The bot's name, as people see it."""
+        return unquote(self.named())
+
     def named(self) -> str:
         """Return the bot's name as it stands in Redis."""
         return self._name or names.of_process()
@@ -388,9 +401,12 @@ class LockCore(Generic[L]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.keys.state} ttl={self.ttl:g}>"
 
-    def _cool_down(self, seconds: float, reason: str) -> Command[float]:
+    def cooling_down(self, seconds: float, reason: str) -> Flow[float]:
+        """Start or end a cool-down; return how many seconds it goes on."""
         arguments.seconds("seconds", seconds, 0, arguments.LONGEST_COOL_DOWN)
-        return commands.cool_down(self.keys, seconds, reason, self.named())
+        left = yield from running(commands.cool_down(self.keys, seconds, reason, self.named()))
+        self._process_state().cooled(self.keys.state, left, reason)
+        return left
 
     def _held(self, owner: object) -> L | None:
         lease: L | None = self._process_state().held.get((owner, self.keys.state))
@@ -459,7 +475,7 @@ class LockCore(Generic[L]):
                 wishes = wishes._replace(timeout=max(0.0, wishes.timeout - (clock.now() - started)))
         if wishes.timeout != 0:
             self._check_waiting(owner)
-        process_state = self._process_state()
+        process_state, started = self._process_state(), clock.now()
         member = process_state.new_member(self.named(), commands.word(wishes.method), wishes.token)
         durability = of_every_nonce(self.durability)
         if wishes.intent:
@@ -480,7 +496,23 @@ class LockCore(Generic[L]):
         self._entered(lease)
         if wishes.auto_renew:
             self.renew(lease)
+        self._granted(lease.grant, started)
         return lease
+
+    def _granted(self, grant: Grant, asked: float) -> None:
+        """Tell of a grant, to a caller that ``asked`` for it at a time of `clock.now`."""
+        wait = grant.began - asked
+        if telling.wanted(events.LockGranted, wait):
+            self._note(events.LockGranted, grant, since=time.time() - wait, nonce=grant.nonce, wait=wait)
+
+    def _note(self, kind: Callable[..., events.Step], grant: Grant, **attributes: Any) -> None:
+        telling.note(kind(**names.told_of(self.keys, grant.member), **attributes))
+
+    def _let_go(self, grant: Grant) -> None:
+        """Tell that a lease's last hold has ended."""
+        if telling.wanted(events.LockReleased):
+            held = clock.now() - grant.began
+            self._note(events.LockReleased, grant, since=time.time() - held, nonce=grant.nonce, held=held)
 
     def _nesting(self, owner: object, outer: L, timeout: float | None) -> Flow[L | None]:
         """Get a hold nested in another one when it is this caller's turn, or None when that has ended before.
@@ -529,6 +561,7 @@ class LockCore(Generic[L]):
                 return
             release: Release = yield Run(command)
             self._process_state().departed_for_good(command, left)
+            self._let_go(grant)
         except BaseException as error:
             if isinstance(error, KrakenNonceError):
                 about_no_call(error)
@@ -536,9 +569,11 @@ class LockCore(Generic[L]):
                 if not isinstance(error, Exception):
                     grant.record = grant.record.unheard()
                 self._give_back(lease, left)
+                self._let_go(grant)
             raise
         # A release sent twice may have worked the first time. After a single one, another caller has ended the lease.
         if release == "lost" or (release == "gone" and not (command.repeated and left)):
+            self.lost(lease, left)
             # Who renews it can't be helped by that: Redis was away, or the process stood still.
             advice = "" if grant.renewal is not None else ". Choose a longer ttl, or auto_renew=True"
             problem = (
@@ -554,6 +589,7 @@ class LockCore(Generic[L]):
             left = lease.grant.remaining()
             if self._end(lease):
                 self._give_back(lease, left)
+                self._let_go(lease.grant)
 
     def _end(self, lease: L) -> bool:
         """End the innermost hold that a hold's owner has of its lease; return whether that is to be released now.
@@ -615,20 +651,20 @@ class LockCore(Generic[L]):
             yield from self._releasing(lease)
         except StoreError as error:
             logger.warning("%s stays locked until Redis is back or its lease ends: %s", self.keys.state, error)
-        except LeaseLost as error:
+        except LeaseLost:  # which is told
             if not failed:
                 raise
-            logger.warning("%s", error)
 
-    def ended_early(self, lease: LeaseCore) -> None:
-        """Tell of a lease that was gone before its holder released it."""
-        logger.warning(
-            "The lease on %s was lost while it was held (nonce %d): another caller may have held the lock",
-            self.keys.state,
-            lease.grant.nonce,
-        )
-        event = events.LeaseEndedEarly(self.keys.tag, lease.grant.nonce)
-        self._process_state().later(lambda: events.tell(event, self._on_event))
+    def lost(self, lease: LeaseCore, left: float) -> None:
+        """Tell of a lease that was gone before its holder released it, when it should have had ``left`` seconds."""
+        grant = lease.grant
+        if grant.told_lost:
+            return
+        grant.told_lost = True
+        held = clock.now() - grant.began
+        kind = events.LeaseEndedEarly if left else events.LeaseRanOut
+        news = kind(**names.told_of(self.keys, grant.member), since=time.time() - held, nonce=grant.nonce, held=held)
+        telling.announce(news, self._process_state().later, self._on_event)
 
     def _telling(self, lease: L) -> Flow[None]:
         """End one hold, and with the last one hand the release to the server; what comes of it is heard later."""
@@ -638,7 +674,7 @@ class LockCore(Generic[L]):
         def answered(release: Release) -> None:
             self._process_state().departed_for_good(command, left)
             if release == "lost" or (release == "gone" and not command.repeated):
-                self.ended_early(lease)
+                self.lost(lease, left)
 
         def lost() -> None:
             self._give_back(lease, left)
@@ -646,12 +682,14 @@ class LockCore(Generic[L]):
         try:
             if self._end(lease):
                 yield Tell(command, answered, lost)
+                self._let_go(grant)
         except BaseException as error:
             if grant.holds:
                 raise
             if not isinstance(error, Exception):
                 grant.record = grant.record.unheard()
             lost()
+            self._let_go(grant)
             if not isinstance(error, StoreError):
                 raise
             logger.warning("%s stays locked until Redis is back or its lease ends: %s", self.keys.state, error)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypedDict
+from urllib.parse import unquote
 
 from kraken_nonce_redis import _process
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from kraken_nonce_redis._redis.keyspace import Keyspace
 
 VARIABLE: Final = "KRAKEN_NONCE_NAME"
 LONGEST: Final = 64
@@ -32,9 +36,29 @@ def chosen(name: object, api_key: str) -> str | None:
     return None
 
 
+def shown_of_process() -> str:
+    """Return the name of this process as people see it."""
+    return unquote(of_process())
+
+
 def of_process() -> str:
     """Return the name of this process as it stands in Redis: that of the environment, else its host and number."""
     process = _process.current()
     if not process.name:
         process.name = commands.word(os.environ.get(VARIABLE) or _process.default_name())
     return process.name
+
+
+class Who(TypedDict):
+    """Whom an event of the lock is about, as its attributes say it."""
+
+    key: str
+    name: str
+    method: str
+    lease: str
+
+
+def told_of(keys: Keyspace, member: str) -> Who:
+    """Return whom an event of a member is about."""
+    lease, name, method = [*member.split("|", 3), "", ""][:3]
+    return {"key": keys.tag, "name": unquote(name), "method": unquote(method), "lease": lease}

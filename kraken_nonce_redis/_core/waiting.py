@@ -12,21 +12,26 @@ import math
 import os
 import secrets
 import threading
+import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis._core import closing
+from kraken_nonce_redis import _telling as telling
+from kraken_nonce_redis import events
+from kraken_nonce_redis._core import closing, names
 from kraken_nonce_redis._core.steps import Flow, Listen, Pause, Run
 from kraken_nonce_redis._redis import commands, keyspace
 from kraken_nonce_redis._redis.commands import COOLING, Busy, Command, Granted, Heartbeat, State, Waiting
 from kraken_nonce_redis._redis.places import Floors
 from kraken_nonce_redis.errors import (
+    CallLockError,
     CoolDown,
     HoldTimeout,
     KrakenNonceError,
     StoreError,
     StoreUnavailable,
+    from_redis,
 )
 
 if TYPE_CHECKING:
@@ -64,6 +69,13 @@ _REASONS = {
     "startup": "the pace's startup protection allows the next call in",
     "counter": "Kraken's counter has room for the call in",
 }
+_NEWS = (1.0, 10.0)
+"""After so many seconds a wait is told of once more, and then every minute."""
+_MINUTE = 60.0
+_LONGER = 1.0
+"""Seconds by which a cool-down ends later than was known, so that it is told of again."""
+LOST_STATE_MARGIN = 1_000_000_000
+"""Nanoseconds between the highest nonce seen and the next one after lost state, as in lua/lib/block.lua."""
 TOGETHER = 0.05
 """Seconds in which a process asks once for a key, however many messages come on its channel."""
 
@@ -92,6 +104,48 @@ class Waiter:
     failure: KrakenNonceError | None = None
     signal: Signal | None = None
     left: bool = False
+    began: float = field(default_factory=clock.now)
+    cause: str = ""
+    """Why it waits."""
+    told_after: float = 0.0
+    """After how many seconds of waiting it was told of last."""
+
+    def began_to_wait(self, answer: Waiting | Booked) -> None:
+        """Take note of why it waits, and tell of the wait's beginning."""
+        first, self.cause = not self.cause, answer.cause
+        if first and telling.wanted(events.WaitingBegan):
+            telling.note(
+                events.WaitingBegan(
+                    **names.told_of(self.keys, self.member), since=time.time(), cause=answer.cause, left=answer.left
+                )
+            )
+
+    def still_waits(self, now: float) -> None:
+        """Tell of a wait that has become long."""
+        wait = now - self.began
+        due = next((after for after in _NEWS if after > self.told_after), self.told_after + _MINUTE)
+        if not self.cause or wait < due:
+            return
+        self.told_after = due
+        if telling.wanted(events.StillWaiting, wait):
+            telling.note(
+                events.StillWaiting(
+                    **names.told_of(self.keys, self.member), since=time.time() - wait, cause=self.cause, wait=wait
+                )
+            )
+
+    def timed_out(self, error: HoldTimeout) -> None:
+        """Tell of a wait that ended without the lock."""
+        wait = clock.now() - self.began if self.cause else 0.0
+        if telling.wanted(events.WaitTimedOut, wait):
+            telling.note(
+                events.WaitTimedOut(
+                    **names.told_of(self.keys, self.member),
+                    since=time.time() - wait,
+                    wait=wait,
+                    error=type(error).__name__,
+                )
+            )
 
     def cooled(self, seconds: float, reason: str) -> None:
         """Take note of a cool-down: a caller that would not wait that long gets an error at once."""
@@ -212,6 +266,7 @@ class KeyWaiters:
 
     def cooled(self, seconds: float, reason: str) -> None:
         """Tell all waiters of a cool-down."""
+        self._process_state.cooled(self.keys.state, seconds, reason)
         for waiter in self.everyone():
             waiter.cooled(seconds, reason)
 
@@ -302,6 +357,8 @@ class KeyWaiters:
             self._process_state.listening = False
             self.ask_again()  # so that one of them listens anew
         self._beat = now
+        for waiter in self.everyone():
+            waiter.still_waits(now)
         return now + until_heartbeat(result.left)
 
     def answered(self, result: Heartbeat) -> bool:
@@ -453,6 +510,10 @@ class ProcessState:
 
     agenda: Agenda
     later: Callable[[Callable[[], object]], object] = _at_once
+    redis: str = ""
+    """Where Redis is, for people."""
+    divided: bool = False
+    """Whether that are several nodes, each of which has some of the keys."""
     process_id: str = field(default_factory=lambda: secrets.token_hex(8))
     round_trip: float = LONGEST_WAY
     """Seconds that a command takes."""
@@ -471,6 +532,12 @@ class ProcessState:
     """By state key, for keys with waiters."""
     background_releases: dict[str, BackgroundReleases] = field(default_factory=dict)
     """By state key, for keys that have any."""
+    cool_downs: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """By state key, of the cool-downs that are known: when that was, by the clock for people, and the end."""
+    away: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """By state key, or under "" where there is one server: since when it is away, by the clock for people and ours."""
+    master: str = ""
+    """The address of the server that was connected to last, where there is one at a time."""
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     @property
@@ -505,15 +572,105 @@ class ProcessState:
         self.round_trip += (seconds - self.round_trip) / 4
 
     def request(self, command: Command[Any], *, whole: bool = False) -> bytes:
-        """Return the bytes of a command, with the floor where it takes one; ``whole`` as in `Command.request`."""
-        return command.request(0 if command.highest is None else self.floors.get(command.keys[0]), whole=whole)
+        """Return the bytes of a command, with the floor where it takes one; ``whole`` as in `Command.request`.
+
+        Raises `CallLockError` in an observer of events.
+        """
+        if telling.observing():
+            raise CallLockError("an observer of events must not use the lock or nonces", command.keys[0])
+        if command.highest is None:
+            return command.request(0, whole=whole)
+        command.floor = self.floors.get(command.keys[0])
+        return command.request(command.floor, whole=whole)
 
     def learn(self, command: Command[T], result: T) -> None:
-        """Raise the floor to the highest nonce in a result."""
+        """Take what a result says: Redis answers, and the floor rises to the highest nonce in it."""
+        if self.away:
+            self._answers(command)
         if command.highest is not None:
             highest = command.highest(result)
             if highest:
                 self.floors.learn(command.keys[0], highest)
+                if command.floor:
+                    self._look_for_loss(command, result)
+
+    # What is told of Redis, and of a key to all of this process
+
+    def _announce(self, kind: type[events.News], state: str, **attributes: Any) -> None:
+        """Tell news about a state key, or about all of them if that is empty."""
+        key = keyspace.tag_of(state) if state else ""
+        telling.announce(kind(key=key, name=names.shown_of_process(), **attributes), self.later)
+
+    def _place(self, command: Command[Any]) -> str:
+        """Return what fails as one with a command: its state key, or ``""`` for all of them."""
+        return command.keys[0] if self.divided else ""
+
+    def missed(self, command: Command[Any], error: Exception) -> None:
+        """Take note that a command has failed, with an error of redis-py or the system."""
+        failure, place = from_redis(error, command.name, command.key_of(error)), self._place(command)
+        if telling.wanted(events.StoreFailed):
+            telling.note(
+                events.StoreFailed(
+                    key=keyspace.tag_of(command.keys[0]),
+                    name=names.shown_of_process(),
+                    operation=command.name,
+                    error=type(failure).__name__,
+                )
+            )
+        if isinstance(failure, StoreUnavailable):
+            away = time.time(), clock.now()
+            if self.away.setdefault(place, away) is away:
+                self._announce(events.RedisAway, place, since=away[0], redis=self.redis, reason=str(failure))
+
+    def _answers(self, command: Command[Any]) -> None:
+        """Take note that Redis answers."""
+        place = self._place(command)
+        away = self.away.pop(place, None)
+        if away is not None:
+            seconds = clock.now() - away[1]
+            self._announce(events.RedisBack, place, since=away[0], redis=self.redis, seconds=seconds)
+
+    def connected(self, address: str) -> None:
+        """Take note of the server that was connected to, where there is one at a time."""
+        former, self.master = self.master, address
+        if former not in {"", address}:
+            self.moved("", former, address)
+
+    def moved(self, state: str, former: str, master: str) -> None:
+        """Tell that another server answers, for one state key or ``""`` for all."""
+        self._announce(events.MasterChanged, state, former=former, master=master)
+
+    def _look_for_loss(self, command: Command[Any], result: Any) -> None:
+        """Tell of lost state, if the nonces of a result begin where they do only then."""
+        nonces = result if isinstance(result, range) else getattr(result, "nonces", None)
+        if nonces is not None and nonces[0] == command.floor + 1 + LOST_STATE_MARGIN:
+            self._announce(events.StateLost, command.keys[0], seen=command.floor, nonce=nonces[0])
+
+    def look_for_cool_down(self, state: str, answer: Answer) -> None:
+        """Take note of what an answer says of a cool-down, where the waiters are not told of it."""
+        if isinstance(answer, Granted):
+            if self.cool_downs:
+                self.cooled(state, 0.0)
+        elif isinstance(answer, Busy) and answer.cause.startswith(COOLING):
+            self.cooled(state, answer.left, answer.cause.removeprefix(COOLING))
+
+    def cooled(self, state: str, seconds: float, reason: str = "") -> None:
+        """Take note of how long a cool-down of a state key goes on, 0 for none."""
+        with self.turn:
+            now, known = clock.now(), self.cool_downs.get(state)
+            if seconds <= 0:
+                began = self.cool_downs.pop(state, None)
+            elif known is None or now + seconds > known[1] + _LONGER:
+                since = time.time() if known is None or known[1] <= now else known[0]
+                began = self.cool_downs[state] = since, now + seconds
+            else:
+                began = None
+        if began is None:
+            return
+        if seconds > 0:
+            self._announce(events.CoolDownBegan, state, since=began[0], seconds=seconds, reason=reason)
+        else:
+            self._announce(events.CoolDownOver, state, since=began[0])
 
     def heard_for(self, key: str) -> Heard:
         """Return what the server has to know of whether it counts this process as a listener."""
@@ -673,6 +830,8 @@ def acquiring(
             process_state.give_back(release, max(ttl, QUEUE_LIFE))
         raise
     except BaseException as error:
+        if isinstance(error, HoldTimeout):
+            waiter.timed_out(error)
         # With durability it may have been granted before the error; so it may if the first of two answers was lost.
         unheard = waiter.late or durability is not None
         if waiter.ticket or unheard or not isinstance(error, StoreError | HoldTimeout):
@@ -716,6 +875,7 @@ def _asking(
         finally:
             waiter.late |= command.late or command.repeated
             waiter.asked |= not command.unsent
+        process_state.look_for_cool_down(waiter.keys.state, answer)
         if isinstance(answer, Granted):
             return Acquired(waiter.member, answer.nonces, started + answer.left, answer.pending, waiter.late)
         if isinstance(answer, Busy):
@@ -723,6 +883,7 @@ def _asking(
         waiter.ticket, waiter.queued = answer.ticket, isinstance(answer, Waiting)
         if isinstance(answer, Waiting) and command.args[-1] == "?":
             process_state.counted[waiter.keys.state] = answer.heard
+        waiter.began_to_wait(answer)
         key_waiters.placed(answer)
         if not (listening and process_state.listening):
             yield from _listening(process_state)  # and ask again, since an offer may have come before

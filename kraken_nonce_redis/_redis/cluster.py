@@ -105,10 +105,16 @@ class Nodes:
         learned: is called with all nodes when they were asked for.
         patience: seconds for which a command whose caller has no timeout waits for a slot that is moved or that nobody
             has. A failover takes longer as a rule, and is for such callers to know.
+        moved: is called with a state key and the addresses of two nodes when the second one answers for it and not the
+            first one any more.
     """
 
     def __init__(
-        self, seeds: Iterable[Address], learned: Callable[[Iterable[Address]], object], patience: float
+        self,
+        seeds: Iterable[Address],
+        learned: Callable[[Iterable[Address]], object],
+        patience: float,
+        moved: Callable[[str, str, str], object] = lambda *_: None,
     ) -> None:
         self._seeds = list(dict.fromkeys(seeds))
         self._learned = learned
@@ -118,6 +124,9 @@ class Nodes:
         self._answered: dict[Address, float] = {}
         """When nodes answered last."""
         self._post: Address | None = None
+        self._moved = moved
+        self._served: dict[str, Address] = {}
+        """By state key, the node that answered last."""
 
     def owner(self, command: Command[Any]) -> Address | None:
         """Return the node that has a command's keys, as far as is known."""
@@ -139,7 +148,7 @@ class Nodes:
                 if attempt.asking:
                     replies = yield from self._exchanging(address, _ASKING + request(), 1 + due)
                     return replies[1:]
-                return (yield from self._exchanging(address, request(), due))
+                return (yield from self._exchanging(address, request(), due, command.keys[0]))
             except AskError as error:
                 address = yield from self._following(attempt, error, address)
             except (TryAgainError, ClusterDownError) as error:
@@ -154,10 +163,14 @@ class Nodes:
                     raise
                 command.repeated = True
 
-    def _exchanging(self, address: Address, request: bytes, due: int) -> Generator[Exchange, Any, Any]:
-        """Send a request to a node and return the replies, noting that the node answers."""
+    def _exchanging(self, address: Address, request: bytes, due: int, state: str = "") -> Generator[Exchange, Any, Any]:
+        """Send a request to a node and return the replies, noting that the node answers, for a state key if it does."""
         replies = yield Exchange(address, request, due)
         self._answered[address] = clock.now()
+        if state:
+            former, self._served[state] = self._served.get(state, address), address
+            if former != address:
+                self._moved(state, *(f"{host}:{port}" for host, port in (former, address)))
         return replies
 
     def _following(self, attempt: _Attempt, error: AskError, sender: Address) -> Generator[Sleep, Any, Address]:

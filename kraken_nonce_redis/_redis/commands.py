@@ -61,6 +61,7 @@ class Command(Generic[T]):
         unsent: set when it is known that the command was not sent at all.
         spare: how many of its last keys it can do without: those of the trail.
         highest: for a script that takes the caller's floor as its first argument, the highest nonce in a result.
+        floor: for such a script, the floor that it was sent with last.
         until: until when on `clock.now` its caller waits while a cluster moves its slot; None if the caller has no
             timeout.
     """
@@ -71,6 +72,7 @@ class Command(Generic[T]):
     read: Callable[[Reply], T]
     highest: Callable[[T], int] | None = None
     spare: int = 0
+    floor: int = 0
     durability: Durability | None = None
     repeated: bool = False
     late: bool = False

@@ -79,6 +79,11 @@ class Keyspace:
         return f"{self.state}:leases"
 
 
+def tag_of(state: str) -> str:
+    """Return the tag in the name of a state."""
+    return state[state.rindex("{") + 1 : -1]
+
+
 def digest(api_key: str) -> str:
     """Return what stands for an API key in Redis and in logs: its SHA-256, the first 16 hex digits.
 

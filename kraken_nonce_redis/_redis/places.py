@@ -106,6 +106,21 @@ class Place:
     name: Hashable
     addresses: frozenset[Hashable]
 
+    @property
+    def is_divided(self) -> bool:
+        """Whether that are several nodes, each of which has some of the keys."""
+        return not isinstance(self.name, tuple)
+
+    @property
+    def shown(self) -> str:
+        """Where that is, for people."""
+        where = ", ".join(sorted(map(_shown, self.addresses)))
+        if self.is_divided:
+            return f"cluster of {where}"
+        assert isinstance(self.name, tuple)  # noqa: S101
+        kind, *words = self.name
+        return f"{where}/{words[0]}" if kind == "server" else f"{words[0]}/{words[1]}, says {where}"
+
     @classmethod
     def of_server(cls, options: Mapping[str, Any]) -> Place:
         """Return the place of a server."""
@@ -124,6 +139,18 @@ class Place:
     def of_cluster(cls, nodes: Iterable[tuple[str, int]]) -> Place:
         """Return the place of a cluster."""
         return cls("cluster", frozenset(nodes))
+
+
+def _shown(address: Hashable) -> str:
+    if isinstance(address, tuple):
+        return f"{address[0]}:{address[1]}"
+    return address if isinstance(address, str) else "a fake server"
+
+
+def address_of(connection: Any) -> str:
+    """Return where a connection of redis-py goes, for people; ``""`` for a fake one."""
+    host, port = getattr(connection, "host", None), getattr(connection, "port", None)
+    return str(getattr(connection, "path", "")) if host is None else f"{host}:{port}"
 
 
 class Floors:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from redis.client import PubSub
 
+    from kraken_nonce_redis._core.waiting import ProcessState
     from kraken_nonce_redis._redis.cluster import Address
     from kraken_nonce_redis._redis.commands import Command
     from kraken_nonce_redis._redis.places import Places
@@ -97,12 +98,12 @@ class ServerConnections:
     fail_as_one: Final = True
     """Whether what waits for one connection may let all else wait."""
 
-    def __init__(self, client: redis.Redis, reconnected: Callable[[], object]) -> None:
+    def __init__(self, client: redis.Redis, process_state: ProcessState) -> None:
         self._client = client  # its Sentinels live as long as it does
         pool = client.connection_pool
         self._pool = _pool(pool.connection_class, pool.connection_kwargs)
-        self._pipe = Pipe(self._pool.make_connection, reconnected)
-        self._durable = Pipe(self._pool.make_connection, reconnected)
+        self._pipe = Pipe(self._pool.make_connection, process_state.connected, process_state.reconnected)
+        self._durable = Pipe(self._pool.make_connection, process_state.connected, process_state.reconnected)
 
     @property
     def pipes(self) -> Iterable[Pipe]:
@@ -135,12 +136,12 @@ class ClusterConnections:
     fail_as_one: Final = False
 
     def __init__(
-        self, nodes: Iterable[Address], options: Mapping[str, Any], places: Places, reconnected: Callable[[], object]
+        self, nodes: Iterable[Address], options: Mapping[str, Any], places: Places, process_state: ProcessState
     ) -> None:
         self._options = options
-        self._reconnected = reconnected
+        self._process_state = process_state
         patience = options.get("socket_timeout") or urls.SOCKET_TIMEOUT
-        self._nodes = Nodes(nodes, lambda known: places.floors(Place.of_cluster(known)), patience)
+        self._nodes = Nodes(nodes, lambda known: places.floors(Place.of_cluster(known)), patience, process_state.moved)
         self._pipes: dict[tuple[Address, bool], Pipe] = {}
         self._turn = threading.Lock()
 
@@ -179,7 +180,9 @@ class ClusterConnections:
             pipe = self._pipes.get((address, durable))
             if pipe is None:
                 make = _node_pool(address, self._options).make_connection
-                pipe = self._pipes[address, durable] = Pipe(make, self._reconnected, resend=False)
+                pipe = self._pipes[address, durable] = Pipe(
+                    make, reconnected=self._process_state.reconnected, resend=False
+                )
             return pipe
 
     def pubsub(self) -> PubSub:
@@ -199,13 +202,12 @@ class Target:
     Attributes:
         key: the same for all with equal connection settings.
         place: where that is.
-        connect: makes the connections, which open when they are first used; they call a function when one was lost and
-            is there again.
+        connect: makes the connections, which open when they are first used; they tell the process's state of it.
     """
 
     key: Hashable
     place: Place
-    connect: Callable[[Places, Callable[[], object]], Connections]
+    connect: Callable[[Places, ProcessState], Connections]
 
     @classmethod
     def of(cls, source: Source) -> Target:
@@ -224,7 +226,7 @@ class Target:
         return cls(
             key,
             Place.of_cluster(nodes),
-            lambda places, reconnected: ClusterConnections(nodes, options, places, reconnected),
+            lambda places, process_state: ClusterConnections(nodes, options, places, process_state),
         )
 
     @classmethod
@@ -238,7 +240,7 @@ class Target:
             addresses = [(str(kwargs["host"]), int(kwargs["port"])) for kwargs in sentinels]
             place = Place.of_service(pool.service_name, addresses, options)
             key = (pool.service_name, pool.is_master, tuple(map(settings_key, sentinels)), key)
-        return cls(key, place, lambda _, reconnected: ServerConnections(client, reconnected))
+        return cls(key, place, lambda _, process_state: ServerConnections(client, process_state))
 
 
 def checked(client: object) -> Source:

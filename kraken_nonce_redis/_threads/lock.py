@@ -166,7 +166,7 @@ class CallLock(LockCore[Lease]):
             seconds: from now, at most a day; 0 ends a cool-down.
             reason: what Kraken said; others see it.
         """
-        return self.store.run(self._cool_down(seconds, reason))
+        return self.store.drive(self.cooling_down(seconds, reason))
 
     def reset_startup(self) -> None:
         """Let the next call open a new startup window, as after a silence."""

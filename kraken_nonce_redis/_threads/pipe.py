@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._redis.pipeline import Pipeline, Slot
+from kraken_nonce_redis._redis.places import address_of
 from kraken_nonce_redis._threads.role import Role
 from kraken_nonce_redis.errors import keeps_connection
 
@@ -47,14 +48,21 @@ class Pipe:
 
     Args:
         make: returns a connection of redis-py, not yet connected.
-        reconnected: is called when there is a connection again after one was lost, and not closed here.
+        connected: is called with the address when there is a connection.
+        reconnected: is called after that when one was lost before, and not closed here.
         resend: as for `Pipeline`.
     """
 
     def __init__(
-        self, make: Callable[[], Any], reconnected: Callable[[], object] = lambda: None, *, resend: bool = True
+        self,
+        make: Callable[[], Any],
+        connected: Callable[[str], object] = lambda _: None,
+        reconnected: Callable[[], object] = lambda: None,
+        *,
+        resend: bool = True,
     ) -> None:
         self._make = make
+        self._note_address = connected
         self._reconnected = reconnected
         self._lost = False
         self._pipeline = Pipeline(resend=resend)
@@ -189,7 +197,9 @@ class Pipe:
             return
         try:
             if link is None:
-                link = self._link = _connected(self._make(), self._pipeline)
+                connection = self._make()
+                link = self._link = _connected(connection, self._pipeline)
+                self._note_address(address_of(connection))
                 if self._lost:
                     self._lost = False
                     self._reconnected()

@@ -181,8 +181,11 @@ class Store:
     def _begin(self, process: _process.Process) -> None:
         _refuse_half_patched()
         floors = process.places.floors(self._target.place)
-        self._process_state = ProcessState(Agenda(self._chores_changed), _in_a_thread, floors=floors)
-        self._connections = self._target.connect(process.places, self._process_state.reconnected)
+        place = self._target.place
+        self._process_state = ProcessState(
+            Agenda(self._chores_changed), _in_a_thread, place.shown, divided=place.is_divided, floors=floors
+        )
+        self._connections = self._target.connect(process.places, self._process_state)
         self._listener = _OfferListener(self._connections, self._process_state)
         self._busy = set()
         self._chores_turn = threading.Condition()
@@ -238,6 +241,7 @@ class Store:
             except NoScriptError:
                 return self._result(command, self._send(command, whole=True))
         except (RedisError, OSError) as error:
+            self._process_state.missed(command, error)
             raise_from_redis(error, command.name, command.key_of(error))
 
     def _send(self, command: Command[Any], *, whole: bool) -> Sequence[Any]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio.client import PubSub
 
+    from kraken_nonce_redis._core.waiting import ProcessState
     from kraken_nonce_redis._redis.cluster import Address
     from kraken_nonce_redis._redis.commands import Command
     from kraken_nonce_redis._redis.pipeline import Slot
@@ -57,14 +58,14 @@ class ServerConnections:
     def __init__(
         self,
         client: redis.asyncio.Redis,
-        reconnected: Callable[[], object],
+        process_state: ProcessState,
         sentinels: tuple[redis.asyncio.Redis, ...] = (),
     ) -> None:
         self._client = client  # its Sentinels live as long as it does
         self._sentinels = sentinels
         make = self._new_pool().make_connection
-        self._pipe = Pipe(make, reconnected)
-        self._durable = Pipe(make, reconnected)
+        self._pipe = Pipe(make, process_state.connected, process_state.reconnected)
+        self._durable = Pipe(make, process_state.connected, process_state.reconnected)
 
     @property
     def pipes(self) -> Iterable[Pipe]:
@@ -105,12 +106,12 @@ class ClusterConnections:
     """The nodes of a cluster, each with connections from when it is first asked."""
 
     def __init__(
-        self, nodes: Iterable[Address], options: Mapping[str, Any], places: Places, reconnected: Callable[[], object]
+        self, nodes: Iterable[Address], options: Mapping[str, Any], places: Places, process_state: ProcessState
     ) -> None:
         self._options = options
-        self._reconnected = reconnected
+        self._process_state = process_state
         patience = options.get("socket_timeout") or urls.SOCKET_TIMEOUT
-        self._nodes = Nodes(nodes, lambda known: places.floors(Place.of_cluster(known)), patience)
+        self._nodes = Nodes(nodes, lambda known: places.floors(Place.of_cluster(known)), patience, process_state.moved)
         self._pipes: dict[tuple[Address, bool], Pipe] = {}
 
     @property
@@ -147,7 +148,7 @@ class ClusterConnections:
         pipe = self._pipes.get((address, durable))
         if pipe is None:
             make = _node_pool(address, self._options).make_connection
-            pipe = self._pipes[address, durable] = Pipe(make, self._reconnected, resend=False)
+            pipe = self._pipes[address, durable] = Pipe(make, reconnected=self._process_state.reconnected, resend=False)
         return pipe
 
     def pubsub(self) -> PubSub:
@@ -171,13 +172,12 @@ class Target:
     Attributes:
         key: the same for all with equal connection settings.
         place: where that is.
-        connect: makes the connections, which open when they are first used; they call a function when one was lost and
-            is there again.
+        connect: makes the connections, which open when they are first used; they tell the process's state of it.
     """
 
     key: Hashable
     place: Place
-    connect: Callable[[Places, Callable[[], object]], Connections]
+    connect: Callable[[Places, ProcessState], Connections]
 
     @classmethod
     def of(cls, source: Client) -> Target:
@@ -186,7 +186,7 @@ class Target:
             nodes = tuple((node.host, int(node.port)) for node in source.nodes_manager.startup_nodes.values())
             first = next(iter(source.nodes_manager.startup_nodes.values()))
             return cls._of_cluster(nodes, {"connection_class": first.connection_class, **first.connection_kwargs})
-        return cls._of_server(source, lambda _, reconnected: ServerConnections(source, reconnected))
+        return cls._of_server(source, lambda _, process_state: ServerConnections(source, process_state))
 
     @classmethod
     def of_url(cls, url: str) -> Target:
@@ -202,9 +202,9 @@ class Target:
             raise urls.unusable(error) from None
 
         # Connections to Sentinels belong to a loop, so each loop has a client of its own.
-        def connect(_: Places, reconnected: Callable[[], object]) -> ServerConnections:
+        def connect(_: Places, process_state: ProcessState) -> ServerConnections:
             client, sentinels = _client(address)
-            return ServerConnections(client, reconnected, sentinels)
+            return ServerConnections(client, process_state, sentinels)
 
         return cls._of_server(client, connect)
 
@@ -215,13 +215,11 @@ class Target:
         return cls(
             key,
             Place.of_cluster(nodes),
-            lambda places, reconnected: ClusterConnections(nodes, options, places, reconnected),
+            lambda places, process_state: ClusterConnections(nodes, options, places, process_state),
         )
 
     @classmethod
-    def _of_server(
-        cls, client: redis.asyncio.Redis, connect: Callable[[Places, Callable[[], object]], Connections]
-    ) -> Target:
+    def _of_server(cls, client: redis.asyncio.Redis, connect: Callable[[Places, ProcessState], Connections]) -> Target:
         pool: Any = client.connection_pool
         options, manager = pool.connection_kwargs, getattr(pool, "sentinel_manager", None)
         key: Hashable = (pool.connection_class, settings_key(options))

@@ -113,7 +113,7 @@ class CallLock(LockCore[Lease]):
             seconds: from now, at most a day; 0 ends a cool-down.
             reason: what Kraken said; others see it.
         """
-        return await self.store.run(self._cool_down(seconds, reason))
+        return await self.store.drive(self.cooling_down(seconds, reason))
 
     async def reset_startup(self) -> None:
         """Make the next call open a new startup window, as after a pause."""

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _process
 from kraken_nonce_redis._redis.pipeline import Pipeline, Slot
+from kraken_nonce_redis._redis.places import address_of
 from kraken_nonce_redis.errors import keeps_connection
 
 if TYPE_CHECKING:
@@ -35,18 +36,21 @@ class Pipe:
 
     Args:
         make: returns a connection of redis-py, not yet connected.
-        reconnected: is called when there is a connection again after one was lost, and not closed here.
+        connected: is called with the address when there is a connection.
+        reconnected: is called after that when one was lost before, and not closed here.
         resend: as for `Pipeline`.
     """
 
     def __init__(
         self,
         make: Callable[[], AbstractConnection],
+        connected: Callable[[str], object] = lambda _: None,
         reconnected: Callable[[], object] = lambda: None,
         *,
         resend: bool = True,
     ) -> None:
         self._make = make
+        self._note_address = connected
         self._reconnected = reconnected
         self._lost = False
         self._pipeline = Pipeline(resend=resend)
@@ -168,6 +172,7 @@ class Pipe:
         else:
             kind = _Link if hasattr(_writer_of(connection).transport, "set_protocol") else _Asked
             self._link = kind(self, connection, self._pipeline.connected())
+            self._note_address(address_of(connection))
             if self._lost:
                 self._lost = False
                 self._reconnected()

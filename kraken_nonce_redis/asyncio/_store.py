@@ -56,8 +56,11 @@ class Store:
         with process.turn:
             process.loop_stores.add(self)
         floors = process.places.floors(target.place)
-        self.process_state = ProcessState(Agenda(self._chores_changed), self.loop.call_soon, floors=floors)
-        self._connections = target.connect(process.places, self.process_state.reconnected)
+        place = target.place
+        self.process_state = ProcessState(
+            Agenda(self._chores_changed), self.loop.call_soon, place.shown, divided=place.is_divided, floors=floors
+        )
+        self._connections = target.connect(process.places, self.process_state)
         self._listener: _OfferListener | None = None
         self._chores: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
@@ -89,6 +92,7 @@ class Store:
             except NoScriptError:
                 return self._result(command, await self._send(command, whole=True))
         except (RedisError, OSError) as error:
+            self.process_state.missed(command, error)
             raise_from_redis(error, command.name, command.key_of(error))
 
     async def _send(self, command: Command[Any], *, whole: bool) -> Sequence[Any]:

@@ -83,7 +83,7 @@ class Caller:
         try:
             if chance < 0.3:
                 seconds = random.choice([0, 0.1, 1, LONGEST_COOL_DOWN])
-                await process.run(self._lock._cool_down(seconds, "EAPI:Rate limit exceeded"))
+                await process.drive(self._lock.cooling_down(seconds, "EAPI:Rate limit exceeded"))
             elif chance < 0.6 and self._raises:
                 await process.drive(self._allocator._jumping(random.choice([1, 10**6, 10**9, 60 * 10**9])))
             else:

@@ -399,7 +399,9 @@ def cool_down(stage: Stage, at: float, seconds: float) -> None:
 
     async def say() -> None:
         await process.sleep(at)
-        await process.run(stage.lock_of(process)._cool_down(seconds, "EGeneral:Temporary lockout" if seconds else ""))
+        await process.drive(
+            stage.lock_of(process).cooling_down(seconds, "EGeneral:Temporary lockout" if seconds else "")
+        )
 
     stage.start(process, say())
 
