@@ -4,10 +4,10 @@ There are two sorts. *Steps* are the usual course: waiting, a grant, a release, 
 a lost lease, an order that was settled, a Redis that is away. No event carries an API key, a secret or an amount.
 
 *Observers* get every event when it happens, which may be under the lease, in any thread or on the event loop. They are
-for logs, metrics and traces: they must be short, and must not use this library. `add_observer` adds one for the process.
+for logs, metrics and traces: they must be short, and must not use this library. `add_observer` adds one.
 
 *Hooks* get the news alone. One is passed to an object as ``on_event``, or to `set_hook` for all objects of the process.
-It runs in the thread or task that makes the call, after the call has released the lock, so it may make calls of its own.
+It runs in the thread or task that makes the call, after that has released the lock, so it may make calls of its own.
 The call returns only after its hooks, so keep them short. News that is noticed outside of a client's call, such as by
 the answer to a release, comes from a separate thread or from the event loop.
 
@@ -199,8 +199,8 @@ class CallEnded(Step):
 
     Attributes:
         nonce: of the request, ns since 1970.
-        outcome: ``"carried out"``; ``"refused"`` by Kraken; ``"unknown"`` without a clear answer; or ``"not sent"``, when
-            the request did not leave.
+        outcome: ``"carried out"``; ``"refused"`` by Kraken; ``"unknown"`` without a clear answer; or ``"not sent"``
+            when the request did not leave.
         seconds: how long it took.
     """
 

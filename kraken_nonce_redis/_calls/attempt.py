@@ -219,10 +219,8 @@ class Attempt:
         lead = self._retries.lead_after((refused - state.now) / 1e9)
         if lead is None:
             ahead = refused - state.now
-            note(
-                self._news,
-                events.KeyPoisoned(**self._questions.who(self._call.method), refused=refused, lead=ahead / 1e9),
-            )
+            who = self._questions.who(self._call.method)
+            note(self._news, events.KeyPoisoned(**who, refused=refused, lead=ahead / 1e9))
             raise NoncePoisoned(keys.state, refused, ahead)
         distance = round(lead * 1e9)
         if (state.last or 0) > state.now + distance // 2:
