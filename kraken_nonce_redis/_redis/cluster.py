@@ -97,6 +97,10 @@ def _slot(command: Command[Any]) -> int:
     return key_slot(command.keys[0].encode())
 
 
+def _tell_nobody(state: str, former: str, master: str) -> None:
+    """Do nothing about another node that answers."""
+
+
 class Nodes:
     """What is known of a cluster's nodes.
 
@@ -114,7 +118,7 @@ class Nodes:
         seeds: Iterable[Address],
         learned: Callable[[Iterable[Address]], object],
         patience: float,
-        moved: Callable[[str, str, str], object] = lambda *_: None,
+        moved: Callable[[str, str, str], object] = _tell_nobody,
     ) -> None:
         self._seeds = list(dict.fromkeys(seeds))
         self._learned = learned

@@ -23,6 +23,8 @@ from kraken_nonce_redis._core.steps import Send
 from kraken_nonce_redis._kraken import Outcome
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
+from kraken_nonce_redis.events import OrderSettled
+from kraken_nonce_redis.events import OutcomeUnknown as UnknownEvent
 from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.helpers import eventually, run
@@ -122,8 +124,10 @@ def test_everything_fails(sim: KrakenSimulator, valkey: Server, kind: str) -> No
     beliefs.check(sim.orders(), ORDERS)
     placed = {order.cl_ord_id for order in sim.orders()}
     # What was unknown to the call itself was told to the hook later, once and rightly.
-    learned = {e.cl_ord_ids[0]: e.outcome for e in events if e.inherited and e.outcome in {"found", "absent"}}
+    settled = [event for event in events if isinstance(event, OrderSettled)]
+    learned = {e.cl_ord_ids[0]: e.outcome for e in settled if e.inherited and e.outcome in {"found", "absent"}}
     assert set(beliefs.unknown) == set(learned)
+    assert set(beliefs.unknown) == {e.cl_ord_ids[0] for e in events if isinstance(e, UnknownEvent)}
     for cl_ord_id, outcome in learned.items():
         assert outcome == ("found" if cl_ord_id in placed else "absent")
     assert pending(valkey, sim) == ()

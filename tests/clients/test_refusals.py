@@ -15,7 +15,7 @@ import redis
 
 from kraken_nonce_redis import CoolDown, NoncePoisoned, OutcomeUnknown, Retries
 from kraken_nonce_redis._redis.keyspace import Keyspace
-from kraken_nonce_redis.events import NonceRaised
+from kraken_nonce_redis.events import KeyPoisoned, NonceRaised
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.helpers import SECOND, View
 from tests.support.order_bots import BOTS, REFUSALS
@@ -148,7 +148,8 @@ class TestPushedNonce:
                 assert 3500 * SECOND < caught.value.lead < 3700 * SECOND
             else:
                 assert bot.order("limit")
-        assert [event.lead for event in events] == leads
+        assert [type(event) for event in events] == [NonceRaised] * len(leads) + [KeyPoisoned] * (ahead == "a day")
+        assert [event.lead for event in events[: len(leads)]] == leads
         assert len(sim.orders()) == 1 + (ahead != "a day")
 
 
