@@ -227,11 +227,13 @@ class CallTriedAgain(Step):
     """A call is made once more.
 
     Attributes:
-        reason: why: Kraken's errors, or what kind of failure kept its answer away.
+        reason: why, in words.
+        errors: Kraken's; empty if there was no answer.
         wait: seconds until then; 0.0 for at once, under the same lease.
     """
 
     reason: str
+    errors: tuple[str, ...]
     wait: float
 
 

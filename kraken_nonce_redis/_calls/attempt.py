@@ -185,7 +185,8 @@ class Attempt:
         """Send the call, once; ``same`` for the same bytes as last time."""
         call, lease = self._call, self._lease
         if self._last is not None:
-            self._questions.step(events.CallTriedAgain, call.method, reason=self._last.reason, wait=0.0)
+            reason, errors = self._last.reason, self._last.errors
+            self._questions.step(events.CallTriedAgain, call.method, reason=reason, errors=errors, wait=0.0)
         yield from lease.lasting(call.seconds)
         before, latest = (lease.grant.record.stage, self._nonce), self._calls.latest(call)
         if self._dates and not same:

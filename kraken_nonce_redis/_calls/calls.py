@@ -167,7 +167,12 @@ class Calls:
             if telling.wanted(events.CallTriedAgain):
                 telling.note(
                     events.CallTriedAgain(
-                        key=call.key, name=lock.name, method=call.method, reason=made.reason, wait=wait
+                        key=call.key,
+                        name=lock.name,
+                        method=call.method,
+                        reason=made.reason,
+                        errors=made.errors if isinstance(made, Heard) else (),
+                        wait=wait,
                     )
                 )
             yield Sleep(wait)
