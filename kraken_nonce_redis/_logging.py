@@ -19,7 +19,7 @@ LONG: Final = 1.0
 VERY_LONG: Final = 10.0
 """Seconds from which a wait is logged as WARNING."""
 
-_WAITS: Final = frozenset({events.StillWaiting, events.WaitTimedOut, events.LockGranted})
+_WAITS: Final = (events.StillWaiting, events.WaitTimedOut, events.LockGranted)
 """The kinds whose level depends on how long a caller has waited."""
 
 TEXTS: Final[Mapping[type[events.Event], tuple[int, str]]] = {
@@ -88,16 +88,17 @@ def level_of(kind: type[events.Event], wait: float = 0.0) -> int:
 
 def log(event: events.Event) -> None:
     """Log an event."""
-    level = level_of(type(event), getattr(event, "wait", 0.0))
+    kind = type(event)
+    level = level_of(kind, event.wait) if isinstance(event, _WAITS) else TEXTS[kind][0]
     if isinstance(event, events.OrderSettled) and event.outcome == "unknown":
         level = logging.ERROR
     if logger.isEnabledFor(level):
         values = {each.name: _plain(getattr(event, each.name)) for each in fields(event)}
         extra = {f"{PREFIX}{name}": value for name, value in values.items()}
-        extra[f"{PREFIX}event"] = type(event).__name__
+        extra[f"{PREFIX}event"] = kind.__name__
         words = {name: ", ".join(value) if isinstance(value, list) else value for name, value in values.items()}
         words["who"] = " of ".join(filter(None, (event.method, event.name))) or "A caller"
-        logger.log(level, TEXTS[type(event)][1], words, extra=extra)
+        logger.log(level, TEXTS[kind][1], words, extra=extra)
 
 
 def _plain(value: Any) -> Any:

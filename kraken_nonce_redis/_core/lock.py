@@ -464,6 +464,7 @@ class LockCore(Generic[L]):
     def _holding(self, owner: object, wishes: Wishes) -> Flow[L]:
         """Get a lease, or a hold nested in one that the owner has or is within."""
         wishes.check()
+        telling.refuse_observers("acquire", self.keys.state)
         pace = self.pace.settings(wishes.cost, startup_protection=wishes.startup_protection) if self.pace else ""
         while (outer := self._held(owner) or self._around()) is not None:
             started = clock.now()
@@ -503,16 +504,17 @@ class LockCore(Generic[L]):
         """Tell of a grant, to a caller that ``asked`` for it at a time of `clock.now`."""
         wait = grant.began - asked
         if telling.wanted(events.LockGranted, wait):
-            self._note(events.LockGranted, grant, since=time.time() - wait, nonce=grant.nonce, wait=wait)
-
-    def _note(self, kind: Callable[..., events.Step], grant: Grant, **attributes: Any) -> None:
-        telling.note(kind(**names.told_of(self.keys, grant.member), **attributes))
+            attributes = telling.timed(wait, names.told_of(self.keys, grant.member))
+            attributes["nonce"], attributes["wait"] = grant.nonce, wait
+            telling.note_quickly(events.LockGranted, attributes)
 
     def _let_go(self, grant: Grant) -> None:
         """Tell that a lease's last hold has ended."""
         if telling.wanted(events.LockReleased):
             held = clock.now() - grant.began
-            self._note(events.LockReleased, grant, since=time.time() - held, nonce=grant.nonce, held=held)
+            attributes = telling.timed(held, names.told_of(self.keys, grant.member))
+            attributes["nonce"], attributes["held"] = grant.nonce, held
+            telling.note_quickly(events.LockReleased, attributes)
 
     def _nesting(self, owner: object, outer: L, timeout: float | None) -> Flow[L | None]:
         """Get a hold nested in another one when it is this caller's turn, or None when that has ended before.

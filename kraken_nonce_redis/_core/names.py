@@ -60,5 +60,9 @@ class Who(TypedDict):
 
 def told_of(keys: Keyspace, member: str) -> Who:
     """Return whom an event of a member is about."""
-    lease, name, method = [*member.split("|", 3), "", ""][:3]
-    return {"key": keys.tag, "name": unquote(name), "method": unquote(method), "lease": lease}
+    lease, _, rest = member.partition("|")
+    name, _, rest = rest.partition("|")
+    method = rest.partition("|")[0]
+    if "%" in name or "%" in method:
+        name, method = unquote(name), unquote(method)
+    return {"key": keys.tag, "name": name, "method": method, "lease": lease}

@@ -25,7 +25,6 @@ from kraken_nonce_redis._redis import commands, keyspace
 from kraken_nonce_redis._redis.commands import COOLING, Busy, Command, Granted, Heartbeat, State, Waiting
 from kraken_nonce_redis._redis.places import Floors
 from kraken_nonce_redis.errors import (
-    CallLockError,
     CoolDown,
     HoldTimeout,
     KrakenNonceError,
@@ -572,12 +571,7 @@ class ProcessState:
         self.round_trip += (seconds - self.round_trip) / 4
 
     def request(self, command: Command[Any], *, whole: bool = False) -> bytes:
-        """Return the bytes of a command, with the floor where it takes one; ``whole`` as in `Command.request`.
-
-        Raises `CallLockError` in an observer of events.
-        """
-        if telling.observing():
-            raise CallLockError("an observer of events must not use the lock or nonces", command.keys[0])
+        """Return the bytes of a command, with the floor where it takes one; ``whole`` as in `Command.request`."""
         if command.highest is None:
             return command.request(0, whole=whole)
         command.floor = self.floors.get(command.keys[0])

@@ -17,6 +17,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _process
+from kraken_nonce_redis import _telling as telling
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.steps import Listen, Pause, Run, Tell
 from kraken_nonce_redis._core.waiting import ProcessState
@@ -205,6 +206,7 @@ class Store:
     def run(self, command: Command[T]) -> T:
         """Run a command and return its result. Raises `StoreError` and what the command's reply says."""
         self._look_at_process()
+        telling.refuse_observers(command.name, command.keys[0])
         thread = threading.get_ident()
         if thread in self._busy:
             raise StoreUnavailable(

@@ -15,6 +15,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _process
+from kraken_nonce_redis import _telling as telling
 from kraken_nonce_redis._core import closing
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.steps import Listen, Pause, Run, Tell
@@ -73,6 +74,7 @@ class Store:
 
     async def run(self, command: Command[T]) -> T:
         """Run a command and return its result. Raises `StoreError` and what the command's reply says."""
+        telling.refuse_observers(command.name, command.keys[0])
         if self._end is None:
             await self._look_out_for_the_end()
         if self._idle is None:

@@ -1,0 +1,54 @@
+"""Hearing of events in tests: an observer of this process that keeps what it gets."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, TypeVar
+
+from kraken_nonce_redis import events
+from tests.support.helpers import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+E = TypeVar("E", bound=events.Event)
+
+
+class Listener:
+    """What was told, to an observer and to the process's hook.
+
+    Attributes:
+        told: all events, in order.
+        news: those that the hook got.
+    """
+
+    def __init__(self) -> None:
+        self.told: list[events.Event] = []
+        self.news: list[events.News] = []
+
+    def of(self, kind: type[E]) -> list[E]:
+        """Return the events of a kind."""
+        return [event for event in list(self.told) if isinstance(event, kind)]
+
+    def one(self, kind: type[E]) -> E:
+        """Wait for the event of a kind, of which there is one, and return it."""
+        eventually(lambda: self.of(kind))
+        [event] = self.of(kind)
+        return event
+
+    def kinds(self) -> list[type[events.Event]]:
+        """Return the kinds of all events, in order."""
+        return [type(event) for event in list(self.told)]
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Listener]:
+    """Hear of all events of this process."""
+    listener = Listener()
+    events.add_observer(listener.told.append)
+    events.set_hook(listener.news.append)
+    try:
+        yield listener
+    finally:
+        events.set_hook(None)
+        events.remove_observer(listener.told.append)
