@@ -25,7 +25,7 @@ _WAITS: Final = (events.StillWaiting, events.WaitTimedOut, events.LockGranted)
 TEXTS: Final[Mapping[type[events.Event], tuple[int, str]]] = {
     events.WaitingBegan: (logging.DEBUG, "%(who)s waits for the lock on %(key)s: %(cause)s, up to %(left).1f s"),
     events.StillWaiting: (
-        logging.DEBUG,
+        logging.INFO,
         "%(who)s has waited %(wait).1f s for the lock on %(key)s, and still waits: %(cause)s",
     ),
     events.WaitTimedOut: (

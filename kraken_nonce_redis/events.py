@@ -211,7 +211,7 @@ class CallEnded(Step):
 
 @dataclass(frozen=True, kw_only=True)
 class CallRefused(Step):
-    """Kraken has refused a request.
+    """Kraken has answered a request with errors. `CallEnded` says whether it is known not to be carried out.
 
     Attributes:
         nonce: of the request, ns since 1970.

@@ -79,7 +79,7 @@ class Questions:
         self.calls.exchange_clock.learn(sent, clock.now(), heard.date)
         outcome = _OUTCOMES[heard.verdict.outcome]
         self._ended(step, sent, "not sent" if outcome == "refused" and heard.answer is None else outcome)
-        if outcome == "refused" and heard.errors:
+        if heard.errors:
             self.step(events.CallRefused, step.method, nonce=step.nonce, errors=heard.errors)
         return heard
 
