@@ -72,7 +72,7 @@ lint: $(VENV)/.lint-installed
 
 bench: $(VENV)/.test-installed
 	@$(pip_install) -e '.[bench]'
-	@for benchmark in free_section contended nonces many distance; do \
+	@for benchmark in free_section events contended nonces many distance; do \
 		$(bin)/python benchmarks/$$benchmark.py $(ARGS) || exit; \
 	done
 

@@ -65,6 +65,11 @@ def label_of_error(error: str) -> str:
     return next(label for beginning, label in _ERRORS.items() if said.startswith(beginning))
 
 
+def error_labels() -> frozenset[str]:
+    """Return all labels for Kraken's errors."""
+    return frozenset(_ERRORS.values())
+
+
 def label_of_method(method: str) -> str:
     """Return the label for one of Kraken's methods."""
     return method if method in _METHODS else OTHER
