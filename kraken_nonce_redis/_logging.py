@@ -19,7 +19,7 @@ LONG: Final = 1.0
 VERY_LONG: Final = 10.0
 """Seconds from which a wait is logged as WARNING."""
 
-_WAITS: Final = (events.StillWaiting, events.WaitTimedOut, events.LockGranted)
+_WAITS: Final = frozenset({events.StillWaiting, events.WaitTimedOut, events.LockGranted})
 """The kinds whose level depends on how long a caller has waited."""
 
 TEXTS: Final[Mapping[type[events.Event], tuple[int, str]]] = {
@@ -89,7 +89,7 @@ def level_of(kind: type[events.Event], wait: float = 0.0) -> int:
 def log(event: events.Event) -> None:
     """Log an event."""
     kind = type(event)
-    level = level_of(kind, event.wait) if isinstance(event, _WAITS) else TEXTS[kind][0]
+    level = level_of(kind, getattr(event, "wait", 0.0)) if kind in _WAITS else TEXTS[kind][0]
     if isinstance(event, events.OrderSettled) and event.outcome == "unknown":
         level = logging.ERROR
     if logger.isEnabledFor(level):

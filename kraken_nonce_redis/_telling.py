@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import threading
-import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from kraken_nonce_redis import events
 from kraken_nonce_redis._logging import level_of, log, logger
 from kraken_nonce_redis.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from kraken_nonce_redis.events import Event, Hook, News, Step
 
@@ -48,22 +47,6 @@ def note(event: Event) -> None:
                 logger.exception("An observer failed for a %s", type(event).__name__)
     finally:
         _observing.discard(thread)
-
-
-def timed(seconds: float, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an event's attributes with those of time, for what began a number of seconds ago."""
-    now = time.time()
-    return {**attributes, "time": now, "since": now - seconds}
-
-
-def note_quickly(kind: type[Step], attributes: dict[str, Any]) -> None:
-    """Note a step that has all these attributes.
-
-    For the two steps of every hold: a frozen dataclass takes five times as long to make itself.
-    """
-    event = object.__new__(kind)
-    object.__setattr__(event, "__dict__", attributes)
-    note(event)
 
 
 def tell(event: News, hook: Hook | None = None) -> None:

@@ -60,9 +60,15 @@ class Who(TypedDict):
 
 def told_of(keys: Keyspace, member: str) -> Who:
     """Return whom an event of a member is about."""
+    lease, name, method = parts(member)
+    return {"key": keys.tag, "name": name, "method": method, "lease": lease}
+
+
+def parts(member: str) -> tuple[str, str, str]:
+    """Return a member without the rest, its bot's name and the method of its call, as people see them."""
     lease, _, rest = member.partition("|")
     name, _, rest = rest.partition("|")
     method = rest.partition("|")[0]
-    if "%" in name or "%" in method:
+    if "%" in rest or "%" in name:
         name, method = unquote(name), unquote(method)
-    return {"key": keys.tag, "name": name, "method": method, "lease": lease}
+    return lease, name, method
