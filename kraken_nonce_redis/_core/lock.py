@@ -83,6 +83,7 @@ class Grant:
         mark: its first item is 0 in a forked child, which does not own the lease.
         began: when it was granted, on `clock.now`.
         told_lost: whether its loss was told.
+        told_over: whether its release was told.
         term: seconds for which a renewal lets it last at least.
         renewal: what renews it in the background, if anything does.
         newest: the first nonce of the newest extension.
@@ -102,6 +103,7 @@ class Grant:
         self.over = False
         self.began: Final = clock.now()
         self.told_lost = False
+        self.told_over = False
         self.mark: Final = _process.current().mark
         self.term = term
         self.renewal: _Renewal | None = None
@@ -509,8 +511,9 @@ class LockCore(Generic[L]):
             self._tell(events.LockGranted, grant, "wait", wait)
 
     def _let_go(self, grant: Grant) -> None:
-        """Tell that a lease's last hold has ended."""
-        if telling.wanted(events.LockReleased):
+        """Tell that a lease's last hold has ended, or was given up before."""
+        if not grant.told_over and telling.wanted(events.LockReleased):
+            grant.told_over = True
             self._tell(events.LockReleased, grant, "held", clock.now() - grant.began)
 
     def _tell(self, kind: type[events.Step], grant: Grant, measure: str, seconds: float) -> None:
@@ -652,10 +655,12 @@ class LockCore(Generic[L]):
 
         The lease has ended for its holder, who sends nothing more. What it has sent and not heard of stays unknown.
         """
-        left = lease.grant.remaining()
-        if lease.grant.over or not lease.grant.end():
+        grant, left = lease.grant, lease.grant.remaining()
+        if grant.over or not grant.end():
             return False
         self._give_back(lease, left)
+        grant.told_lost = True  # its holder will be told of that by its error
+        self._let_go(grant)
         return True
 
     def _leaving(self, lease: L, *, failed: bool, wait: bool = False) -> Flow[None]:

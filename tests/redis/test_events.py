@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import kraken_nonce_redis
 from kraken_nonce_redis import (
     CoolDown,
     HoldTimeout,
@@ -21,6 +22,7 @@ from kraken_nonce_redis import (
     events,
 )
 from kraken_nonce_redis import _telling as telling
+from kraken_nonce_redis._core import closing
 from kraken_nonce_redis._redis import commands
 from tests.redis.test_topologies import failover, own_url, when_back
 from tests.support.faces import KEY
@@ -221,6 +223,15 @@ def test_a_lease_that_is_lost(
     eventually(lambda: listener.news == [event])
 
 
+def test_a_lease_that_is_given_up(valkey: Server, listener: Listener) -> None:
+    """When a process ends its calls, a lock that it gives up is told as released, once, and not as lost."""
+    lock = kraken_nonce_redis.CallLock.from_url(own_url(valkey), KEY)
+    with fails(LeaseLost), lock.hold():
+        assert closing.give_up(lock.store.process_state) == 1
+        assert listener.kinds() == [events.LockGranted, events.LockReleased]
+    assert listener.kinds() == [events.LockGranted, events.LockReleased]
+
+
 # Nonces.
 
 
@@ -335,9 +346,7 @@ def test_an_observer_that_fails(lock: CallLock, listener: Listener, caplog: pyte
 
 def test_an_observer_that_uses_the_lock(face: Face, valkey: Server, view: View, listener: Listener) -> None:
     """It is refused, so that it cannot take a nonce under another's lease or wait for itself; its caller goes on."""
-    import kraken_nonce_redis  # noqa: PLC0415 - an observer is no coroutine, so it can use this face alone
-
-    own = kraken_nonce_redis.CallLock.from_url(valkey.url, KEY)
+    own = kraken_nonce_redis.CallLock.from_url(valkey.url, KEY)  # an observer is no coroutine: it has this face alone
     refused: list[str] = []
 
     def call(event: events.Event) -> None:
