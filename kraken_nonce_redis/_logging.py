@@ -70,7 +70,7 @@ TEXTS: Final[Mapping[type[events.Event], tuple[int, str]]] = {
     events.CoolDownBegan: (logging.INFO, "No call of %(key)s starts for %(seconds).1f s: %(reason)s"),
     events.CoolDownOver: (logging.INFO, "The cool-down of %(key)s is over"),
     events.StoreFailed: (logging.DEBUG, "%(operation)s failed for %(key)s: %(error)s"),
-    events.RedisAway: (logging.WARNING, "Redis (%(redis)s) is away: %(reason)s"),
+    events.RedisAway: (logging.INFO, "Redis (%(redis)s) is away: %(reason)s"),
     events.RedisBack: (logging.INFO, "Redis (%(redis)s) is back after %(seconds).1f s"),
     events.MasterChanged: (logging.WARNING, "Redis is now %(master)s and no longer %(former)s"),
     events.StateLost: (

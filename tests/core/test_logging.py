@@ -27,7 +27,7 @@ LEVELS: Final = {
         *("WaitingBegan", "WaitTimedOut", "LockGranted", "LockReleased"),
         *("CallSent", "CallEnded", "CallRefused", "StoreFailed"),
     },
-    logging.INFO: {"StillWaiting", "CallTriedAgain", "CoolDownBegan", "CoolDownOver", "RedisBack"},
+    logging.INFO: {"StillWaiting", "CallTriedAgain", "CoolDownBegan", "CoolDownOver", "RedisAway", "RedisBack"},
     logging.ERROR: {"OutcomeUnknown", "KeyPoisoned"},
 }
 """The level of each kind for a short wait; it is WARNING for all others."""
