@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 from kraken_nonce_redis import events
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 logger = logging.getLogger("kraken_nonce_redis")
 
@@ -96,11 +94,15 @@ def log(event: events.Event) -> None:
         level = logging.ERROR
     if logger.isEnabledFor(level):
         values = {each.name: getattr(event, each.name) for each in fields(event)}
-        # As JSON has them.
-        extra = {
-            f"{PREFIX}{name}": list(value) if isinstance(value, tuple) else value for name, value in values.items()
-        }
+        extra = {f"{PREFIX}{name}": _as_json(value) for name, value in values.items()}
         extra[f"{PREFIX}event"] = kind.__name__
         words = {name: ", ".join(value) if isinstance(value, tuple) else value for name, value in values.items()}
         words["who"] = " of ".join(filter(None, (event.method, event.name))) or "A caller"
         logger.log(level, TEXTS[kind][1], words, extra=extra)
+
+
+def _as_json(value: Any) -> Any:
+    """Return a value as JSON has it."""
+    if isinstance(value, tuple):
+        return list(value)
+    return dict(value) if isinstance(value, Mapping) else value
