@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from kraken_nonce_redis import _measures as measures
 from kraken_nonce_redis import errors, events, prometheus
+from kraken_nonce_redis._verdict import NAMES
+from kraken_nonce_redis.cli.collector import STATES, Families
 from tests.support.helpers import ROOT
 from tests.support.servers import require
 
@@ -48,20 +50,17 @@ def of_processes() -> dict[str, set[str]]:
 
 
 def of_redis() -> dict[str, set[str]]:
-    """Return the labels of each series that the exporter has, as its page tells them, which its tests hold."""
-    page = (ROOT / "docs" / "metrics.md").read_text("utf-8")
-    rows = re.findall(r"^\| `(kraken_nonce_\w+)` \|([^|]*)\|", page, re.MULTILINE)
-    return {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
+    """Return the labels of each series that the exporter has."""
+    return {family.name: set(family._labelnames) for family in Families().all()}
 
 
 def known_values() -> dict[str, set[str]]:
     """Return what labels may be, for those that alerts and panels choose by."""
-    page = (ROOT / "docs" / "metrics.md").read_text("utf-8")
     return {
         "event": {kind.__name__ for kind in events.News.__subclasses__()},
         "error": {*measures.error_labels(), *vars(errors)},
-        "condition": set(re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)),
-        "state": {"new", "found", "absent", "partly", "unknown", "reported"},
+        "condition": set(NAMES),
+        "state": set(STATES),
     }
 
 
