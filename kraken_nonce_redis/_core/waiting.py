@@ -103,7 +103,7 @@ class Waiter:
     failure: KrakenNonceError | None = None
     signal: Signal | None = None
     left: bool = False
-    began: float = field(default_factory=clock.now)
+    began: float = field(default_factory=lambda: clock.now())  # noqa: PLW0108 - tests put another clock there
     cause: str = ""
     """Why it waits."""
     told_after: float = 0.0

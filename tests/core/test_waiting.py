@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 
 from kraken_nonce_redis import _clock as clock
+from kraken_nonce_redis import events
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.steps import Run
-from kraken_nonce_redis._core.waiting import ProcessState, acquiring
+from kraken_nonce_redis._core.waiting import ProcessState, Waiter, acquiring
 from kraken_nonce_redis._core.wishes import Wishes
+from kraken_nonce_redis._redis.commands import Booked
 from kraken_nonce_redis.errors import StoreOutOfMemory
 from tests.support.helpers import KEYS
+from tests.support.listening import listening
 
 pytestmark = pytest.mark.once
 
@@ -49,3 +52,21 @@ def test_how_long_a_slot_that_moves_is_waited_for() -> None:
     assert step.command.until <= clock.now()
     with pytest.raises(KeyboardInterrupt):
         flow.send("released")
+
+
+def test_long_waits_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait is told again after a second, after ten and then every minute, however often anybody looks."""
+    now = 100.0
+    monkeypatch.setattr(clock, "now", lambda: now)
+    waiter = Waiter(KEYS, "p:1|bot|AddOrder", None)
+    with listening() as listener:
+        waiter.still_waits(now + 5)
+        assert listener.told == []  # it does not wait yet
+        waiter.began_to_wait(Booked(1, 60.0, "interval"))
+        for second in range(1400):
+            waiter.still_waits(now + second / 10)
+    waits = [event.wait for event in listener.of(events.StillWaiting)]
+    assert waits == pytest.approx([1, 10, 70, 130])
+    assert {(event.name, event.method, event.lease) for event in listener.of(events.StillWaiting)} == {
+        ("bot", "AddOrder", "p:1")
+    }
