@@ -17,6 +17,8 @@ except ImportError as error:
     raise ImportError("prometheus-client is not installed: pip install 'kraken-nonce-redis[prometheus]'") from error
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kraken_nonce_redis.events import Event, Observer
 
 PREFIX: Final = "kraken_nonce_"
@@ -46,7 +48,7 @@ class _Recorder:
     """An observer that adds events to metrics of prometheus_client."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._children: dict[tuple[Metric, tuple[str, ...]], Counter | Histogram] = {}
+        self._adders: dict[tuple[Metric, tuple[str, ...]], Callable[[float], None]] = {}
         self._metrics: dict[Metric, Counter | Histogram] = {}
         for metric in METRICS:
             name, text = name_of(metric), metric.text
@@ -56,21 +58,18 @@ class _Recorder:
                 else Counter(name, text, metric.labels, registry=registry)
             )
         for kind in News.__subclasses__():  # so that the first one of a kind is an increase
-            self._child(NEWS, (kind.__name__,))
+            self._adder(NEWS, (kind.__name__,))
 
     def __call__(self, event: Event) -> None:
         measure(event, self._add)
 
-    def _child(self, metric: Metric, labels: tuple[str, ...]) -> Counter | Histogram:
-        child = self._children.get((metric, labels))
-        if child is None:
-            whole = self._metrics[metric]
-            child = self._children[metric, labels] = whole.labels(*labels) if labels else whole
-        return child
-
     def _add(self, metric: Metric, amount: float, labels: tuple[str, ...]) -> None:
-        child = self._child(metric, labels)
-        if isinstance(child, Histogram):
-            child.observe(amount)
-        else:
-            child.inc(amount)
+        add = self._adders.get((metric, labels)) or self._adder(metric, labels)
+        add(amount)
+
+    def _adder(self, metric: Metric, labels: tuple[str, ...]) -> Callable[[float], None]:
+        """Return what adds to a metric with these labels."""
+        whole = self._metrics[metric]
+        part = whole.labels(*labels) if labels else whole
+        add = self._adders[metric, labels] = part.observe if isinstance(part, Histogram) else part.inc
+        return add
