@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 DEFAULT_SECONDS: Final = 10.0
+_HEARING: Final = 0.5
+"""Seconds that callers have to use the answers to their last calls, before a signal has its effect."""
 _AT_END: Final = 2.0
 """Seconds that the event loops of other threads have to give up what their tasks hold."""
 
@@ -66,10 +68,10 @@ def shutdown_on_signal(
 ) -> None:
     """Let a signal end the calls of this process, as `shutdown` does, before it has the effect that it has now.
 
-    The main thread goes on meanwhile, so that its own call can end. Then the signal is sent once more: by default that
-    ends the process. A second signal while the calls end has its effect at once. An event loop of asyncio in the main
-    thread ends its calls in the same way. A framework with hooks of its own for the end (uvicorn, gunicorn, celery)
-    needs no handler: call `shutdown` there.
+    The main thread goes on meanwhile, so that its own call can end. Half a second later, in which callers can use their
+    answers, the signal is sent once more: by default that ends the process. A second signal while the calls end has its
+    effect at once. An event loop of asyncio in the main thread ends its calls in the same way. A framework with hooks of
+    its own for the end (uvicorn, gunicorn, celery) needs no handler: call `shutdown` there.
 
     Args:
         seconds: as for `shutdown`.
@@ -88,6 +90,7 @@ def shutdown_on_signal(
 def _handle(number: signal.Signals, seconds: float, before: Any) -> None:
     def end() -> None:
         shutdown(seconds)
+        time.sleep(_HEARING)
         os.kill(os.getpid(), number)
 
     def handler(*_: object) -> None:
