@@ -70,8 +70,8 @@ def shutdown_on_signal(
 
     The main thread goes on meanwhile, so that its own call can end. Half a second later, in which callers can use their
     answers, the signal is sent once more: by default that ends the process. A second signal while the calls end has its
-    effect at once. An event loop of asyncio in the main thread ends its calls in the same way. A framework with hooks of
-    its own for the end (uvicorn, gunicorn, celery) needs no handler: call `shutdown` there.
+    effect at once. An event loop of asyncio in the main thread ends its calls in the same way. A framework with hooks
+    of its own for the end (uvicorn, gunicorn, celery) needs no handler: call `shutdown` there.
 
     Args:
         seconds: as for `shutdown`.
