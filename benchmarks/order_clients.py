@@ -12,7 +12,7 @@ from kraken import spot
 
 import kraken_nonce_redis.ccxt
 import kraken_nonce_redis.krakenex
-from kraken_nonce_redis import Retries, kraken_sdk
+from kraken_nonce_redis import KrakenNonceError, Retries, kraken_sdk
 from kraken_nonce_redis._calls import exchange_clock
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ def _ccxt_order(exchange: Any) -> Callable[[str], bool]:
     def order(volume: str) -> bool:
         try:
             return bool(exchange.create_order("BTC/USD", "market", "buy", float(volume))["id"])
+        except KrakenNonceError:  # ours are ccxt's, too
+            raise
         except ccxt.BaseError:
             return False
 

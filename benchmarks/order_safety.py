@@ -44,7 +44,7 @@ import krakenex
 from order_clients import CLIENTS, volume_of
 
 import kraken_nonce_redis.krakenex
-from kraken_nonce_redis import KrakenNonceError, NotCarriedOut, OutcomeUnknown, Retries
+from kraken_nonce_redis import KrakenNonceError, Retries
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 
 if TYPE_CHECKING:
@@ -119,10 +119,8 @@ def run_fault(client: str, what: str, point: Any, wanted: int, server: tuple[str
             asked.append(time.monotonic())
             try:
                 believed[volume] = int(place(volume))
-            except NotCarriedOut:
-                believed[volume] = 0
-            except OutcomeUnknown:
-                believed[volume] = -1
+            except KrakenNonceError as error:
+                believed[volume] = 0 if error.carried_out is False else -1
         time.sleep(2 * SLOW if slow else 2 * (kind.late or 0))
         cell = Cell(client, what, point, wanted).count(sim.orders(), believed)
         if kind.patience is not None:
