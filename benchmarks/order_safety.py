@@ -14,6 +14,10 @@ The rivals are written as users write them: krakenex in a loop that makes a call
     missing     believed placed, and not there
     unreported  there, and believed not placed, or nobody was told
     unknown     reported as unknown, with an id to look for
+    begun late  sent after its patience was over
+
+In other people's code our clients are passed more than once for a call, by loops in subclasses and sessions. Lost
+requests may arrive late, also where the API key has a nonce window. Absent orders are sent once more by one of them.
 """
 
 from __future__ import annotations
@@ -29,33 +33,29 @@ import signal
 import sys
 import threading
 import time
+from bisect import bisect
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import ccxt
 import common
 import krakenex
-import requests
+from order_clients import CLIENTS, volume_of
 
-import kraken_nonce_redis.ccxt
 import kraken_nonce_redis.krakenex
-from kraken_nonce_redis import KrakenNonceError, NotCarriedOut, OutcomeUnknown, Retries, kraken_sdk
+from kraken_nonce_redis import KrakenNonceError, Retries
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from kraken_nonce_redis.testing import SimulatedOrder
 
 FAULTS = ("cut", "502", "EService:Unavailable", "slow")
 POINTS: tuple[Any, ...] = ("reading", "acting", "answering")
 KILLED_AT = ("before sending", *POINTS, "before the release")
-RETRIES = 3
 SLOW, TIMEOUT = 0.3, 0.2  # seconds that a slow call is held, and that its client waits
 PROBABILITY = 1 / 3
-# The last look at the lists comes after a slow call was carried out.
+# The last look at the lists comes after a slow or late call was carried out.
 QUICK, PATIENT = Retries(settle_waits=(0.01, 0.03)), Retries(settle_waits=(0.05, 0.25))
 KEYS = 20  # bots that live and die at once
 ALIVE = 4.0  # seconds that such a bot waits for its answer, which never comes
@@ -79,6 +79,7 @@ class Cell:
     missing: int = 0
     unreported: int = 0
     unknown: int = 0
+    begun_late: int = 0
 
     def count(self, orders: list[SimulatedOrder], believed: Counter[str]) -> Cell:
         """Hold the orders against what is believed; both know an order by its volume."""
@@ -95,106 +96,38 @@ class Cell:
         return self
 
 
-def volume_of(number: int) -> str:
-    """Return a volume that no other order has."""
-    return f"{0.0001 + number / 1e8:.8f}"
-
-
-def form(volume: str) -> dict[str, str]:
-    """Return the parameters of AddOrder."""
-    return {"pair": "XBTUSD", "type": "buy", "ordertype": "market", "volume": volume}
-
-
-# The clients: each returns a function that places an order and returns whether it believes so.
-
-
-def our_krakenex(sim: KrakenSimulator, key: str, **options: Any) -> Callable[[str], bool]:
-    """Make krakenex under the lock."""
-    api = kraken_nonce_redis.krakenex.API(key, sim.accounts[key], **options)
-    api.uri = sim.url
-    return lambda volume: not api.query_private("AddOrder", form(volume))["error"]
-
-
-def _ccxt_config(sim: KrakenSimulator, key: str) -> dict[str, Any]:
-    urls = {"api": {"public": sim.url, "private": sim.url}}
-    return {"apiKey": key, "secret": sim.accounts[key], "enableRateLimit": False, "urls": urls}
-
-
-def _ccxt_order(exchange: Any) -> Callable[[str], bool]:
-    def order(volume: str) -> bool:
-        try:
-            return bool(exchange.create_order("BTC/USD", "market", "buy", float(volume))["id"])
-        except ccxt.BaseError:
-            return False
-
-    return order
-
-
-def our_ccxt(sim: KrakenSimulator, key: str, **options: Any) -> Callable[[str], bool]:
-    """Make ccxt under the lock."""
-    return _ccxt_order(kraken_nonce_redis.ccxt.kraken(_ccxt_config(sim, key) | options))
-
-
-def our_sdk(sim: KrakenSimulator, key: str, **options: Any) -> Callable[[str], bool]:
-    """Make python-kraken-sdk under the lock."""
-    trade = kraken_sdk.Trade(key=key, secret=sim.accounts[key], url=sim.url, **options)
-    return lambda volume: bool(trade.create_order(ordertype="market", side="buy", pair="XBTUSD", volume=volume)["txid"])
-
-
-def stock_krakenex(sim: KrakenSimulator, key: str, call_timeout: float, **_: Any) -> Callable[[str], bool]:
-    """Make krakenex, in a loop."""
-    api = krakenex.API(key, sim.accounts[key])
-    api.uri = sim.url
-
-    def order(volume: str) -> bool:
-        for _ in range(1 + RETRIES):
-            try:
-                errors = api.query_private("AddOrder", form(volume), timeout=call_timeout)["error"]
-            except (requests.RequestException, ValueError):
-                continue
-            if not any(error.startswith(("EService:", "EAPI:Invalid nonce")) for error in errors):
-                return not errors
-        return False
-
-    return order
-
-
-def stock_ccxt(sim: KrakenSimulator, key: str, call_timeout: float, **_: Any) -> Callable[[str], bool]:
-    """Make ccxt with its own retries."""
-    options = {"maxRetriesOnFailure": RETRIES}
-    exchange = ccxt.kraken(_ccxt_config(sim, key) | {"timeout": call_timeout * 1000, "options": options})
-    return _ccxt_order(exchange)
-
-
-CLIENTS: dict[str, Callable[..., Callable[[str], bool]]] = {
-    "krakenex, ours": our_krakenex,
-    "ccxt, ours": our_ccxt,
-    "python-kraken-sdk, ours": our_sdk,
-    "krakenex, stock": stock_krakenex,
-    "ccxt, stock": stock_ccxt,
-}
-
-
 def run_fault(client: str, what: str, point: Any, wanted: int, server: tuple[str, str]) -> Cell:
     """Fill a cell in which calls are hit by a fault."""
     url, namespace = server
-    slow = what == "slow"
-    fault = Fault(what, point, methods=["AddOrder"], probability=PROBABILITY, seconds=SLOW if slow else 0)
+    kind, slow = CLIENTS[client], what == "slow"
+    fault = Fault(
+        what,
+        point,
+        methods=["AddOrder"],
+        probability=PROBABILITY,
+        seconds=SLOW if slow else 0,
+        late=None if slow or point == "answering" else kind.late,
+    )
     believed: Counter[str] = Counter()
-    with KrakenSimulator(seed=1) as sim:
-        options = {"redis": url, "namespace": namespace, "retries": PATIENT if slow else QUICK}
-        place = CLIENTS[client](sim, sim.key, call_timeout=TIMEOUT if slow else 5, **options)
+    asked: list[float] = []
+    with KrakenSimulator(nonce_window=kind.window, seed=1) as sim:
+        options = {"redis": url, "namespace": namespace, "retries": PATIENT if slow or fault.late else QUICK}
+        place = kind.make(sim, sim.key, call_timeout=TIMEOUT if slow else 5, **options)
         sim.configure(faults=[fault])
         for number in range(wanted):
             volume = volume_of(number)
+            asked.append(time.monotonic())
             try:
                 believed[volume] = int(place(volume))
-            except NotCarriedOut:
-                believed[volume] = 0
-            except OutcomeUnknown:
-                believed[volume] = -1
-        time.sleep(2 * SLOW if slow else 0)
-        return Cell(client, what, point, wanted).count(sim.orders(), believed)
+            except KrakenNonceError as error:
+                believed[volume] = 0 if error.carried_out is False else -1
+        time.sleep(2 * SLOW if slow else 2 * (kind.late or 0))
+        cell = Cell(client, what, point, wanted).count(sim.orders(), believed)
+        if kind.patience is not None:
+            # On Linux all processes have one monotonic clock.
+            sent = [request.received for request in sim.requests() if request.method == "AddOrder"]
+            cell.begun_late = sum(at - asked[bisect(asked, at) - 1] > kind.patience for at in sent)
+        return cell
 
 
 # kill -9
@@ -224,7 +157,7 @@ def _live(
 
     seam._query = hanging  # noqa: SLF001
     with contextlib.suppress(Exception):
-        CLIENTS[client](*access, **options)(volume)
+        CLIENTS[client].make(*access, **options)(volume)
     os._exit(0)
 
 
@@ -316,7 +249,7 @@ def report(cells: list[Cell], *, as_json: bool) -> None:
         return
     versions = ", ".join(f"{name} {common.version_of(name)}" for name in ("krakenex", "ccxt", "python-kraken-sdk"))
     print(f"`{command}`, Python {platform.python_version()}, {versions}\n")
-    header = ("wanted", "there", "placed", "absent", "doubled", "missing", "unreported", "unknown")
+    header = ("wanted", "there", "placed", "absent", "doubled", "missing", "unreported", "unknown", "begun_late")
     print(f"| client | fault | {' | '.join(header)} |\n|---|---|{'---:|' * len(header)}")
     for client in CLIENTS:
         for faults, name in ((FAULTS, "all, at all points"), (("kill -9",), "kill -9, at all points")):
@@ -334,6 +267,7 @@ def main() -> None:
     options = common.parser(__doc__, rounds=1)
     options.add_argument("--orders", type=int, default=30, help="wanted in each cell (%(default)s)")
     options.add_argument("--kills", type=int, help="in each cell with kill -9 (as many as orders)")
+    options.add_argument("--clients", help="part of the names of those to run (all of them)", default="")
     options.add_argument("--workers", type=int, default=4, help="cells at once (%(default)s)")
     args = options.parse_args()
     kills = args.orders if args.kills is None else args.kills
@@ -345,6 +279,7 @@ def main() -> None:
         tasks = [
             pool.submit(run_fault, client, what, point, args.orders, server)
             for client in CLIENTS
+            if args.clients in client
             for what in FAULTS
             for point in POINTS
             if args.orders
@@ -352,6 +287,7 @@ def main() -> None:
         tasks += [
             pool.submit(run_kill, client, point, kills, server)
             for client in ("krakenex, ours", "krakenex, stock")
+            if args.clients in client
             for point in KILLED_AT
         ]
         report([task.result() for task in tasks], as_json=args.json)
