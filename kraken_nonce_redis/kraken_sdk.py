@@ -155,7 +155,8 @@ class _Signing(spot.SpotClient):
 
     def _call(self, uri: str, params: Mapping[str, Any] | None, seconds: float, rest: Mapping[str, Any]) -> Call:
         method, present = uri.removeprefix(_PRIVATE), cast("Callable[..., Any]", self._err_handler.check)
-        return Call.of(self._key, method, params or {}, seconds, present, form=not rest.get("do_json"))
+        form = not rest.get("do_json")
+        return Call.of(self._key, method, params or {}, seconds, present, secret=self._secret, form=form)
 
     def _is_private(self, uri: str, auth: bool) -> bool:  # noqa: FBT001
         return (

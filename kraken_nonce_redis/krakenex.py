@@ -49,7 +49,7 @@ class _Guarded(krakenex.API):  # type: ignore[misc] # it has no types
         timeout = bounded(timeout, self._guard.call_timeout)
         refuse_repeats(self.session, self.uri)
         query = super().query_private
-        call = Call.of(self.key, method, data or {}, longest(timeout), form=True)
+        call = Call.of(self.key, method, data or {}, longest(timeout), secret=self.secret, form=True)
 
         def send(step: Send) -> Heard:
             with leaving.Request(self, self.key, call, step) as request:

@@ -19,6 +19,7 @@ COMMANDS: Final = (
     "+hgetall",
     "+hmget",
     "+hset",
+    "+info",
     "+pexpire",
     "+publish",
     "+time",

@@ -13,6 +13,7 @@ from kraken_nonce_redis._calls import exchange_clock
 from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.inherited import settling_inherited
 from kraken_nonce_redis._calls.news import note, settled
+from kraken_nonce_redis._calls.once import PARAMETER, Keeping
 from kraken_nonce_redis._calls.outcomes import is_refused_for_deadline
 from kraken_nonce_redis._calls.questions import Questions
 from kraken_nonce_redis._core.lock import logger
@@ -37,14 +38,13 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._calls.calls import Calls
     from kraken_nonce_redis._calls.news import News
     from kraken_nonce_redis._calls.outcomes import TurnedAway
+    from kraken_nonce_redis._calls.settling import Settlement
     from kraken_nonce_redis._core.lock import LeaseCore, LockCore
     from kraken_nonce_redis._core.steps import CallFlow
     from kraken_nonce_redis._redis.commands import Result
 
 _WINDOW_KNOWN_FOR: Final = 3_600.0
 """Seconds after which ``replay`` asks for the nonce window again: it is a setting that people may change."""
-_LONGEST_DEADLINE: Final = 65.0
-"""Seconds from now to the latest deadline that Kraken can have taken, with a margin for its clock."""
 _MOST_RESENT: Final = 1
 """How often an order that is proved to be absent is sent again."""
 
@@ -72,12 +72,15 @@ class Attempt:
         self._heard: Heard | None = None
         self._last: Heard | None = None
         """What was heard of the last request for the call itself."""
+        self._keeping: Keeping | None = None
+        """The record of the order's name, if it has one."""
         self._replays = False
         self._params = call.params
         """Those of the last request, with its deadline."""
         self._deadline = exchange_clock.read(call.params.get("deadline")) if call.ages else None
         """That of the last request, in Unix seconds by Kraken's clock; None if it has none."""
-        self._dates = calls.deadline is not None and call.ages and not call.params.get("deadline")
+        wants_one = calls.deadline is not None or call.once is not None
+        self._dates = wants_one and call.ages and not call.params.get("deadline")
         self._resent = 0
         """How often the order was sent after it was proved to be absent."""
 
@@ -85,21 +88,45 @@ class Attempt:
         """Make the attempt. What it returns is final, or asks for a later attempt; a `CoolDown` if nothing was sent."""
         self.begun, self._lease, self._started = True, lease, clock.now()
         self._questions = Questions(self._calls, self._lock, lease, self._call, self._news)
+        there = yield from self._looking_up()
         page = yield from self._preparing()
+        if there is not None:
+            return there
         if page is not None:
             seconds = self._calls.cool_downs.after_page(page.retry_after)
             return CoolDown(self._lock.keys.state, seconds, str(page))
         try:
             self._heard = yield from self._making()
-        except CallUnsettled:
-            raise
         except Exception as error:
-            if not self._nonce or lease.grant.record.known:
+            yield from self._ending()
+            if isinstance(error, CallUnsettled) or not self._nonce or lease.grant.record.known:
                 raise
             # Whatever kept us from finding out: a client's exceptions may hold a key, so only ours are quoted.
             known = str(error) if isinstance(error, KrakenNonceError) else type(error).__name__
             raise self._unknown(self._nonce, known) from error
+        yield from self._ending()
         return self._heard
+
+    def _looking_up(self) -> CallFlow[Heard | None]:
+        """Return what tells of an order with a name if it is there already; None if the call may be sent."""
+        if self._call.once is None:
+            return None
+        self._keeping = Keeping(self._questions, self._call, self._call.once)
+        settlement = yield from self._keeping.looking_up()
+        if settlement is None:
+            return None
+        self._dates = False
+        answer = settlement.answer(self._call.method)
+        return Heard(self._call.present(answer), answer=answer)
+
+    def _ending(self) -> CallFlow[None]:
+        """Write down what became of an order with a name, unless that is unknown."""
+        if self._keeping is None or self._lease.grant.record.stage is Stage.SENT:
+            return
+        if self._heard is None or self._heard.verdict.outcome is not Outcome.CARRIED_OUT:
+            yield from self._keeping.ending(placed=None)
+        elif txids := _txids(self._heard):
+            yield from self._keeping.ending(placed=txids[0])
 
     def tell_of_interruption(self) -> None:
         """Tell of a call whose caller will not get what was heard."""
@@ -174,7 +201,11 @@ class Attempt:
 
     def _give_deadline(self) -> None:
         """Give the next request of an order a fresh deadline, by Kraken's clock."""
+        known_well = self._calls.exchange_clock.is_sharp
         self._deadline = self._calls.exchange_clock.deadline()
+        if self._call.once is not None and not known_well:
+            problem = "needs Kraken's time of day, and answers don't tell it well enough (Date); the order was not sent"
+            raise InvalidArgument(PARAMETER, problem)
         if self._deadline is None:
             self._params = self._call.params
             logger.warning("%s gets no deadline, since Kraken's clock is not known well enough", self._call.method)
@@ -191,6 +222,8 @@ class Attempt:
         before, latest = (lease.grant.record.stage, self._nonce), self._calls.latest(call)
         if self._dates and not same:
             self._give_deadline()
+        if self._keeping is not None and self._deadline is not None:
+            yield from self._keeping.trying(nonce, self._deadline)
         if call.changes:
             self._note(Stage.SENT, nonce)  # from now on, whatever may happen
         try:
@@ -252,9 +285,10 @@ class Attempt:
             if not call.cl_ord_ids or not (yield from self._questions.waiting_out()):
                 raise self._unknown(nonce, known) from heard.failure
         opened = None if call.own_ids else (yield from self._sent_at())
-        settlement = yield from self._questions.settling_orders(call.cl_ord_ids, opened, nonce, self._until_proof)
-        if settlement.outcome == "absent" and heard.verdict.outcome is Outcome.NOT_CARRIED_OUT:
-            settlement = replace(settlement, outcome="unknown", proved=False)  # of an order that was sent once more
+        settlement = yield from self._questions.settling_orders(
+            call.cl_ord_ids, opened, nonce, self._questions.until_proof(self._deadline)
+        )
+        settlement = self._if_certain(settlement, heard)
         self._note_settled(nonce, settlement.outcome, settlement.txids, settlement.known, proved=settlement.proved)
         known += f"; {settlement.known}"
         self._note(Stage.SENT if settlement.outcome == "unknown" else Stage.KNOWN, nonce)
@@ -267,6 +301,12 @@ class Attempt:
                 return (yield from self._resending(absent))
             raise absent from heard.failure
         raise self._unknown(nonce, known) from heard.failure
+
+    def _if_certain(self, settlement: Settlement, heard: Heard) -> Settlement:
+        """Return what was found out after a request; an absence that something speaks against counts as unknown."""
+        if settlement.outcome == "absent" and heard.verdict.outcome is Outcome.NOT_CARRIED_OUT:
+            return replace(settlement, outcome="unknown", proved=False)  # of an order that was sent once more
+        return settlement if self._call.once is None else settlement.if_proved()
 
     def _replaying(self, nonce: int) -> CallFlow[Heard | None]:
         """Send the same bytes once more, and return what was heard; None if it is too late for that.
@@ -299,14 +339,6 @@ class Attempt:
         # If the first order is there after all, Kraken may refuse its id, or find no funds left. The lists may tell.
         self._note(Stage.SENT, nonce)
         return (yield from self._finding_out(nonce, heard))
-
-    def _until_proof(self) -> float | None:
-        """Return the seconds until the absence of the order is proved by a look; None if it can't be."""
-        now = self._calls.exchange_clock.earliest()
-        if self._deadline is None or now is None:
-            return None
-        wait = self._deadline - now + self._retries.proof_wait
-        return wait if wait <= _LONGEST_DEADLINE + self._retries.proof_wait else None
 
     def _note_settled(
         self, nonce: int, outcome: Result, txids: Mapping[str, str], known: str, *, proved: bool = False

@@ -11,6 +11,7 @@ from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _kraken as kraken
 from kraken_nonce_redis._calls import outcomes
+from kraken_nonce_redis._calls.once import Once, taken_from
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import digest
 
@@ -37,6 +38,7 @@ class Call:
         cl_ord_ids: of the orders that it places; empty if one of them has none.
         own_ids: whether all of these were made up here, so that nobody else uses them.
         asked: when its caller asked for it, on `clock.now`.
+        once: the name of the order, of which one is placed however often it is asked for; None if it has none.
     """
 
     key: str
@@ -47,6 +49,7 @@ class Call:
     cl_ord_ids: tuple[str, ...]
     own_ids: bool
     asked: float
+    once: Once | None = None
 
     @classmethod
     def of(
@@ -57,21 +60,24 @@ class Call:
         seconds: float,
         present: Callable[[Mapping[str, Any]], Any] = lambda answer: answer,
         *,
+        secret: str = "",
         form: bool = False,
         asked: float | None = None,
     ) -> Call:
         """Return a call with the caller's parameters, which stay as they are. Raises `InvalidArgument`.
 
-        With ``form``, the client encodes values by ``str``. ``asked`` is now, unless it is given.
+        ``secret`` is that of the API key, for the names of orders. With ``form``, the client encodes values by ``str``.
+        ``asked`` is now, unless it is given.
         """
         arguments.credential("key", api_key)
         arguments.seconds("timeout", seconds, 0, LONGEST_CALL)
         copied = copy.deepcopy(dict(params))
         if form and copied.get("validate") is True:
             copied["validate"] = "true"  # as Kraken documents it
+        once = taken_from(copied, method, api_key, secret)
         ids, own = _name_orders(method, copied) if outcomes.changes(method, copied) else ((), False)
         asked = clock.now() if asked is None else asked
-        return cls(digest(api_key), method, copied, seconds, present, ids, own, asked)
+        return cls(digest(api_key), method, copied, seconds, present, ids, own or once is not None, asked, once)
 
     @property
     def changes(self) -> bool:

@@ -24,6 +24,7 @@ from kraken_nonce_redis import _telling as telling
 from kraken_nonce_redis._calls.attempt import Attempt, no_replay
 from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.exchange_clock import ExchangeClock
+from kraken_nonce_redis._calls.once import PARAMETER
 from kraken_nonce_redis._calls.outcomes import is_final_refusal, window_in
 from kraken_nonce_redis._core.lock import logger
 from kraken_nonce_redis._core.steps import Sleep, check_patience, running
@@ -118,6 +119,8 @@ class Calls:
         `StoreError`: then nothing was sent.
         Raises `NoncePoisoned`, and for a call that changes something `OutcomeUnknown` and `NotCarriedOut`.
         """
+        if call.once is not None and self.on_unknown != "settle":
+            raise InvalidArgument(PARAMETER, f"needs on_unknown='settle', not {self.on_unknown!r}")
         news: list[News] = []
         closed = False
         try:

@@ -21,6 +21,9 @@ _DRIFT: Final = 0.001
 _SHARP: Final = 2.0
 """Most seconds of doubt with which Kraken need not be asked anew."""
 
+LONGEST_AHEAD: Final = max(_AHEAD, _LEAST + _ON_THE_WAY + _SHARP) + _SHARP
+"""Most seconds from Kraken's present time to a deadline that is made while its clock is known well enough."""
+
 
 class ExchangeClock:
     """What is known of Kraken's clock: between which two distances it is ahead of `clock.now`."""

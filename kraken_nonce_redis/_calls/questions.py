@@ -9,7 +9,7 @@ from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _telling as telling
 from kraken_nonce_redis import events
 from kraken_nonce_redis._calls.news import note
-from kraken_nonce_redis._calls.settling import Fence, Settlement, settling
+from kraken_nonce_redis._calls.settling import Fence, Settlement, looking_once, settling
 from kraken_nonce_redis._core.lock import logger
 from kraken_nonce_redis._core.steps import Send, Sleep, running
 from kraken_nonce_redis._kraken import Outcome
@@ -37,6 +37,8 @@ _OUTCOMES: Final[dict[Outcome, events.CallOutcome]] = {
 }
 _WAITED_OUT: Final = 10.0
 """Longest Retry-After in seconds that is waited for with the lock held."""
+_LONGEST_DEADLINE: Final = 65.0
+"""Seconds from now to the latest deadline that Kraken can have taken, with a margin for its clock."""
 
 
 class Who(TypedDict):
@@ -66,6 +68,8 @@ class Questions:
         self.call: Final = call
         self.news: Final = news
         self.turned_away: TurnedAway | None = None
+        self._settled: dict[tuple[str, ...], tuple[int, Settlement]] = {}
+        """What was found out under this lease, by cl_ord_ids, with the highest nonce that it holds for."""
 
     def hearing(self, step: Send) -> CallFlow[Heard]:
         """Send a request, and learn from the answer what time it is at Kraken."""
@@ -158,12 +162,15 @@ class Questions:
         hasty: bool = False,
     ) -> CallFlow[Settlement]:
         """Ask Kraken's lists what became of orders; ``lost`` is their nonce at most, the rest as for `settling`."""
+        until, known = self._settled.get(ids, (0, None))
+        if known is not None and lost <= until:
+            return known
         waits = self.calls.retries.settle_waits
 
         def fencing() -> CallFlow[Fence]:
             return self._fencing(lost)
 
-        return settling(
+        settlement = yield from settling(
             self.asking,
             self.pausing,
             fencing,
@@ -173,6 +180,28 @@ class Questions:
             hasty=hasty,
             until_proof=until_proof,
         )
+        if settlement.outcome in {"found", "absent"}:
+            self._settled[ids] = lost, settlement
+        return settlement
+
+    def looking_once(self, cl_ord_id: str) -> CallFlow[Settlement]:
+        """Ask Kraken's lists once whether an order is there, as `settling.looking_once`."""
+        return looking_once(self.asking, cl_ord_id)
+
+    def until_proof(self, deadline: float | None) -> Callable[[], float | None]:
+        """Return what tells the seconds until a look proves the absence of an order with a deadline, as for `settling`.
+
+        The deadline is in Unix seconds by Kraken's clock, None for none.
+        """
+
+        def until() -> float | None:
+            now, proof_wait = self.calls.exchange_clock.earliest(), self.calls.retries.proof_wait
+            if deadline is None or now is None:
+                return None
+            wait = deadline - now + proof_wait
+            return wait if wait <= _LONGEST_DEADLINE + proof_wait else None
+
+        return until
 
     def asking_for_window(self) -> CallFlow[tuple[int | None, Heard]]:
         """Ask Kraken for the nonce window, in ns; None if it can't be known now."""

@@ -10,7 +10,7 @@ order is absent when it is missing from both lists in the last look, and the fen
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from kraken_nonce_redis._kraken import REFUSED, Outcome
@@ -43,6 +43,12 @@ class Settlement:
     known: str
     hopeless: bool = False
     proved: bool = False
+
+    def if_proved(self) -> Settlement:
+        """Return the settlement; an absence that is not proved counts as unknown."""
+        if self.outcome != "absent" or self.proved:
+            return self
+        return replace(self, outcome="unknown", known=f"{self.known}; that is no proof that it will not be placed")
 
     @property
     def txids(self) -> dict[str, str]:
@@ -171,17 +177,31 @@ def settling(
     search = _Search(ids, opened)
     for wait in (None, *waits):
         if wait is not None:
+            if search.clear and search.accepted and _is_due(until_proof()):
+                break
             yield from pause(wait)
         yield from _look(ask, fencing, search, hasty=hasty)
         if not search.missing or search.stop or (hasty and not search.clear):
             return _settlement(search)
     wait = until_proof()
-    while wait is not None and wait > 0:
+    while wait is not None and not _is_due(wait):
         yield from pause(max(wait, _SHORTEST))
         wait = until_proof()
     if wait is not None:
         yield from _look(ask, fencing, search)
         search.proved = True
+    return _settlement(search)
+
+
+def _is_due(wait: float | None) -> bool:
+    """Return whether a look would be a proof now."""
+    return wait is not None and wait <= 0
+
+
+def looking_once(ask: Callable[[str, Mapping[str, Any]], CallFlow[Heard]], cl_ord_id: str) -> CallFlow[Settlement]:
+    """Look once whether an order is listed. ``"absent"`` says no more than that it is not, for nothing was fenced."""
+    search = _Search((cl_ord_id,), None, fenced=True)
+    yield from _looking(ask, search)
     return _settlement(search)
 
 

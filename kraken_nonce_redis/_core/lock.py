@@ -394,6 +394,11 @@ class LockCore(Generic[L]):
         """The bot's name, as people see it."""
         return unquote(self.named())
 
+    @property
+    def names_seen(self) -> set[str]:
+        """The state keys under which this process has seen that orders have names."""
+        return self._process_state().names_seen
+
     def named(self) -> str:
         """Return the bot's name as it stands in Redis."""
         return self._name or names.of_process()

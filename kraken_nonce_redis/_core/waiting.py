@@ -537,6 +537,8 @@ class ProcessState:
     """By state key, or under "" where there is one server: since when it is away, by the clock for people and ours."""
     master: str = ""
     """The address of the server that was connected to last, where there is one at a time."""
+    names_seen: set[str] = field(default_factory=set)
+    """The state keys under which this process has seen that orders have names."""
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     @property

@@ -78,6 +78,11 @@ class Keyspace:
         """The stream of leases and reserved nonces."""
         return f"{self.state}:leases"
 
+    @property
+    def once(self) -> str:
+        """The hash with the records of names, each for one order."""
+        return f"{self.state}:once"
+
 
 def tag_of(state: str) -> str:
     """Return the tag in the name of a state."""

@@ -173,8 +173,8 @@ class Adapter(_Stock):  # type: ignore[misc] # it has no types
         return arguments.seconds("timeout", seconds, 0.001, LONGEST_TIMEOUT)
 
     def _call(self, unsigned: Unsigned) -> Call:
-        longest, asked = self._longest(), unsigned.asked
-        return Call.of(self.apiKey, unsigned.method, unsigned.params, longest, self._present, asked=asked)
+        method, params, longest = unsigned.method, unsigned.params, self._longest()
+        return Call.of(self.apiKey, method, params, longest, self._present, secret=self.secret, asked=unsigned.asked)
 
     def _present(self, answer: Mapping[str, Any]) -> Any:
         """Return what ccxt's ``fetch`` does for an answer of Kraken, or raise what it does."""

@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "advance": "nonces",
     "unlock": "lock",
     "pending": "pending",
+    "once": "once",
     "exporter": "exporter",
     "ready": "ready",
     "run": "run",

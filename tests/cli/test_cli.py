@@ -466,6 +466,61 @@ def test_an_id_cannot_control_the_terminal(cli: Cli, valkey: Server, api_key: st
     assert "?[31mred" in cli("pending").stdout
 
 
+# once
+
+
+def leave_name(valkey: Server, api_key: str, name: str, txid: str = "") -> None:
+    """Do what a bot does that places an order with a name."""
+    keys, member = Keyspace.of("kraken-nonce", api_key), f"process:{name[:1]}"
+    store = store_for(valkey.client())
+    store.run(commands.acquire(keys, member, 30, ticket=None, priority="normal", pace=""))
+    record = commands.NameRecord(f"id-{name[:1]}", name, digest(api_key), 5, 1_800_000_000.0, "0f", txid)
+    assert isinstance(store.run(commands.keep(keys, member, record)), commands.Kept)
+    store.run(commands.release(keys, member))
+
+
+def test_once_lists_names(cli: Cli, valkey: Server, api_key: str) -> None:
+    """An operator sees which names were used, and whether their orders are there; no terminal is harmed."""
+    assert cli("once").stdout == "None.\n"
+    leave_name(valkey, api_key, "first thing", "O-\x1b[31m")
+    leave_name(valkey, api_key, "second")
+    first, second = cli("once").stdout.splitlines()
+    assert re.fullmatch(r"first thing  txid O-\?\[31m  cl_ord_id id-f  \d\.\d s ago", first)
+    assert re.fullmatch(r"second  not known to be placed  cl_ord_id id-s  \d\.\d s ago", second)
+    one, other = json.loads(cli("once", "--json").stdout)["names"]
+    assert 0 <= one.pop("seconds_ago") < 10
+    assert one == {"name": "first thing", "txid": "O-\x1b[31m", "cl_ord_id": "id-f", "key": digest(api_key)}
+    assert (other["name"], other["txid"]) == ("second", None)
+
+
+def test_once_clear(cli: Cli, valkey: Server, api_key: str) -> None:
+    """The record of a name is removed when somebody has confirmed it, and no other is."""
+    for name in ("first", "second"):
+        leave_name(valkey, api_key, name)
+    for answer in ("n\n", ""):
+        asked = cli("once", "--clear", "first", input=answer)
+        assert (asked.exit_code, asked.stdout) == (1, "")
+        assert "first  not known to be placed" in asked.stderr
+        assert "not confirmed" in asked.stderr
+    assert len(json.loads(cli("once", "--json").stdout)["names"]) == 2
+    assert cli("once", "--clear", "first", input="y\n").exit_code == 0
+    assert [entry["name"] for entry in json.loads(cli("once", "--json").stdout)["names"]] == ["second"]
+    assert cli("once", "--clear", "second", "--yes").exit_code == 0
+    again = cli("once", "--clear", "second", "--yes")
+    assert (again.exit_code, again.stdout) == (1, "")
+    assert "there is no record of second" in again.stderr
+    assert cli("once").stdout == "None.\n"
+
+
+def test_once_with_a_value_of_another_program(cli: Cli, valkey: Server, api_key: str) -> None:
+    """It is named with its key."""
+    keys = Keyspace.of("kraken-nonce", api_key)
+    valkey.client().hset(keys.once, "theirs", "something")
+    shown = cli("once")
+    assert shown.exit_code == 3
+    assert f"HDEL {keys.once} theirs" in shown.stderr
+
+
 @pytest.mark.parametrize("name", ["status", "unlock", "next", "last", "jump"])
 def test_the_global_scope_needs_no_api_key(cli: Cli, valkey: Server, api_key: str, name: str) -> None:
     """One lock and one sequence for all API keys of a namespace: no single key is meant."""

@@ -25,6 +25,7 @@ import requests
 
 from kraken_nonce_redis import (
     CoolDowns,
+    HoldTimeout,
     KrakenNonceError,
     LeaseLost,
     NonceTooFarAhead,
@@ -35,10 +36,11 @@ from kraken_nonce_redis import (
 )
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._calls import attempt, exchange_clock
-from kraken_nonce_redis._calls.attempt import Attempt
 from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.calls import Calls
+from kraken_nonce_redis._calls.once import Keeping
 from kraken_nonce_redis._calls.outcomes import TurnedAway
+from kraken_nonce_redis._calls.questions import Questions
 from kraken_nonce_redis._core import steps
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.lock import LeaseCore, LockCore
@@ -47,7 +49,7 @@ from kraken_nonce_redis._core.waiting import ProcessState
 from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis._kraken import Outcome
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import Extended, Granted, Pending, State
+from kraken_nonce_redis._redis.commands import Extended, Granted, Kept, NameRecord, Pending, State
 from kraken_nonce_redis._redis.keyspace import digest
 from tests.support.tiers import by_tier
 
@@ -316,6 +318,12 @@ class Redis:
         """What callers have released as known before anybody else knew."""
         self.noted: dict[int, float] = {}
         """When a result was noted, or somebody heard last that a call is still in the journal."""
+        self.names: list[tuple[float, NameRecord | None]] = [(-math.inf, None)]
+        """What the record of the only name was in the course of time, and since when."""
+        self.mark = 0, -math.inf
+        """Which server the first caller with a name has found, and since when."""
+        self.server = 0
+        """Which one it is."""
 
     def run(self, command: Command[Any]) -> Any:
         """Run a command."""
@@ -412,6 +420,26 @@ class Redis:
             entry = replace(entry, reported=how == "reported", result=result, txids=found)
         self.journal[nonce] = entry
         return True
+
+    def once(self, member: str, cl_ord_id: str, written: str, _seen: int) -> Kept | str:
+        """Read, write or remove the record of a name."""
+        if self.holder != member:
+            return "lost"
+        now = self.world.now
+        if self.mark[0] != self.server:
+            self.mark = self.server, now
+        _, record = self.names[-1]
+        if written:
+            kept = None if written == "-" else commands._read_name(0, cl_ord_id, "0", *written.split(" "))
+            self.names.append((now, kept))
+        return Kept(record, now - self.mark[1])
+
+    def fail_over(self, lost: float) -> None:
+        """Let another server take over, without what was written in the last seconds."""
+        self.server += 1
+        self.holder, self.intent = "", None
+        while self.names[-1][0] > self.world.now - lost:
+            self.names.pop()
 
     def inspect(self, _what: str) -> State:
         """Look."""
@@ -621,8 +649,8 @@ class Bot:
             raise NotSent
         step.check()
         # The lease is the caller's, and lasts until the answer is there.
-        assert world.redis.holder == step.lease.grant.member
-        assert world.redis.until >= world.now + SECONDS
+        assert world.redis.holder == step.lease.grant.member or world.redis.server
+        assert world.redis.until >= world.now + SECONDS or world.redis.server
         if step.method == "AddOrder":
             self.check_order(step)
         if self.trouble:
@@ -879,7 +907,7 @@ MUTANTS: dict[str, tuple[Any, str, Any]] = {
     "a fence of n + 1 inside of a window": (Calls, "learn_window", lambda *_: 0),
     "an order that begins after its patience": (steps, "check_patience", lambda *_: None),
     "an order that is sent once more twice": (attempt, "_MOST_RESENT", 2),
-    "a proof before the deadline": (Attempt, "_until_proof", lambda _: 0.0),
+    "a proof before the deadline": (Questions, "until_proof", lambda *_: lambda: 0.0),
 }
 
 
@@ -913,3 +941,137 @@ def test_schedules(on_unknown: OnUnknown, monkeypatch: pytest.MonkeyPatch, caplo
     assert set(total) == {"placed", "absent", "refused", "unknown", "killed"} - (
         {"absent"} if on_unknown == "raise" else set()
     )
+
+
+# Orders with a name.
+
+NAME = "rebalance"
+
+
+@dataclass
+class NamedBot(Bot):
+    """One process after the other that asks for the same order by its name."""
+
+    heard: list[str] = field(default_factory=list)
+    """What each was told: Kraken's txid, or a word."""
+
+    def call(self, method: str, depth: int = 0) -> None:
+        """Ask for the order; in between, other calls are made, and another server may take over."""
+        world = self.world
+        params = {"once": NAME} if method == "AddOrder" else {}
+        call = Call.of(KEY, method, params, SECONDS, secret="secret")
+        ear, lock, told = Ear(self.hear), Lock(), "nothing"
+        world.alive.append(lock)
+        exchange = world.exchange
+        options: dict[str, Any] = {"patience": world.luck.choice([None, 5.0, 60.0]) if self.trouble else None}
+        options["nonce_window"] = exchange.window if exchange.silent and exchange.window else None
+        if world.chance(0.3):
+            options |= {"deadline": "auto", "on_absent": "resend"}
+        try:
+            heard = self.drive(calling(lock, call, "settle", ear, **options), depth, ear)
+        except NotCarriedOut as error:
+            told = "absent" if error.proved else "absent without proof"
+        except (OutcomeUnknown, Killed) as error:
+            told = type(error).__name__
+            if told == "Killed":
+                world.alive.remove(lock)
+        except HoldTimeout:
+            told = "later"
+        except (KrakenNonceError, NotSent):
+            told = "not sent"
+        else:
+            placed = heard.answer is not None and not heard.errors and heard.failure is None
+            told = heard.answer["result"]["txid"][0] if placed and call.changes else "refused"
+        if call.changes:
+            self.heard.append(told)
+
+    def carry_out(self, step: Any, depth: int) -> Any:
+        """Carry out one step; now and then another server has taken over."""
+        if self.trouble and self.world.chance(0.01):
+            self.world.redis.fail_over(self.world.luck.choice([1.0, 10.0, 100.0]))
+        return super().carry_out(step, depth)
+
+    def check_order(self, step: Send) -> None:
+        """Note nothing: what counts is what comes of it."""
+
+    def calm(self, step: Send) -> Heard:
+        """Send a request over a good line."""
+        exchange = self.world.exchange
+        exchange.bad_line, exchange.dead = 0.0, 0
+        if step.method != "AddOrder":
+            return super().calm(step)
+        exchange.highest = min(exchange.highest, step.nonce - 1)
+        exchange.use(step.nonce)
+        deadline = exchange_clock.read(step.params["deadline"])
+        return exchange.dated(exchange.act(step.nonce, step.params["cl_ord_id"], deadline, "fine"))
+
+
+def run_named_schedule(seed: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Let several processes ask for one order; return what they were told, in numbers."""
+    world = World(seed)
+    monkeypatch.setattr(clock, "now", lambda: world.now)
+    bot = NamedBot(world, "settle")
+    for _ in range(world.luck.randint(2, 6)):
+        bot.call(world.luck.choice(["AddOrder", "AddOrder", "AddOrder", "Balance"]))
+        if world.chance(0.2):
+            world.redis.fail_over(world.luck.choice([1.0, 10.0, 100.0]))
+        world.pass_time(world.luck.choice([0.0, 0.0, 1.0, 30.0]))
+    bot.trouble = False
+    world.redis.last = max(world.redis.last, world.exchange.highest)
+    for _ in range(3):
+        world.pass_time(world.luck.choice([100.0, 3_700.0]))
+        bot.call("AddOrder")
+    for late in list(world.exchange.on_their_way):
+        world.exchange.arrive(late)
+    world.pass_time(LATEST)
+    orders = world.exchange.orders
+    assert len(orders) <= 1, f"{len(orders)} orders were placed for one name: {bot.heard}"
+    txids = {order.txid for order in orders}
+    assert {told for told in bot.heard if told.startswith("O") and told != "OutcomeUnknown"} <= txids
+    if bot.heard[-1] not in txids:
+        assert bot.heard[-1] == "OutcomeUnknown"
+        assert world.exchange.window > 3_600 * 10**9, "a fence was possible"
+        return Counter(told for told in bot.heard if told not in txids)
+    (order,) = orders
+    # Who was told that it is not placed asked before it was.
+    first = next(number for number, told in enumerate(bot.heard) if told == order.txid)
+    assert not {"absent", "refused"} & set(bot.heard[first:])
+    return Counter("placed" if told == order.txid else told for told in bot.heard)
+
+
+NAMED_MUTANTS: dict[str, tuple[Any, str, Any]] = {
+    "no record before the order is sent": (Keeping, "trying", lambda *_: iter(())),
+    "a proof before the deadline": (Questions, "until_proof", lambda *_: lambda: 0.0),
+    "no wait after another server took over": (exchange_clock, "LONGEST_AHEAD", -1_000.0),
+    "Kraken is not asked": (Keeping, "_asking", lambda *_: iter(())),
+    "records that may be old are believed": (Keeping, "_check_complete", lambda *_: None),
+}
+
+
+@pytest.mark.parametrize("mutant", NAMED_MUTANTS)
+def test_named_mutants(mutant: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The schedules of orders with a name notice what they are there to notice."""
+    caplog.set_level(logging.CRITICAL, "kraken_nonce_redis")
+    monkeypatch.setattr(*NAMED_MUTANTS[mutant])
+
+    def run_all() -> None:
+        for seed in range(10 * SCHEDULES):
+            with monkeypatch.context() as patches:
+                run_named_schedule(seed, patches)
+
+    with pytest.raises(AssertionError):
+        run_all()
+
+
+def test_named_schedules(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """However many processes ask for an order by its name, one is placed, and all who hear a txid hear the same."""
+    caplog.set_level(logging.CRITICAL, "kraken_nonce_redis")
+    total: Counter[str] = Counter()
+    for seed in range(SCHEDULES):
+        try:
+            with monkeypatch.context() as patches:
+                total += run_named_schedule(seed, patches)
+        except AssertionError as error:
+            raise AssertionError(f"schedule {seed}: {error}") from error
+    print(dict(total))
+    assert set(total) == {"placed", "absent", "refused", "later", "not sent", "OutcomeUnknown", "Killed"}

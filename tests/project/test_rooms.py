@@ -52,6 +52,7 @@ OF_PYTHON: Final = frozenset(
             "functools",
             "hashlib",
             "heapq",
+            "hmac",
             "itertools",
             "json",
             "logging",

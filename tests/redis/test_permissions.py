@@ -70,6 +70,9 @@ def do_everything(first: Any, second: Any) -> list[str]:
     extended = one.run(commands.extend(KEYS, member, 5, commands.intent("key", "AddOrder", ["id"])))
     assert isinstance(extended, commands.Extended)
     nonces = extended.nonces
+    record = commands.NameRecord("id", "name", "0f", 1, 1.0, "0f")
+    assert isinstance(one.run(commands.keep(KEYS, member, record)), commands.Kept)
+    assert len(one.run(commands.names(KEYS))) == 1
     two.run(commands.release(KEYS, quitter))
     assert one.run(commands.inspect(KEYS)).waiting == 1
     assert one.run(commands.release(KEYS, member, nonces[0], nonces[0], known=False)) == "released"

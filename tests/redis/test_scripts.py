@@ -96,6 +96,8 @@ def examples(keys: Keyspace = KEYS) -> dict[str, commands.Command[Any]]:
         commands.heartbeat(keys, "process", MEMBER),
         commands.extend(keys, MEMBER, 5),
         commands.unlock(keys, MEMBER),
+        commands.once(keys, MEMBER, "id"),
+        commands.names(keys),
     ]
     return {command.name: command for command in found}
 
@@ -137,7 +139,7 @@ def test_a_header_says_why_and_what(name: str) -> None:
     lines = [line for line in header(name).splitlines() if not line.startswith("-- include:")]
     assert lines[0].startswith(f"-- {name}: ")
     assert re.search(r"^-- Returns ", header(name), re.MULTILINE)
-    if name not in {"inspect", "log", "pending"}:
+    if name not in {"inspect", "log", "names", "pending"}:
         assert re.search(r"^-- .*[Aa]tomic", header(name), re.MULTILINE)
         assert re.search(r"[Rr]un twice|second run", header(name))
 
@@ -157,7 +159,7 @@ def test_every_key_is_declared(name: str) -> None:
     source = re.sub(r"--.*", "", scripts.load(name).source)
     calls = re.findall(r"redis\.p?call\(\s*'(\w+)'(?:, ([^,)]+))?", source)
     assert calls
-    assert {key for word, key in calls if word not in ("TIME", "PUBLISH")} <= {"KEYS[1]", "KEYS[2]", "stream"}
+    assert {key for word, key in calls if word not in ("TIME", "PUBLISH", "INFO")} <= {"KEYS[1]", "KEYS[2]", "stream"}
     assert set(re.findall(r"\bnote\((\w+)", source)) <= {"stream", "LOG", "LEASES"}  # the first one defines it
     assert set(re.findall(r"\blocal LOG(?:, LEASES)? = (.*)", source)) <= {
         "KEYS[2]",
@@ -279,6 +281,8 @@ def test_running_twice(
         assert (again.last, again.holder, again.waiting) == (first.last, first.holder, first.waiting)
     elif name == "heartbeat":
         assert (again.joined, again.offered) == (first.joined, first.offered)
+    elif name == "once":
+        assert getattr(again, "record", again) == getattr(first, "record", first)
     elif name == "release":
         assert again == ("gone" if first == "released" else first)
     else:

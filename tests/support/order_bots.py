@@ -58,8 +58,11 @@ class Bot:
         """Return the client."""
         raise NotImplementedError
 
-    def order(self, ordertype: str) -> Any:
-        """Place an order; return Kraken's txid, or "" if Kraken refused. Raises what the client does."""
+    def order(self, ordertype: str, **more: Any) -> Any:
+        """Place an order, with more of its parameters; return Kraken's txid, or "" if Kraken refused.
+
+        Raises what the client does.
+        """
         raise NotImplementedError
 
     def balance(self) -> Any:
@@ -89,8 +92,8 @@ class Krakenex(Bot):
         api.uri = uri
         return api
 
-    def order(self, ordertype: str) -> Any:  # noqa: D102
-        answer = self.client.query_private("AddOrder", form(ordertype))
+    def order(self, ordertype: str, **more: Any) -> Any:  # noqa: D102
+        answer = self.client.query_private("AddOrder", form(ordertype) | more)
         return "" if answer["error"] else answer["result"]["txid"][0]
 
     def balance(self) -> Any:  # noqa: D102
@@ -111,9 +114,10 @@ class Ccxt(Bot):
         config = {"apiKey": key, "secret": secret, "enableRateLimit": False, "urls": urls}
         return self.module.kraken(config | options)
 
-    def order(self, ordertype: str) -> Any:  # noqa: D102
+    def order(self, ordertype: str, **more: Any) -> Any:  # noqa: D102
         price = 20000 if ordertype == "limit" else None
-        return self.run(self.client.create_order("BTC/USD", ordertype, "buy", 0.0001, price))["id"]
+        amount = float(more.pop("volume", FORM["volume"]))
+        return self.run(self.client.create_order("BTC/USD", ordertype, "buy", amount, price, more))["id"]
 
     def balance(self) -> Any:  # noqa: D102
         return self.run(self.client.fetch_balance())
@@ -141,10 +145,11 @@ class Sdk(Bot):
     async def make(self, uri: str, key: str, secret: str, options: dict[str, Any]) -> Any:  # noqa: D102
         return self.kind(key=key, secret=secret, url=uri, **options)
 
-    def order(self, ordertype: str) -> Any:  # noqa: D102
+    def order(self, ordertype: str, **more: Any) -> Any:  # noqa: D102
         price = {"price": "20000"} if ordertype == "limit" else {}
-        order = {"ordertype": ordertype, "side": "buy", "pair": "XBTUSD", "volume": "0.0001", **price}
-        return self.run(self.client.create_order(**order))["txid"][0]
+        volume = more.pop("volume", FORM["volume"])
+        order = {"ordertype": ordertype, "side": "buy", "pair": "XBTUSD", "volume": volume, **price}
+        return self.run(self.client.create_order(**order, extra_params=more or None))["txid"][0]
 
     def balance(self) -> Any:  # noqa: D102
         return self.run(self.client.request("POST", "/0/private/Balance"))
