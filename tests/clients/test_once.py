@@ -28,6 +28,7 @@ from kraken_nonce_redis._calls import exchange_clock
 from kraken_nonce_redis._calls.once import Keeping
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
+from kraken_nonce_redis.events import OrderSettled
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.children import Child
 from tests.support.helpers import eventually, run
@@ -361,7 +362,7 @@ def test_unknown_and_settled(scene: Scene, kind: str, ordertype: str) -> None:
         scene.break_down()
         assert other.order(ordertype, once=NAME) == bot.order(ordertype, once=NAME) == scene.txid()
     assert scene.sent() == 1
-    assert [event.outcome for event in scene.events if event.method == "AddOrder"][-1] == "found"
+    assert [event.outcome for event in scene.events if isinstance(event, OrderSettled)][-1] == "found"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -482,7 +483,7 @@ def test_nothing_is_told(scene: Scene) -> None:
     def look() -> None:
         with scene.valkey.admin() as admin:
             for key in admin.keys("*"):
-                kept = admin.hgetall(key) if admin.type(key) == "hash" else admin.zrange(key, 0, -1)
+                kept = {"hash": admin.hgetall, "stream": admin.xrange}[admin.type(key)](key)
                 dumps.append(repr((key, kept)))
 
     scene.break_down(LOST, SILENCE)
