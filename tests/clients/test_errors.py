@@ -39,6 +39,7 @@ TO_CCXT = {
     "CoolDown": ccxt.RateLimitExceeded,
     "StoreUnavailable": ccxt.ExchangeNotAvailable,
     "NotDurable": ccxt.ExchangeNotAvailable,
+    "ShuttingDown": ccxt.ExchangeNotAvailable,
     "LeaseLost": ccxt.ExchangeNotAvailable,
     "InvalidArgument": ccxt.BadRequest,
     "IncompatibleClient": ccxt.NotSupported,
