@@ -19,7 +19,7 @@ from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.helpers import ROOT, Stopwatch, environment, run
 from tests.support.order_bots import Krakenex
-from tests.support.servers import free_port
+from tests.support.servers import free_port, require
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -190,6 +190,25 @@ os.wait()
 def test_a_child_begins_anew(valkey: Server) -> None:
     """A process that is forked after the end of its parent's calls makes calls."""
     assert in_child(FORKED, valkey.url) == "True\nheld\n"
+
+
+FIRST = """
+import os, signal, sys, time
+import kraken_nonce_redis
+kraken_nonce_redis.shutdown_on_signal(1)
+assert os.getpid() == 1
+os.kill(1, signal.SIGTERM)
+time.sleep(30)
+"""
+
+
+def test_the_first_process_of_a_container() -> None:
+    """The system keeps signals from such a process, but one that has ended its calls ends."""
+    alone = ["unshare", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        require("this user can't make a namespace of processes (Linux: root can)")
+    done = subprocess.run([*alone, sys.executable, "-c", FIRST], cwd=ROOT, env=environment(), timeout=30, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
 
 
 NOBODY = """
