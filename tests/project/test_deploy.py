@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +17,7 @@ from kraken_nonce_redis.doctor import diagnose, examine
 from kraken_nonce_redis.permissions import least_permissions
 from tests.support import deployment
 from tests.support.deployment import BASE, BIN, COMPOSE, DEPLOY, MARGIN
-from tests.support.helpers import ROOT
+from tests.support.helpers import ROOT, environment
 from tests.support.servers import HOST
 from tests.support.servers import VALKEY as KIND
 
@@ -232,11 +233,33 @@ def test_bots_user(deployed: Server) -> None:
         client.keys("*")
 
 
+def test_exporter(deployed: Server) -> None:
+    """The exporter, run as the compose file runs it, reads Valkey as its own user."""
+    service = deployment.compose(PASSWORDS)["services"]["exporter"]
+    program, *words = service["command"]
+    words[words.index("--listen") + 1] = f"{HOST}:0"
+    url = service["environment"]["KRAKEN_NONCE_REDIS_URL"].replace("@valkey:6379/", f"@{HOST}:{deployed.port}/")
+    with subprocess.Popen(
+        [BIN / program, *words],
+        env=environment() | {"KRAKEN_NONCE_REDIS_URL": url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as exporter:
+        try:
+            assert exporter.stdout is not None
+            with urllib.request.urlopen(exporter.stdout.readline().strip(), timeout=30) as answer:
+                assert b"\nkraken_nonce_up 1.0\n" in answer.read()
+        finally:
+            exporter.terminate()
+
+
 def test_permissions() -> None:
-    """Both have the same users, and a bot has the permissions that the library names."""
+    """Both have the same users, with the permissions that the library names."""
     compose, chart = deployment.users_of_compose(deployment.compose()), deployment.users_of_values(deployment.values())
     assert compose["bot"].permissions == chart["bot"].permissions == set(least_permissions())
-    assert compose["operator"].permissions == chart["operator"].permissions
+    operator = set(least_permissions(role="operator"))
+    assert compose["operator"].permissions == chart["operator"].permissions == operator
     assert compose["default"].permissions == {"+ping"}
 
 
