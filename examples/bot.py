@@ -3,6 +3,9 @@
 It takes key, secret, Redis and Kraken's address from the environment: KRAKEN_API_KEY, KRAKEN_API_SECRET,
 KRAKEN_NONCE_REDIS_URL and, for a simulator, KRAKEN_API_URL. Start as many as you like. SIGTERM and Ctrl-C end it
 after its round; docs/deploy.md says what that is good for, and how to run it in containers.
+
+Its nonces count nanoseconds. After its first call Kraken refuses every client that counts in milliseconds or
+microseconds on the same API key, forever: docs/migration.md.
 """
 
 from __future__ import annotations
@@ -63,14 +66,14 @@ def main() -> int:
     shutdown_on_signal(options.shutdown, ending)
     try:
         api = API(os.environ["KRAKEN_API_KEY"], os.environ["KRAKEN_API_SECRET"])
+        if options.metrics is not None:
+            serve_metrics(options.metrics)
     except KeyError as error:
         log.critical("the environment variable %s is not set", error.args[0])
         return 2
-    except InvalidArgument as error:
+    except (InvalidArgument, ImportError, OSError) as error:
         log.critical("%s", error)
         return 2
-    if options.metrics is not None:
-        serve_metrics(options.metrics)
     orders = 0
     while not stop.asked:
         try:
@@ -93,23 +96,31 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--every", type=float, default=10, metavar="SECONDS", help="between two rounds (default: 10)")
+    parser.add_argument("--every", type=seconds, default=10, metavar="SECONDS", help="between two rounds (default: 10)")
     parser.add_argument(
         "--orders", type=int, default=0, metavar="N", help="place N orders, one in each round (default: none)"
     )
     parser.add_argument(
-        "--shutdown", type=float, default=20, metavar="SECONDS", help="for calls to end after SIGTERM (default: 20)"
+        "--shutdown", type=seconds, default=20, metavar="SECONDS", help="for calls to end after SIGTERM (default: 20)"
     )
     parser.add_argument("--alive", type=Path, metavar="FILE", help="file to touch after each round, for a probe")
     parser.add_argument("--metrics", type=int, metavar="PORT", help="port on which Prometheus finds our metrics")
     return parser.parse_args()
 
 
+def seconds(text: str) -> float:
+    """Return a length of time; argparse tells of a `ValueError`."""
+    value = float(text)
+    if not 0 < value <= 3600:  # noqa: PLR2004 - an hour
+        raise ValueError
+    return value
+
+
 def serve_metrics(port: int) -> None:
     """Serve the library's metrics of this process."""
-    from prometheus_client import start_http_server  # noqa: PLC0415 - an extra that the bot works without
+    from prometheus_client import start_http_server  # noqa: PLC0415
 
-    from kraken_nonce_redis import prometheus  # noqa: PLC0415
+    from kraken_nonce_redis import prometheus  # noqa: PLC0415 - needs an extra that the bot works without
 
     prometheus.install()
     start_http_server(port)
