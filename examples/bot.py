@@ -120,9 +120,9 @@ def serve_metrics(port: int) -> None:
     """Serve the library's metrics of this process."""
     from prometheus_client import start_http_server  # noqa: PLC0415
 
-    from kraken_nonce_redis import prometheus  # noqa: PLC0415 - needs an extra that the bot works without
+    from kraken_nonce_redis.prometheus import install  # noqa: PLC0415 - needs an extra that the bot works without
 
-    prometheus.install()
+    install()
     start_http_server(port)
 
 
