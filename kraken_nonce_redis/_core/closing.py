@@ -42,8 +42,11 @@ def turn_away(state: ProcessState) -> None:
 
 
 def is_under_way(states: Iterable[ProcessState], *callers: object) -> bool:
-    """Return whether anybody but the caller, who can do nothing meanwhile, holds a lock."""
-    return any(owner not in callers and not lease.grant.over for state in states for owner, lease in _held(state))
+    """Return whether anybody but the caller, who can do nothing meanwhile, holds a lock or still waits for one."""
+    return any(
+        state.anyone_waits or any(owner not in callers and not lease.grant.over for owner, lease in _held(state))
+        for state in states
+    )
 
 
 def give_up(state: ProcessState) -> int:

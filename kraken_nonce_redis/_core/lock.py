@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import logging
 import time
@@ -490,24 +491,28 @@ class LockCore(Generic[L]):
         durability = of_every_nonce(self.durability)
         if wishes.intent:
             wishes = wishes._replace(intent=self._with_name(wishes.intent))
+        keep = functools.partial(self._keep, owner, wishes)
         try:
-            acquired = yield from acquiring(
-                process_state, self.keys, member, wishes, ttl=self.ttl, pace=pace, durability=durability
+            yield from acquiring(
+                process_state, self.keys, member, wishes, ttl=self.ttl, pace=pace, durability=durability, keep=keep
             )
-            lease = self._lease(acquired, owner)
-            if wishes.intent:
-                lease.grant.record = CallRecord(lease.nonce)
-            process_state.held[owner, self.keys.state] = lease
         except BaseException as error:
             if not isinstance(error, Exception | GeneratorExit):
                 # It may have struck after the grant, where nobody else gives the lock back.
                 process_state.give_back(commands.release(self.keys, member, late=True), self.ttl)
             raise
+        lease = self._own(owner, "hold")
         self._entered(lease)
         if wishes.auto_renew:
             self.renew(lease)
         self._granted(lease.grant, started)
         return lease
+
+    def _keep(self, owner: object, wishes: Wishes, acquired: Acquired) -> None:
+        lease = self._lease(acquired, owner)
+        if wishes.intent:
+            lease.grant.record = CallRecord(lease.nonce)
+        self._process_state().held[owner, self.keys.state] = lease
 
     def _granted(self, grant: Grant, asked: float) -> None:
         """Tell of a grant, to a caller that ``asked`` for it at a time of `clock.now`."""

@@ -737,10 +737,15 @@ class ProcessState:
         chore = self.background_releases.get(command.keys[0])
         return () if chore is None else chore.owed()
 
-    def left_behind(self) -> Sequence[Command[Release]]:
-        """Return the releases of all that is no longer needed: places of waiters, and owed releases."""
-        waiters = [waiter for key_waiters in list(self.waiters_by_key.values()) for waiter in key_waiters.everyone()]
+    def left_behind(self, *, at_end: bool) -> Sequence[Command[Release]]:
+        """Return the releases of all that is no longer needed: owed releases, and at the end the places of waiters.
+
+        Before the end a waiter goes on, and may be granted the lock at this moment.
+        """
         owed = [command for chore in list(self.background_releases.values()) for command in chore.owed()]
+        if not at_end:
+            return owed
+        waiters = [waiter for key_waiters in list(self.waiters_by_key.values()) for waiter in key_waiters.everyone()]
         return [*owed, *(commands.release(waiter.keys, waiter.member, late=waiter.late) for waiter in waiters)]
 
     def returned(self, command: Command[Release]) -> None:
@@ -808,8 +813,11 @@ def acquiring(
     ttl: float,
     pace: str = "",
     durability: Durability | None = None,
+    keep: Callable[[Acquired], None] = lambda _: None,
 ) -> Flow[Acquired]:
     """Get the lock for a caller with these wishes, waiting for it as long as they say.
+
+    ``keep`` takes note of the grant while the caller still counts as a waiter: who ends the process sees one of both.
 
     Raises `HoldTimeout` and `StoreError`. After any error, also an interruption of the shell, nothing of the caller
     stays in Redis: its place, offer or lease is given up, at once or, when Redis is unavailable, by the agenda.
@@ -817,9 +825,10 @@ def acquiring(
     waiter = Waiter(keys, member, None if wishes.timeout is None else clock.now() + wishes.timeout)
     key_waiters = process_state.enter(waiter)
     try:
-        return (
-            yield from _asking(process_state, key_waiters, waiter, wishes, ttl=ttl, pace=pace, durability=durability)
+        acquired = yield from _asking(
+            process_state, key_waiters, waiter, wishes, ttl=ttl, pace=pace, durability=durability
         )
+        closing.check(keys.state)  # what is granted while the process ends may be released for it
     except (StoreUnavailable, GeneratorExit) as error:
         if waiter.asked:
             release = commands.release(keys, member, late=waiter.late or isinstance(error, GeneratorExit))
@@ -833,6 +842,9 @@ def acquiring(
         if waiter.ticket or unheard or not isinstance(error, StoreError | HoldTimeout):
             yield from _giving_up(process_state, waiter, ttl, late=waiter.late)
         raise
+    else:
+        keep(acquired)
+        return acquired
     finally:
         key_waiters.leave(waiter)
 

@@ -92,6 +92,9 @@ def _handle(number: signal.Signals, seconds: float, before: Any) -> None:
         shutdown(seconds)
         time.sleep(_HEARING)
         os.kill(os.getpid(), number)
+        if os.getpid() == 1 and before == signal.SIG_DFL:
+            # The first process of a container gets no signal that it has no handler for.
+            os._exit(128 + number)
 
     def handler(*_: object) -> None:
         signal.signal(number, before)

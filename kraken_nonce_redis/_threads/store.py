@@ -509,7 +509,7 @@ class Store:
             time.sleep(0.001)  # what these threads are about to get has to be given back, too
         begun: list[tuple[Command[Any], Callable[[], object]]] = []
         try:
-            for release in self._process_state.left_behind():
+            for release in self._process_state.left_behind(at_end=self._ended or _process.current().closing):
                 pipe = self._connections.pipe(release)
                 if pipe is None:
                     begun.append((release, functools.partial(self._run, release)))

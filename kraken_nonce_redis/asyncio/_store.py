@@ -320,7 +320,8 @@ class Store:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_AT_END):
-                await asyncio.gather(*map(self._give_back, self.process_state.left_behind()))
+                left_behind = self.process_state.left_behind(at_end=at_end or _process.current().closing)
+                await asyncio.gather(*map(self._give_back, left_behind))
                 while any(pipe.due for pipe in self._connections.pipes):  # noqa: ASYNC110 - some of several
                     await asyncio.sleep(0.001)
         for timer in (self._chores, self._idle):

@@ -19,7 +19,7 @@ from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.helpers import ROOT, Stopwatch, environment, run
 from tests.support.order_bots import Krakenex
-from tests.support.servers import free_port
+from tests.support.servers import free_port, require
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -171,6 +171,87 @@ def test_in_the_thread_that_holds(valkey: Server) -> None:
         pass
 
 
+GRANTED = """
+import sys, threading, time
+import kraken_nonce_redis
+from kraken_nonce_redis import CallLock, ShuttingDown
+lock = CallLock.from_url(sys.argv[1], "key")
+def call():
+    try:
+        with lock.hold():
+            print("makes a call", flush=True)
+            sys.stdin.readline()
+    except ShuttingDown:
+        print("refused", flush=True)
+with lock.hold():
+    pass
+print("ready", flush=True)
+sys.stdin.readline()
+thread = threading.Thread(target=call)
+thread.start()
+time.sleep(0.3)
+getattr(kraken_nonce_redis, sys.argv[2])()
+thread.join()
+"""
+GRANTED_IN_A_TASK = """
+import asyncio, sys
+import kraken_nonce_redis.asyncio as library
+from kraken_nonce_redis import ShuttingDown
+async def call(lock):
+    try:
+        async with lock.hold():
+            print("makes a call", flush=True)
+            await asyncio.to_thread(sys.stdin.readline)
+    except ShuttingDown:
+        print("refused", flush=True)
+async def main():
+    lock = library.CallLock.from_url(sys.argv[1], "key")
+    async with lock.hold():
+        pass
+    print("ready", flush=True)
+    sys.stdin.readline()
+    task = asyncio.create_task(call(lock))
+    await asyncio.sleep(0.3)
+    await getattr(library, sys.argv[2])()
+    await task
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "how"),
+    [(GRANTED, "shutdown"), (GRANTED, "close"), (GRANTED_IN_A_TASK, "shutdown"), (GRANTED_IN_A_TASK, "aclose")],
+)
+def test_granted_at_this_moment(valkey: Server, program: str, how: str) -> None:
+    """Who is granted the lock while the process ends is refused; who is while connections close really has it."""
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", program, valkey.url, how],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as bot:
+        assert bot.stdin is not None
+        assert bot.stdout is not None
+        assert bot.stdout.readline() == "ready\n"
+        valkey.client().client_pause(3000, all=False)  # so the grant comes when the end has begun
+        bot.stdin.write("\n")
+        bot.stdin.flush()
+        said = bot.stdout.readline()
+        lock = kraken_nonce_redis.CallLock.from_url(valkey.url, "key")
+        if how == "shutdown":
+            assert said == "refused\n"
+        else:
+            assert said == "makes a call\n"
+            assert lock.locked()
+            bot.stdin.close()
+        bot.wait(20)
+    with lock.hold(timeout=1):
+        pass
+    assert bot.returncode == 0
+
+
 FORKED = """
 import os, sys
 import kraken_nonce_redis
@@ -190,6 +271,25 @@ os.wait()
 def test_a_child_begins_anew(valkey: Server) -> None:
     """A process that is forked after the end of its parent's calls makes calls."""
     assert in_child(FORKED, valkey.url) == "True\nheld\n"
+
+
+FIRST = """
+import os, signal, sys, time
+import kraken_nonce_redis
+kraken_nonce_redis.shutdown_on_signal(1)
+assert os.getpid() == 1
+os.kill(1, signal.SIGTERM)
+time.sleep(30)
+"""
+
+
+def test_the_first_process_of_a_container() -> None:
+    """The system keeps signals from such a process, but one that has ended its calls ends."""
+    alone = ["unshare", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        require("this user can't make a namespace of processes (Linux: root can)")
+    done = subprocess.run([*alone, sys.executable, "-c", FIRST], cwd=ROOT, env=environment(), timeout=30, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
 
 
 NOBODY = """
