@@ -102,6 +102,7 @@ class Trial:
             "xadd": ("XADD", log, "MAXLEN", "~", 1, "*", "kind", "doctor"),
             "xrevrange": ("XREVRANGE", log, "+", "-", "COUNT", 1),
             "time": ("TIME",),
+            "info": ("INFO", "server"),
             "publish": ("PUBLISH", keyspace.channel(self.process_id), "doctor"),
             "eval": ("EVAL", "return 1", 0),
             "evalsha": ("EVALSHA", "0" * 40, 0),
