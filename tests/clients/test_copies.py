@@ -116,6 +116,7 @@ class TestCopies:
         close(client)
         close(other)
 
+    @pytest.mark.test_all
     def test_in_another_process(
         self, sim: KrakenSimulator, valkey: Server, make: Callable[..., Any], *, used: bool
     ) -> None:

@@ -111,6 +111,7 @@ def test_krakens_clock(scene: Scene, kind: str, offset: float) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.test_all
 def test_proved(scene: Scene, kind: str) -> None:
     """An order that Kraken accepts, but has not placed by its deadline, is proved to be absent, and stays absent."""
     held = AHEAD + PROOF_WAIT + 2

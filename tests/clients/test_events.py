@@ -253,6 +253,7 @@ def everything_goes_wrong(bot: Bot, sim: KrakenSimulator) -> None:
                 call()
 
 
+@pytest.mark.test_all
 def test_no_secrets(
     kind: str,
     sim: KrakenSimulator,

@@ -347,6 +347,7 @@ def test_refused_and_tried_again(scene: Scene, kind: str) -> None:
         assert next_one.order("limit", once=NAME) == bot.order("limit", once=NAME) == scene.txid()
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("kind", BOTS)
 @pytest.mark.parametrize("ordertype", ["limit", "market"])
 def test_unknown_and_settled(scene: Scene, kind: str, ordertype: str) -> None:

@@ -911,6 +911,7 @@ MUTANTS: dict[str, tuple[Any, str, Any]] = {
 }
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_mutants(mutant: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """The schedules notice what they are there to notice."""
@@ -1048,6 +1049,7 @@ NAMED_MUTANTS: dict[str, tuple[Any, str, Any]] = {
 }
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("mutant", NAMED_MUTANTS)
 def test_named_mutants(mutant: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """The schedules of orders with a name notice what they are there to notice."""

@@ -77,6 +77,7 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.test_all
 def test_the_first_five_minutes(clone: Path) -> None:
     """A server, a simulated Kraken that loses answers, and a bot that places five orders, each once."""
     port = str(free_port())

@@ -110,6 +110,7 @@ def test_calls_end(stage: Stage, way: str, how: str) -> None:
     assert len(stage.sim.orders()) == 1
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("way", WAYS)
 def test_calls_are_given_up(stage: Stage, way: str, how: str) -> None:

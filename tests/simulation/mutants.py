@@ -188,12 +188,3 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
     "more than two heartbeats a second": PythonMutant(waiting.KeyWaiters, "succeeded", _too_soon),
 }
 """By what is wrong."""
-
-RARE = {
-    "a newcomer goes before an order that may go first",
-    "a dead waiter gets an offer for each of its places",
-    "a clock set back is not noticed",
-    "a pace is not noticed to lie ahead",
-    "a cool-down is not noticed to lie ahead",
-}
-"""Those that few schedules notice, so that it takes long."""

@@ -19,12 +19,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from kraken_nonce_redis import Pace
 from kraken_nonce_redis._redis import commands
 from tests.redis.test_properties import STUB
-from tests.simulation.mutants import MUTANTS, RARE
+from tests.simulation.mutants import MUTANTS
 from tests.simulation.server import Server as SmallServer
 from tests.simulation.server import library
 from tests.simulation.world import BEGIN, World, simulate
 from tests.support.helpers import KEYS
-from tests.support.tiers import by_tier, in_test_all
+from tests.support.tiers import by_tier
 
 if TYPE_CHECKING:
     import redis
@@ -86,7 +86,8 @@ def test_a_seed_decides_everything() -> None:
     assert traces[0] != traces[1]
 
 
-@pytest.mark.parametrize("mistake", [in_test_all(name)[0] if name in RARE else name for name in MUTANTS])
+@pytest.mark.test_all
+@pytest.mark.parametrize("mistake", MUTANTS)
 def test_it_notices(monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
     """A mistake in the library breaks a promise in one of the first schedules."""
     lua = MUTANTS[mistake].apply(monkeypatch)
