@@ -4,6 +4,7 @@
 twins are in `kraken_nonce_redis.asyncio`, clients in `kraken_nonce_redis.krakenex` and its siblings.
 """
 
+from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
 
 from kraken_nonce_redis._arguments import OnUnknown, Priority, Scope
@@ -39,7 +40,10 @@ from kraken_nonce_redis.errors import (
 from kraken_nonce_redis.pace import CoolDowns, Pace, Tier
 from kraken_nonce_redis.retries import Retries
 
-__version__ = _version("kraken-nonce-redis")
+try:
+    __version__ = _version("kraken-nonce-redis")
+except _PackageNotFoundError:  # in a bundle without metadata
+    __version__ = "unknown"
 
 __all__ = [
     "CallLock",

@@ -144,11 +144,15 @@ def lacks_result(answer: Mapping[str, Any]) -> bool:
 
 
 def is_final_refusal(heard: Heard) -> bool:
-    """Return whether Kraken's answer to a question is that it does not answer it, and not for the time being only."""
-    if heard.answer is None:
+    """Return whether Kraken's answer to a question is that it does not answer it, and not for the time being only.
+
+    That is a result without what was asked for, or an error such as EGeneral:Unknown method or Permission denied.
+    """
+    if heard.answer is None or heard.lacks_result:
         return False
     meanings = [kraken.meaning_of(error) for error in heard.errors]
-    return all(meaning.verdict == kraken.REFUSED and meaning.cool_down is None for meaning in meanings)
+    final = all(meaning.verdict == kraken.REFUSED and meaning.cool_down is None for meaning in meanings)
+    return final and all(error.startswith("EGeneral:") for error in heard.errors)
 
 
 def is_refused_for_deadline(heard: Heard) -> bool:

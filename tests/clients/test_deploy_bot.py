@@ -64,7 +64,7 @@ class Bot:
             )
 
     def _here(self, command: list[str]) -> list[str]:
-        return [self._paths.get(word, word).replace("/tmp/", f"{self._folder}/") for word in command]
+        return [self._paths.get(word) or word.replace("/tmp/", f"{self._folder}/") for word in command]
 
     def probe(self, command: list[str]) -> int:
         """Run a probe beside the bot; return its exit code."""
