@@ -4,8 +4,7 @@
 twins are in `kraken_nonce_redis.asyncio`, clients in `kraken_nonce_redis.krakenex` and its siblings.
 """
 
-from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
-from importlib.metadata import version as _version
+import importlib.metadata as _metadata
 
 from kraken_nonce_redis._arguments import OnUnknown, Priority, Scope
 from kraken_nonce_redis._threads.allocator import NonceAllocator
@@ -41,8 +40,8 @@ from kraken_nonce_redis.pace import CoolDowns, Pace, Tier
 from kraken_nonce_redis.retries import Retries
 
 try:
-    __version__ = _version("kraken-nonce-redis")
-except _PackageNotFoundError:  # in a bundle without metadata
+    __version__ = _metadata.version("kraken-nonce-redis")
+except _metadata.PackageNotFoundError:  # in a bundle without metadata
     __version__ = "unknown"
 
 __all__ = [
