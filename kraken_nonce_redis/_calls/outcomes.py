@@ -146,13 +146,13 @@ def lacks_result(answer: Mapping[str, Any]) -> bool:
 def is_final_refusal(heard: Heard) -> bool:
     """Return whether Kraken's answer to a question is that it does not answer it, and not for the time being only.
 
-    That is a result without what was asked for, or an error such as EGeneral:Unknown method or Permission denied.
+    That is a result without what was asked for, or an error about the method or the API key, not one about orders.
     """
     if heard.answer is None or heard.lacks_result:
         return False
     meanings = [kraken.meaning_of(error) for error in heard.errors]
     final = all(meaning.verdict == kraken.REFUSED and meaning.cool_down is None for meaning in meanings)
-    return final and all(error.startswith("EGeneral:") for error in heard.errors)
+    return final and all(error.startswith(("EGeneral:", "EAPI:")) for error in heard.errors)
 
 
 def is_refused_for_deadline(heard: Heard) -> bool:
