@@ -202,12 +202,17 @@ def api_key_of(variable: str | None, account: str | None, file: str | None) -> s
     return api_key
 
 
-def connect(url: str | None) -> Source:
-    """Return the client for a URL, by default the one in the environment; nothing is sent yet."""
+def url_or_environment(url: str | None) -> str:
+    """Return what --redis has, or else the URL in the environment."""
     url = url or urls.from_environment()
     if url is None:
         raise Misuse(f"no Redis: give --redis URL or set {urls.VARIABLES[0]}")
-    return client_from_url(url)
+    return url
+
+
+def connect(url: str | None) -> Source:
+    """Return the client for a URL, by default the one in the environment; nothing is sent yet."""
+    return client_from_url(url_or_environment(url))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from kraken_nonce_redis._redis.commands import text
 from kraken_nonce_redis._texts import printable, span
 from kraken_nonce_redis._threads.connections import ClusterAddress, client_from_url
 from kraken_nonce_redis._threads.store import store_for
-from kraken_nonce_redis.cli.exit_codes import Misuse
+from kraken_nonce_redis.cli.options import url_or_environment
 from kraken_nonce_redis.errors import raise_from_redis
 
 if TYPE_CHECKING:
@@ -53,9 +53,7 @@ class Place:
     """One Redis: a server, the master behind Sentinels, or a cluster. Nothing is sent before it is asked something."""
 
     def __init__(self, url: str | None) -> None:
-        given = url or urls.from_environment()
-        if given is None:
-            raise Misuse(f"no Redis: give --redis URL or set {urls.VARIABLES[0]}")
+        given = url_or_environment(url)
         self.source = "--redis" if url else urls.variable() or ""
         self._url = urls.parse(given)
         self.client = client_from_url(given)
