@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _DIGEST_LENGTH: Final = 16
+TAG: Final = re.compile(rf"[0-9a-f]{{{_DIGEST_LENGTH}}}|global")
+"""What stands for an API key, or for all, in the names of keys: see `Keyspace.tag`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +13,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from kraken_nonce_redis import urls
+from kraken_nonce_redis._redis import keyspace
 from kraken_nonce_redis._redis.commands import text
 from kraken_nonce_redis._texts import printable, span
 from kraken_nonce_redis._threads.connections import ClusterAddress, client_from_url
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-TAG: Final = re.compile(r"[0-9a-f]{16}|global")
-"""What stands for an API key, or for all, in the names of keys."""
 _COUNT: Final = 1000
 """Keys that the server looks at for one SCAN."""
 
@@ -137,7 +135,7 @@ class Place:
                         begun = True
                         cursor, names = client.scan(cursor, match=f"{namespace}:{{*}}", count=_COUNT)
                         tags = {text(name)[len(namespace) + 2 : -1] for name in names}
-                        yield {tag for tag in tags if TAG.fullmatch(tag)}
+                        yield {tag for tag in tags if keyspace.TAG.fullmatch(tag)}
         except (RedisError, OSError) as error:
             raise_from_redis(error, "scan", f"{namespace}:*")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, Type
 import click
 
 from kraken_nonce_redis import _verdict as verdicts
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import commands, keyspace
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.cli.exit_codes import Misuse, StoreFailure
 from kraken_nonce_redis.cli.options import (
@@ -23,7 +23,7 @@ from kraken_nonce_redis.cli.options import (
     redis_option,
     scope_option,
 )
-from kraken_nonce_redis.cli.place import TAG, Place
+from kraken_nonce_redis.cli.place import Place
 from kraken_nonce_redis.errors import ForeignValue, StoreError
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def selection_options(function: Callable[Concatenate[Selection, P], T]) -> Calla
 
 def _tag(digest: str) -> str:
     tag = digest.strip().lower()
-    if not TAG.fullmatch(tag):
+    if not keyspace.TAG.fullmatch(tag):
         # Never the value: it may be the API key itself.
         raise Misuse("--id takes the 16 hex digits between the braces of kraken-nonce:{...}, and never an API key")
     return tag

@@ -5,7 +5,6 @@ It writes only to three keys of its own, and deletes them.
 
 from __future__ import annotations
 
-import re
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -15,7 +14,7 @@ from redis.sentinel import SentinelConnectionPool
 
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._arguments import DEFAULT_NAMESPACE
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import commands, keyspace
 from kraken_nonce_redis._redis.commands import text
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis._threads.store import store_for
@@ -46,7 +45,6 @@ _SAMPLES: Final = 200
 _SAMPLING: Final = 0.5  # seconds
 _MOST_KEYS: Final = 10_000
 _LOOKING: Final = 2.0  # seconds
-_TAG: Final = re.compile(r"[0-9a-f]{16}|global")
 
 
 def examine(client: redis.Redis, namespace: str = DEFAULT_NAMESPACE) -> Seen:
@@ -175,7 +173,7 @@ def _keys(client: redis.Redis, store: Store, namespace: str) -> Keys:
         cursor, found = client.scan(cursor, match=f"{namespace}:{{*}}", count=1000)
         tags.update((text(key)[len(namespace) + 2 : -1], None) for key in found)
         complete = int(cursor) == 0
-    ours = [tag for tag in tags if _TAG.fullmatch(tag)]
+    ours = [tag for tag in tags if keyspace.TAG.fullmatch(tag)]
     leads: dict[str, int] = {}
     foreign: list[str] = []
     for looked_at, tag in enumerate(ours):
@@ -194,5 +192,5 @@ def _keys(client: redis.Redis, store: Store, namespace: str) -> Keys:
         else:
             if state.last is not None:
                 leads[keys.state] = state.last - state.now
-    strangers = sum(not _TAG.fullmatch(tag) and not tag.startswith(TAG) for tag in tags)
+    strangers = sum(not keyspace.TAG.fullmatch(tag) and not tag.startswith(TAG) for tag in tags)
     return Keys(count=len(ours), complete=complete, leads=leads, foreign=foreign, strangers=strangers)
