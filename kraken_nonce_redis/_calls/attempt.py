@@ -141,15 +141,12 @@ class Attempt:
 
     def _making(self) -> CallFlow[Heard]:
         call, lease = self._call, self._lease
-        nonce = yield from lease.beginning(call.intent, call.seconds)
-        heard = yield from self._sending(nonce)
+        nonce, heard = yield from self._beginning()
         if self._dates and is_refused_for_deadline(heard):
-            nonce = yield from lease.beginning(call.intent, call.seconds)
-            heard = yield from self._sending(nonce)
+            nonce, heard = yield from self._beginning()
         if heard.verdict.remedy is Remedy.NONCE:
             if self._first:
-                nonce = yield from lease.beginning(call.intent, call.seconds)
-                heard = yield from self._sending(nonce)
+                nonce, heard = yield from self._beginning()
             if heard.verdict.remedy is Remedy.NONCE and self._retries.leads:
                 yield from self._raising_the_nonce(nonce)
         elif not call.changes and heard.lacks_result:
@@ -211,6 +208,11 @@ class Attempt:
             logger.warning("%s gets no deadline, since Kraken's clock is not known well enough", self._call.method)
         else:
             self._params = {**self._call.params, "deadline": exchange_clock.written(self._deadline)}
+
+    def _beginning(self) -> CallFlow[tuple[int, Heard]]:
+        """Send the call with a nonce for which its intent is noted; return both."""
+        nonce = yield from self._lease.beginning(self._call.intent, self._call.seconds)
+        return nonce, (yield from self._sending(nonce))
 
     def _sending(self, nonce: int, *, same: bool = False) -> CallFlow[Heard]:
         """Send the call, once; ``same`` for the same bytes as last time."""
@@ -325,9 +327,8 @@ class Attempt:
     def _resending(self, absent: NotCarriedOut) -> CallFlow[Heard]:
         """Send an order once more that is proved to be absent, with the same cl_ord_id, if it is not too late."""
         self._resent += 1
-        nonce = yield from self._lease.beginning(self._call.intent, self._call.seconds)
         try:
-            heard = yield from self._sending(nonce)
+            nonce, heard = yield from self._beginning()
         except HoldTimeout:  # it is too late
             raise absent from None
         if heard.verdict.outcome is Outcome.CARRIED_OUT:
@@ -387,6 +388,7 @@ class Attempt:
 
 
 def no_replay(window: int) -> InvalidArgument:
+    """Return the error for ``replay`` with an API key that has a nonce window, in ns."""
     return InvalidArgument(
         "on_unknown",
         f"'replay' is not for an API key with a nonce window, here {window} ns: inside of it, Kraken might accept the "

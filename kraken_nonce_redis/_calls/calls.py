@@ -31,12 +31,7 @@ from kraken_nonce_redis._core.steps import Sleep, check_patience, running
 from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis._kraken import Outcome, Remedy
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis.errors import (
-    CoolDown,
-    HoldTimeout,
-    InvalidArgument,
-    StoreError,
-)
+from kraken_nonce_redis.errors import CoolDown, HoldTimeout, InvalidArgument, StoreError
 from kraken_nonce_redis.pace import CoolDowns, priority_of
 from kraken_nonce_redis.retries import Retries
 

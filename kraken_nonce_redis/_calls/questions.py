@@ -14,10 +14,7 @@ from kraken_nonce_redis._core.lock import logger
 from kraken_nonce_redis._core.steps import Send, Sleep, running
 from kraken_nonce_redis._kraken import Outcome
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis.errors import (
-    NonceTooFarAhead,
-    StoreError,
-)
+from kraken_nonce_redis.errors import NonceTooFarAhead, StoreError
 from kraken_nonce_redis.pace import tell_a_time
 
 if TYPE_CHECKING:
