@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import pty
 import re
 import subprocess
 import sys
@@ -22,7 +20,8 @@ from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.cli.app import app
 from kraken_nonce_redis.permissions import ROLES, least_permissions
-from tests.support.helpers import ROOT, environment, run
+from tests.support.command import Terminal
+from tests.support.helpers import environment, run
 from tests.support.servers import free_port
 
 if TYPE_CHECKING:
@@ -50,21 +49,9 @@ def call(*args: str, **env: str | None) -> Result:
 
 def on_a_terminal(answer: str, *args: str, **env: str) -> tuple[int, str]:
     """Run the command on a terminal and type an answer; return the exit code and what was shown."""
-    ours, theirs = pty.openpty()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "kraken_nonce_redis", *args],
-        cwd=ROOT,
-        env=environment() | env,
-        stdin=theirs,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    os.close(theirs)
-    os.write(ours, answer.encode())
-    said, _ = child.communicate(timeout=30)
-    os.close(ours)
-    return child.returncode, said
+    with Terminal(*args, **env) as terminal:
+        terminal.press(answer)
+        return terminal.ended(), terminal.text
 
 
 # acl
