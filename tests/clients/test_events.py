@@ -226,7 +226,7 @@ class Shown:
         assert measured is not None
         return "\n".join(
             (
-                *map(repr, self._listener.told),
+                *map(repr, self._listener.everything),
                 *(json.dumps(vars(record), default=repr) for record in self._caplog.records),
                 generate_latest(self._registry).decode(),
                 *(span.to_json() for span in self._spans.get_finished_spans()),
@@ -280,7 +280,7 @@ def test_no_secrets(
         options["redis"] = url
         with BOTS[kind](sim.url, sim.key, sim.secret, **options) as bot, contextlib.suppress(Exception):
             bot.balance()
-    told = {type(event) for event in listener.told}
+    told = {type(event) for event in listener.everything}
     assert told >= {
         *STEPS,
         CallRefused,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import PrivateServer
     from tests.support.faces import Face
+    from tests.support.helpers import View
     from tests.support.servers import AnyServer, Server
 
 pytestmark = pytest.mark.once
@@ -60,7 +61,7 @@ def call_events() -> Iterator[events.Event]:
     yield events.KeyPoisoned(**who, refused=1, lead=1.0)
 
 
-def test_prometheus(face: Face, server: AnyServer, rival: Rival, registry: CollectorRegistry) -> None:
+def test_prometheus(face: Face, server: AnyServer, rival: Rival, view: View, registry: CollectorRegistry) -> None:
     """Waits, holds and calls are counted once, with labels that this library knows, or "other"."""
     value = registry.get_sample_value
     assert value("kraken_nonce_events_total", {"event": "StateLost"}) == 0
@@ -68,6 +69,7 @@ def test_prometheus(face: Face, server: AnyServer, rival: Rival, registry: Colle
     for _ in range(3):
         with lock.hold():
             time.sleep(0.011)
+    view.until_free()
     rival.take()
     with fails(HoldTimeout), lock.hold(0):
         pass

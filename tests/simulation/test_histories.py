@@ -94,6 +94,12 @@ def test_a_holder_past_its_lease() -> None:
     assert judge([lease(0, 1, 9, 10, until=4.5), lease(2, 4, 6, 20, "b")]).two_holders == 1
 
 
+def test_a_lease_that_was_over_when_it_came() -> None:
+    """A holder whose grant was so late that it knows its lease to be over never held anything."""
+    assert judge([lease(0, 5, 8, 20), lease(0, 6, 7, 10, "b", until=6.0)]).faultless
+    assert judge([lease(0, 5, 8, 20), lease(0, 6, 7, 10, "b", until=6.5)]).two_holders == 1
+
+
 def test_a_killed_holder() -> None:
     """A process that was killed holds nothing from then on; until then it does."""
     gone = replace(lease(0, 1, 0, 10), left=None, over=None)

@@ -163,6 +163,8 @@ def _is_ours(name: str) -> bool:
 def _overlaps(leases: list[Call], losses: Sequence[Loss], killed: dict[str, float]) -> tuple[int, int]:
     """Return how many pairs of leases ran at the same time: without and with a loss between their grants."""
     leases = sorted(leases, key=lambda lease: lease.had or 0.0)
+    # Nobody believed to have a lease whose grant arrived only when its time was up.
+    leases = [lease for lease in leases if lease.had is not None and lease.had < _end(lease, killed)]
     two_holders = excused = 0
     running: list[Call] = []
     for later in leases:

@@ -18,17 +18,25 @@ class Listener:
     """What was told, to an observer and to the process's hook.
 
     Attributes:
-        told: all events, in order.
+        everything: all events, in order.
         news: those that the hook got.
     """
 
     def __init__(self) -> None:
-        self.told: list[events.Event] = []
+        self.everything: list[events.Event] = []
         self.news: list[events.News] = []
+
+    @property
+    def told(self) -> list[events.Event]:
+        """All events, in order, but for failures of commands to Redis.
+
+        Another test's server may be gone, and what that test has left to the background fails.
+        """
+        return [event for event in list(self.everything) if not isinstance(event, events.StoreFailed)]
 
     def of(self, kind: type[E]) -> list[E]:
         """Return the events of a kind."""
-        return [event for event in list(self.told) if isinstance(event, kind)]
+        return [event for event in list(self.everything) if isinstance(event, kind)]
 
     def one(self, kind: type[E]) -> E:
         """Wait for the event of a kind, of which there is one, and return it."""
@@ -37,21 +45,18 @@ class Listener:
         return event
 
     def kinds(self) -> list[type[events.Event]]:
-        """Return the kinds of all events, in order, but for failures of commands to Redis.
-
-        Another test's server may be gone, and what that test has left to the background fails.
-        """
-        return [type(event) for event in list(self.told) if not isinstance(event, events.StoreFailed)]
+        """Return the kinds of what was told, in order."""
+        return [type(event) for event in self.told]
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[Listener]:
     """Hear of all events of this process."""
     listener = Listener()
-    events.add_observer(listener.told.append)
+    events.add_observer(listener.everything.append)
     events.set_hook(listener.news.append)
     try:
         yield listener
     finally:
         events.set_hook(None)
-        events.remove_observer(listener.told.append)
+        events.remove_observer(listener.everything.append)
