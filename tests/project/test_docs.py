@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 ERROR = re.compile(r"`(E[A-Za-z]+:\w[^`…]*?)(?: …[^`]*)?`")
 METHOD = re.compile(r"\b(?:[A-Z][a-z]+){2,}\b")
+HEAD = re.compile(r"^#+ (.+)$", re.MULTILINE)
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 ACCOUNTS = ("KRAKEN", "KRAKEN_MASTER", *(f"KRAKEN_USER_{name}" for name in ("ALICE", "BOB", "CAROL", "DAVE", "ERIN")))
@@ -177,6 +178,35 @@ def test_methods_in_the_docs() -> None:
 @pytest.mark.once
 def test_links_lead_somewhere() -> None:
     """A reader who follows a link inside the docs arrives."""
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text("utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    pages = {page: page.read_text("utf-8") for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))}
+    anchors = {page: {slug(head) for head in HEAD.findall(text)} for page, text in pages.items()}
+    for page, text in pages.items():
+        for target, _, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]+))?\)", text):
+            there = (page.parent / target).resolve() if target else page
+            assert there.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors[there], f"{page.name}: {target}#{anchor}"
+
+
+@pytest.mark.once
+@pytest.mark.test_all
+def test_pictures_show_what_the_commands_show(tmp_path: Path) -> None:
+    """They are drawn from real bots, and those in the docs are of the same kind."""
+    script = ROOT / "docs" / "pictures" / "draw.py"
+    ran = subprocess.run(
+        [sys.executable, script, tmp_path], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False, timeout=120
+    )
+    assert ran.returncode == 0
+    for name, words in {
+        "call": ["release.lua: ", "outcome known"],
+        "status": ["by grid bot 2, never renewed", "grid bot 1 for Balance, normal"],
+        "watch": ["by grid bot 2, never renewed", "calls/s", "held, waiting"],
+    }.items():
+        for folder in (tmp_path, script.parent):
+            text = (folder / f"{name}.svg").read_text("utf-8").replace("&#160;", " ")
+            assert all(word in text for word in words), f"{folder.name}/{name}"
+            assert "url(http" not in text
+
+
+def slug(head: str) -> str:
+    """Return the anchor of a heading, as GitHub and package indexes make it."""
+    return re.sub(r"[^\w -]", "", head.strip().lower()).replace(" ", "-")

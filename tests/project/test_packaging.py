@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from email.message import Message
+
     from tests.support.servers import Server
 
 pytestmark = [pytest.mark.once, pytest.mark.test_all]
@@ -155,11 +158,29 @@ with kraken_nonce_redis.CallLock.from_url(sys.argv[1], "some-key").hold() as lea
     assert run(sys.executable, "-W", "error", "-c", program, valkey.url, cwd=folder).strip().isdecimal()
 
 
-def test_only_redis_is_required(wheel: Path) -> None:
-    """Installing the library pulls in redis-py and nothing else."""
+@pytest.fixture(scope="module")
+def metadata(wheel: Path) -> Message:
+    """Read what a package index is told."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
-        metadata = Parser().parsestr(archive.read(name).decode())
+        return Parser().parsestr(archive.read(name).decode())
+
+
+def test_links_of_the_package_page(metadata: Message, sdist: Path) -> None:
+    """A package index shows the README without our files: its links lead out, and the files named are in the sdist."""
+    page = metadata.get_payload()
+    assert isinstance(page, str)
+    assert all(target.startswith("https://") for target in re.findall(r"\]\(([^)]*)\)", page))
+    assert "<img" not in page
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    named = set(re.findall(r"\(`([^`]+)`\)", page))
+    assert "docs/orders.md" in named <= names
+    assert "The files named here are in the source distribution." in page
+
+
+def test_only_redis_is_required(metadata: Message) -> None:
+    """Installing the library pulls in redis-py and nothing else."""
     required = metadata.get_all("Requires-Dist", [])
     core = [requirement for requirement in required if "extra ==" not in requirement]
     assert [requirement.split(">=")[0] for requirement in core] == ["redis"]
