@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import signal
-from contextlib import ExitStack, nullcontext
+import zlib
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -16,6 +18,7 @@ from kraken_nonce_redis.testing._limits import Limits
 from tests.support.children import stop_forking
 from tests.support.faces import FACES, Face
 from tests.support.helpers import new_process
+from tests.support.own_keys import OwnKeys
 from tests.support.proxy import SCRIPTS, Proxy
 from tests.support.servers import (
     FAKETIME_MISSING,
@@ -79,7 +82,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out of `make test` what is marked `test_all`, and what starts several servers."""
+    """Leave out of `make test` what is marked `test_all` or starts several servers; run one variant of `long` ones."""
     if EVERYTHING:
         return
 
@@ -89,8 +92,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         topologies = [*item.fixturenames, parameters.get("topology"), parameters.get("replicated")]
         return "sentinel" in topologies or "cluster" in topologies or bool(item.get_closest_marker("test_all"))
 
-    config.hook.pytest_deselected(items=[item for item in items if is_left_out(item)])
-    items[:] = [item for item in items if not is_left_out(item)]
+    left_out = {item for item in items if is_left_out(item)}
+    long = [item for item in items if item not in left_out and item.get_closest_marker("long")]
+    for _, variants in itertools.groupby(long, lambda item: item.nodeid.partition("[")[0]):
+        left_out |= _all_but_one(list(variants))
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _all_but_one(variants: list[pytest.Item]) -> set[pytest.Item]:
+    """Return all variants of a test but one: always the same one, and not always the first."""
+    one = zlib.crc32(variants[0].nodeid.partition("[")[0].encode()) % len(variants)
+    return {*variants[:one], *variants[one + 1 :]}
 
 
 def pytest_configure() -> None:
@@ -251,10 +264,25 @@ def shared_simulator() -> Iterator[Callable[[tuple[str, ...], int], KrakenSimula
         yield give
 
 
+@pytest.fixture(scope="session")
+def simulator_with_own_keys() -> Iterator[Callable[[tuple[str, ...], int], OwnKeys]]:
+    """Give the same, and for each accounts one API key that nobody had before."""
+    numbers = itertools.count()
+    with ExitStack() as stack:
+
+        @functools.cache
+        def shared(accounts: tuple[str, ...], seed: int, _nth: int) -> KrakenSimulator:
+            return stack.enter_context(KrakenSimulator(accounts, keys=OwnKeys.MOST, seed=seed))
+
+        def give(accounts: tuple[str, ...], seed: int) -> OwnKeys:
+            nth, number = divmod(next(numbers), OwnKeys.MOST)
+            return OwnKeys(shared(accounts, seed, nth), number)
+
+        yield give
+
+
 @pytest.fixture
-def sim(
-    request: pytest.FixtureRequest, shared_simulator: Callable[[tuple[str, ...], int], KrakenSimulator]
-) -> Iterator[KrakenSimulator]:
+def sim(request: pytest.FixtureRequest) -> KrakenSimulator:
     """Give a simulator as good as new, with the settings that the mark `simulator` names.
 
     With `own=True` its API keys are those of one test: what this process knows of a key's nonces stays.
@@ -262,10 +290,11 @@ def sim(
     mark = request.node.get_closest_marker("simulator")
     settings = SIMULATOR | (mark.kwargs if mark else {})
     accounts, seed, own = (settings.pop(name) for name in ("accounts", "seed", "own"))
-    with KrakenSimulator(accounts, seed=seed) if own else nullcontext(shared_simulator(accounts, seed)) as sim:
-        sim.configure(**settings)
-        sim.reset()
-        yield sim
+    give = request.getfixturevalue("simulator_with_own_keys" if own else "shared_simulator")
+    sim: KrakenSimulator = give(accounts, seed)
+    sim.configure(**settings)
+    sim.reset()
+    return sim
 
 
 @pytest.fixture(params=FACES.values(), ids=FACES)

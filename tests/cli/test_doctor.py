@@ -342,6 +342,7 @@ def test_a_raised_nonce(valkey: Server) -> None:
     assert of(doctor(valkey.url), "keys") == {"ok": "0 in namespace kraken-nonce"}
 
 
+@pytest.mark.test_all
 def test_a_replica(private_server: PrivateServer) -> None:
     """A replica is refused, with the exit code of a problem; its master says how far it is."""
     master, replica = private_server(), private_server()
@@ -507,6 +508,7 @@ def test_a_server_without_scripts(private_server: PrivateServer) -> None:
     assert "lacks a command" in of(found, "scripts")["problem"]
 
 
+@pytest.mark.test_all
 def test_a_node_of_a_cluster(private_server: PrivateServer) -> None:
     """A node is tried with keys that are its own."""
     nodes = [private_server(VALKEY, "--cluster-enabled", "yes") for _ in range(2)]

@@ -99,6 +99,7 @@ def test_a_hung_holder_and_a_dead_one(redis_url: str, operator: Operator) -> Non
     assert re.match(r"held 1\d\.\d s by bot-that-died, never renewed", detail)
 
 
+@pytest.mark.test_all
 def test_a_dead_holder_whom_nobody_followed(redis_url: str, operator: Operator) -> None:
     """`the lease of ... ended ... ago without a release`."""
     key = uuid.uuid4().hex
@@ -128,6 +129,7 @@ def test_a_cool_down(sim: KrakenSimulator, redis_url: str, operator: Operator) -
     assert re.match(r"cool-down for another \d+\.\d (s|min): EGeneral:Temporary lockout\n", said)
 
 
+@pytest.mark.test_all
 def test_an_order_left_pending(sim: KrakenSimulator, redis_url: str, operator: Operator, tmp_path: Path) -> None:
     """`1 call to be settled`, of which bot and since when; `pending` has the order's id to look it up by."""
     notes = tmp_path / "notes"

@@ -282,6 +282,7 @@ def following(valkey: Server) -> Iterator[Following]:
     started.process.communicate()
 
 
+@pytest.mark.test_all
 def test_following(following: Following, client: redis.Redis) -> None:
     """What is there comes first, then what happens, in its order and once, from both streams; Ctrl-C ends it."""
     assert json.loads(following.line())["kind"] == "raised"

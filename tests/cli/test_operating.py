@@ -249,6 +249,7 @@ def test_version() -> None:
     assert done.stdout == f"kraken-nonce, version {version}\n"
 
 
+@pytest.mark.test_all
 def test_completion_knows_the_accounts() -> None:
     """A shell completes commands and the names of accounts; what is wrong with those is no matter then."""
     accounts = {

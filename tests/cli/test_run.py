@@ -46,6 +46,7 @@ def run(*command: str, env: dict[str, str] | None = None) -> subprocess.Complete
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "first",
     [
@@ -115,6 +116,7 @@ class TestSitecustomize:
         assert done.stdout == OURS
         assert "ValueError: theirs" in done.stderr
 
+    @pytest.mark.test_all
     def test_twice(self) -> None:
         """A command in a command works."""
         done = run("--", *COMMAND, "--", sys.executable, "-c", f"import ccxt.pro, ccxt; {CLASSES}")

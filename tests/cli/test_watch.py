@@ -182,6 +182,7 @@ def test_a_screen_fits(valkey: Server, api_keys: list[str], columns: int) -> Non
 # What it costs
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("number", [1, *in_test_all(3)])
 def test_two_commands_a_second_and_key(valkey: Server, proxy: MakeProxy, api_keys: list[str], number: int) -> None:
     """At the most, with all that it asks: scripts, SCAN and what a connection says of itself."""
@@ -204,6 +205,7 @@ def test_two_commands_a_second_and_key(valkey: Server, proxy: MakeProxy, api_key
 # The terminal
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("columns", [60, 120])
 def test_q_quits_and_the_terminal_is_as_before(valkey: Server, api_keys: list[str], columns: int) -> None:
     """Its settings are restored and the screen from before is back, with exit code 0."""
@@ -229,6 +231,7 @@ def test_q_quits_and_the_terminal_is_as_before(valkey: Server, api_keys: list[st
     assert api_keys[0] not in terminal.raw
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_leaves_the_terminal_as_before(
     valkey: Server, api_keys: list[str], how: signal.Signals, code: int
@@ -245,6 +248,7 @@ def test_a_signal_leaves_the_terminal_as_before(
         assert not COLOUR.search(terminal.raw)
 
 
+@pytest.mark.test_all
 def test_piped_it_prints_lines(valkey: Server, api_keys: list[str]) -> None:
     """Plain text, a line for each key and second, and no control characters; a reader that ends, ends it quietly."""
     NonceAllocator.from_url(valkey.url, api_keys[0]).next()

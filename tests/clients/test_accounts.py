@@ -439,6 +439,7 @@ class TestCopyTrading:
         assert set(placed(sim)) == {"master", "alice", "carol", "erin"}
         assert "erin: O" in out
 
+    @pytest.mark.test_all
     def test_a_killed_process_is_its_users_alone(self, copier: Copier, sim: KrakenSimulator) -> None:
         """A user's process that dies takes no other user's copy with it."""
         die = f"""

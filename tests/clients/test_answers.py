@@ -123,6 +123,7 @@ def asked_for(seconds: float, off: float = 0.0) -> dict[str, str]:
 class TestTooManyRequests:
     """Cloudflare's page with the status 429."""
 
+    @pytest.mark.long
     @pytest.mark.parametrize("what", ["429", "1015"])
     @pytest.mark.parametrize("before", ["reading", "answering"])
     def test_not_now(self, stage: Stage, what: str, before: Point) -> None:
@@ -153,6 +154,7 @@ class TestTooManyRequests:
             assert list(event.orders.values()) == stage.txids()
             assert stage.pending() == ()
 
+    @pytest.mark.long
     @pytest.mark.parametrize("off", [None, 0.0, HOUR, -HOUR], ids=["seconds", "a date", "an hour late", "early"])
     def test_soon(self, stage: Stage, off: float | None) -> None:
         """After a short Retry-After the order is settled under the same lease, whatever the clocks say."""
@@ -197,6 +199,7 @@ class TestTooManyRequests:
         assert stage.txids()[1] == txid
         assert stage.pending() == ()
 
+    @pytest.mark.long
     def test_the_next_call_soon(self, stage: Stage) -> None:
         """After a short Retry-After to those questions the caller's own call goes on, under the same lease."""
         stage.fail(Fault("429", "answering", methods=["AddOrder"]))
@@ -208,6 +211,7 @@ class TestTooManyRequests:
         assert stage.sent()[:3] == ["AddOrder", *QUESTIONS]
         assert len(stage.sent()) == 4
 
+    @pytest.mark.long
     def test_the_next_call_later(self, stage: Stage) -> None:
         """A caller that waits long enough makes its call once the cool-down is over."""
         stage.fail(Fault("429", "answering", methods=["AddOrder"]))
@@ -221,6 +225,7 @@ class TestTooManyRequests:
         assert again.received - asked.received >= 1
         assert stage.pending() == ()
 
+    @pytest.mark.long
     def test_reading(self, stage: Stage) -> None:
         """A reading call that gets it is made again once the cool-down of all is over, and not before."""
         stage.fail(Fault("429", "reading", methods=BALANCES, calls=[1], headers={"Retry-After": "1"}))
@@ -235,6 +240,7 @@ class TestTooManyRequests:
             stage.bot.balance()
         assert len(stage.sent()) == 2
 
+    @pytest.mark.long
     @pytest.mark.parametrize("seconds", ["1", "60"])
     def test_cancelling(self, stage: Stage, seconds: str) -> None:
         """A cancellation that gets it is sent once more after a short Retry-After, and else not."""

@@ -349,6 +349,7 @@ class TestLease:
         longest = 40 if face == "sync" else 21  # requests times connecting and reading apart; aiohttp rounds up
         assert longest < left[0] < longest + 1
 
+    @pytest.mark.long
     def test_nothing_leaves_late(
         self, monkeypatch: pytest.MonkeyPatch, sim: KrakenSimulator, make_bot: MakeBot
     ) -> None:
@@ -421,6 +422,7 @@ class TestThrottle:
         "api": {"private": {"post": {"Balance": 2}}},
     }
 
+    @pytest.mark.long
     def test_others_call_meanwhile(self, sim: KrakenSimulator, make_bot: MakeBot) -> None:
         """While one client is throttled, the key is free for all others."""
         slow, quick = make_bot(**self.CONFIG | {"rateLimit": 1000}), make_bot()
@@ -482,6 +484,7 @@ class TestRetries:
         assert "ordertype=market" in bot.exchange.last_request_body
         assert "max" not in bot.exchange.last_request_body
 
+    @pytest.mark.long
     def test_gives_up_as_ccxt_does(self, sim: KrakenSimulator, make_bot: MakeBot) -> None:
         """After the last attempt the error is ccxt's; each attempt is made twice, as it changes nothing."""
         bot = make_bot(timeout=200, retries=Retries(waits=()), options={"maxRetriesOnFailure": 2})

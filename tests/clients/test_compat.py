@@ -258,6 +258,7 @@ def take_limited(count: int) -> list[int]:
 class TestRateLimiting:
     """Startup protection, over all processes."""
 
+    @pytest.mark.test_all
     def test_startup(self) -> None:
         """Four processes that begin at once take at most 20 nonces in any second together."""
         nonces = sorted(chain(*in_processes(take_limited, *[(12,)] * 4)))

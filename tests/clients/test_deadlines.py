@@ -94,6 +94,7 @@ def scene(sim: KrakenSimulator, valkey: Server) -> Iterator[Scene]:
     assert scene.pending() == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("offset", [-7_200.0, 7_200.0])
 @pytest.mark.parametrize("kind", BOTS)
 def test_krakens_clock(scene: Scene, kind: str, offset: float) -> None:
@@ -128,6 +129,7 @@ def test_proved(scene: Scene, kind: str) -> None:
     assert scene.sim.orders() == []
 
 
+@pytest.mark.test_all
 def test_listed_late(scene: Scene) -> None:
     """An order that is listed after the usual looks, but soon after its deadline, is found."""
     scene.sim.configure(listing_delay=(1.5, 1.5), faults=[Fault("cut", "answering", methods=["AddOrder"], calls=[1])])
@@ -135,6 +137,7 @@ def test_listed_late(scene: Scene) -> None:
         assert bot.order("market") == scene.sim.orders()[0].txid
 
 
+@pytest.mark.test_all
 def test_a_deadline_of_the_callers(scene: Scene) -> None:
     """A caller's own deadline stays as it is, and proves absence as well."""
     scene.sim.configure(faults=[Fault(**LOST)])
@@ -163,6 +166,7 @@ def test_an_inherited_order_is_not_proved(scene: Scene) -> None:
 class TestResend:
     """Sending an order once more that is proved to be absent."""
 
+    @pytest.mark.long
     @pytest.mark.parametrize("kind", KINDS)
     def test_placed_once(self, scene: Scene, kind: str) -> None:
         """An order that was lost on its way is placed, once, though the lost request arrives after all."""
@@ -179,6 +183,7 @@ class TestResend:
             ("absent", (sim.orders()[0].cl_ord_id,))
         ]
 
+    @pytest.mark.test_all
     def test_once_only(self, scene: Scene) -> None:
         """An order that is lost again is not sent a third time."""
         scene.sim.configure(faults=[Fault(**LOST)])
@@ -187,6 +192,7 @@ class TestResend:
         assert caught.value.proved
         assert len(scene.orders()) == 2
 
+    @pytest.mark.test_all
     def test_not_after_its_patience(self, scene: Scene) -> None:
         """An order whose absence is proved too late is not sent again."""
         scene.sim.configure(faults=[Fault(**LOST)])
@@ -194,6 +200,7 @@ class TestResend:
             bot.order("market")
         assert len(scene.orders()) == 1
 
+    @pytest.mark.test_all
     @pytest.mark.parametrize(
         "refusal", ["", "EOrder:Insufficient funds", "EAPI:Rate limit exceeded", "EService:Deadline elapsed"]
     )

@@ -227,6 +227,7 @@ class TestRepeats:
             params = params | repeats
         return made.run(getattr(made.client, method)(params))
 
+    @pytest.mark.long
     def test_no_changes(self, sim: KrakenSimulator, made: Bot, way: str) -> None:
         """A refused order is not repeated, as a refused question is."""
         sim.configure(faults=BUSY)
@@ -236,6 +237,7 @@ class TestRepeats:
             self.call(made, way, "private_post_addorder", form("limit"))
         assert [request.method for request in sim.requests()] == ["Balance"] * 3 + ["AddOrder"]
 
+    @pytest.mark.long
     def test_ours(self, sim: KrakenSimulator, valkey: Server, made: Bot, way: str) -> None:
         """Nor is one that waited for the lock in vain, while a question waits again."""
         calls: list[str] = []
@@ -247,6 +249,7 @@ class TestRepeats:
                 in_time(made, lock, lambda _, method=method, params=params: self.call(made, way, method, params))
         assert calls == ["Balance"] * 3 + ["AddOrder"]
 
+    @pytest.mark.long
     def test_parameters_of_ccxt_stay_there(self, made: Bot, way: str) -> None:
         """Kraken gets none of them."""
         assert self.call(made, way, "private_post_addorder", form("limit"))["error"] == []

@@ -77,6 +77,7 @@ class TestPatch:
             assert {key for key in now if now[key] is not before[name].get(key)} == {"kraken"}
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("environment")
 @pytest.mark.parametrize("module", FACES)
 def test_made_by_name(sim: KrakenSimulator, module: str) -> None:
@@ -128,6 +129,7 @@ def as_freqtrade(error: Exception) -> str:
     return next(what for kind, what in FREQTRADE if isinstance(error, kind))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_in_freqtrade(sim: KrakenSimulator, valkey: Server, situation: str) -> None:
     """None of our errors ends the bot; it stops for an order of which nobody knows, and goes on after all others."""
@@ -151,6 +153,7 @@ class TestOctoBot:
 
     REPEATED = (ccxt.RequestTimeout, ccxt.ExchangeNotAvailable, ccxt.InvalidNonce)
 
+    @pytest.mark.test_all
     @pytest.mark.usefixtures("environment")
     def test_no_order_twice(self, sim: KrakenSimulator) -> None:
         """What it repeats was not carried out; an order whose outcome is unknown is not repeated."""

@@ -198,6 +198,7 @@ class TestProcesses:
         assert_in_turn(sim.requests(), 4 * ORDERS)
         assert [order.nonce for order in sim.orders()] == [request.nonce for request in sim.requests()]
 
+    @pytest.mark.test_all
     def test_mixed_clients(self, sim: KrakenSimulator, access: dict[str, Any]) -> None:
         """Bots on krakenex, on the SDK, on the SDK with asyncio and a websocket client share a key in peace."""
         sim.configure(latency=SPREAD)
@@ -305,6 +306,7 @@ class TestPublicCalls:
 class TestLease:
     """The lock is held for as long as a request can take, and nothing is sent without it."""
 
+    @pytest.mark.long
     @pytest.mark.parametrize("option", [{"call_timeout": 20}, {}], ids=["call_timeout", "TIMEOUT"])
     @pytest.mark.parametrize(
         ("call", "client", "expected"),
@@ -360,6 +362,7 @@ class TestLease:
 
         awaited(lambda: kraken_sdk.AsyncTrade(**access), use)
 
+    @pytest.mark.long
     @pytest.mark.parametrize(("call", "client"), [(called, kraken_sdk.User), (awaited, kraken_sdk.AsyncUser)])
     def test_call_timeout(self, valkey: Server, call: Any, client: Any) -> None:
         """``call_timeout`` is when a call gives up, and the key is free at once."""

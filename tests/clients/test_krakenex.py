@@ -376,6 +376,7 @@ class TestSeam:
             ours._check_seam.cache_clear()
 
 
+@pytest.mark.test_all
 def test_processes(sim: KrakenSimulator, valkey: Server) -> None:
     """Where stock krakenex is refused for its nonces, ours never is, and calls arrive one by one in nonce order."""
     sim.configure(latency=(0.0005, 0.008))

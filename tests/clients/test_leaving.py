@@ -529,6 +529,7 @@ class TestSentTwice:
         assert_nothing_is_pending(sim, valkey)
         api.close()
 
+    @pytest.mark.long
     @pytest.mark.parametrize("name", ["ccxt-async", "sdk-async"])
     def test_slow_to_connect(
         self, sim: KrakenSimulator, valkey: Server, monkeypatch: pytest.MonkeyPatch, name: str

@@ -71,6 +71,7 @@ def with_kraken_sdk(key: str, secret: str, uri: str, redis: str) -> None:
         user.get_account_balance()
 
 
+@pytest.mark.test_all
 @pytest.mark.once
 def test_four_kinds_of_clients(valkey: Server) -> None:
     """krakenex, ccxt, ccxt with asyncio and python-kraken-sdk share a key: none is refused, one call at a time."""

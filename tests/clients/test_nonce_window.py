@@ -96,6 +96,7 @@ def test_a_late_order(scene: Scene, kind: str, *, repeats: bool) -> None:
     assert WINDOW / SECOND - 5 < scene.lead() < WINDOW / SECOND + 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", BOTS)
 def test_many_late_orders(scene: Scene, kind: str) -> None:
     """Whatever is told of an order's request that went missing, it is so when that arrives after all."""

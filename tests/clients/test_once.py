@@ -142,6 +142,7 @@ def scene(sim: KrakenSimulator, valkey: Server) -> Iterator[Scene]:
     assert scene.run(commands.pending(scene.keys)) == ()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ordertype", ["limit", "market"])
 @pytest.mark.parametrize("kind", BOTS)
 def test_one_order(scene: Scene, kind: str, ordertype: str) -> None:
@@ -158,6 +159,7 @@ def test_one_order(scene: Scene, kind: str, ordertype: str) -> None:
     assert {record.name: record.txid for record in scene.records()} == {NAME: first.txid, "another": second.txid}
 
 
+@pytest.mark.test_all
 def test_what_ccxt_makes_of_it(scene: Scene) -> None:
     """Whoever comes later gets an order with the same symbol, side, type, amount and price, as the first one."""
     with scene.bot("ccxt") as bot:
@@ -169,6 +171,7 @@ def test_what_ccxt_makes_of_it(scene: Scene) -> None:
         assert third[name] == fourth[name], name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "params"),
     [
@@ -203,6 +206,7 @@ def test_refused(scene: Scene, method: str, params: dict[str, Any]) -> None:
     assert scene.sim.requests() == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("on_unknown", ["raise", "replay"])
 def test_only_who_settles(scene: Scene, on_unknown: Any) -> None:
     """A client that would not find out what became of the order refuses names."""
@@ -211,6 +215,7 @@ def test_only_who_settles(scene: Scene, on_unknown: Any) -> None:
     assert scene.sim.requests() == []
 
 
+@pytest.mark.test_all
 def test_in_ccxt(scene: Scene) -> None:
     """Refusals are errors of ccxt there, whatever the method."""
     with scene.bot("ccxt") as bot:
@@ -220,6 +225,7 @@ def test_in_ccxt(scene: Scene) -> None:
             bot.client.create_order("BTC/USD", "limit", "buy", 0.001, 20000, {"once": "x", "clientOrderId": "mine"})
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_parameters(scene: Scene, kind: str) -> None:
     """A name is for one order: with other parameters it is refused, and nothing is sent."""
@@ -231,12 +237,14 @@ def test_other_parameters(scene: Scene, kind: str) -> None:
     assert scene.sent() == 1
 
 
+@pytest.mark.test_all
 def test_a_code_for_two_factors(scene: Scene) -> None:
     """What changes with each call and says nothing of the order is no other parameter."""
     with scene.bot() as bot:
         assert bot.order("limit", once=NAME, otp="1") == bot.order("limit", once=NAME, otp="2")
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ordertype", ["limit", "market"])
 def test_lost_data(scene: Scene, kind: str, ordertype: str) -> None:
@@ -251,6 +259,7 @@ def test_lost_data(scene: Scene, kind: str, ordertype: str) -> None:
     assert scene.sent() == 1
 
 
+@pytest.mark.test_all
 def test_lost_data_before_it_is_listed(scene: Scene) -> None:
     """So it is for a process that has seen that there were names, until its order would be listed for sure."""
     scene.sim.configure(listing_delay=(2.0, 2.0))
@@ -265,6 +274,7 @@ def test_lost_data_before_it_is_listed(scene: Scene) -> None:
     assert scene.sent() == 1
 
 
+@pytest.mark.test_all
 def test_an_older_record(scene: Scene) -> None:
     """A record that another server has from before a later attempt proves nothing about that, once it is listed."""
     with scene.bot() as bot, scene.bot() as other:
@@ -299,6 +309,7 @@ def test_a_record_that_has_had_its_day(scene: Scene) -> None:
     assert scene.sent() == 2
 
 
+@pytest.mark.test_all
 def test_lost_before_it_is_listed(scene: Scene) -> None:
     """After another server took over, an order that Kraken does not list yet is not placed again.
 
@@ -334,6 +345,7 @@ def test_kraken_cant_be_asked(scene: Scene) -> None:
     assert scene.sent() == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_refused_and_tried_again(scene: Scene, kind: str) -> None:
     """After a refusal the next caller tries."""
@@ -366,6 +378,7 @@ def test_unknown_and_settled(scene: Scene, kind: str, ordertype: str) -> None:
     assert [event.outcome for event in scene.events if isinstance(event, OrderSettled)][-1] == "found"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_absent_and_tried_again(scene: Scene, kind: str) -> None:
     """An order that got lost is proved to be absent, by its deadline, before the next one is sent."""
@@ -380,6 +393,7 @@ def test_absent_and_tried_again(scene: Scene, kind: str) -> None:
     assert txid == scene.txid()
 
 
+@pytest.mark.test_all
 def test_absent_while_another_asks(scene: Scene) -> None:
     """Who finds the record of an order that its own caller could not settle does so, and then sends it."""
     with scene.bot() as bot, scene.bot() as other:
@@ -392,6 +406,7 @@ def test_absent_while_another_asks(scene: Scene) -> None:
     assert scene.sent() == 2
 
 
+@pytest.mark.test_all
 def test_too_late_to_send(scene: Scene) -> None:
     """Who has settled an order for longer than its own patience sends nothing; the next caller does at once."""
     with scene.bot() as bot, scene.bot(patience=0.5) as impatient:
@@ -402,6 +417,7 @@ def test_too_late_to_send(scene: Scene) -> None:
         assert impatient.order("market", once=NAME) == scene.txid()
 
 
+@pytest.mark.test_all
 def test_no_proof_without_krakens_time(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where answers don't tell the time, no order with a name is sent; and an absence is never proved."""
     scene.break_down(Fault("cut", "reading", methods=["AddOrder"], calls=[1]), SILENCE)
@@ -449,6 +465,7 @@ def test_another_has_the_lock(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> 
     assert scene.sent() == 1
 
 
+@pytest.mark.test_all
 def test_redis_fails_after_the_answer(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -476,6 +493,7 @@ def test_redis_fails_after_the_answer(
     assert scene.sent() == 1
 
 
+@pytest.mark.test_all
 def test_nothing_is_told(scene: Scene) -> None:
     """Neither amounts nor parameters nor a hash of them, nor key or secret, are in Redis at any time."""
     order = {"pair": "XBTUSD", "type": "buy", "ordertype": "limit", "price": "23456.7", "volume": "0.00123"}
@@ -603,6 +621,7 @@ def check(scene: Scene, told: dict[str, set[str]]) -> None:
 POINTS = ("intent noted", "record written", "reading", "acting", "answering", "answered", "txid written")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("kind", ["krakenex", *in_test_all("ccxt-async", "sdk")])
 def test_killed(scene: Scene, tmp_path: Path, point: str, kind: str) -> None:
@@ -665,6 +684,7 @@ TROUBLE = (
 )
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("losing", [False, True])
 def test_four_processes(scene: Scene, tmp_path: Path, *, losing: bool) -> None:
     """Four processes ask for the same orders, some are killed, and answers get lost: one order for each name.
@@ -704,6 +724,7 @@ def test_failover(sim: KrakenSimulator, sentinel: SentinelTopology, tmp_path: Pa
     check(scene, told)
 
 
+@pytest.mark.test_all
 def test_the_longest_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time that a name has to wait covers the latest deadline that an order with a name can have."""
     for name, seconds in (("_AHEAD", 5.0), ("_ON_THE_WAY", 1.0), ("LONGEST_AHEAD", LONGEST_AHEAD)):

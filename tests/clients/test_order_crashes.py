@@ -50,6 +50,7 @@ def learn(sim: KrakenSimulator, valkey: Server) -> list[OrderSettled]:
     return learned
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("point", "bot", "ordertype"),
     [
@@ -94,6 +95,7 @@ def test_killed(sim: KrakenSimulator, valkey: Server, tmp_path: Path, point: Any
     assert learn(sim, valkey) == []
 
 
+@pytest.mark.test_all
 def test_killed_at_random(sim: KrakenSimulator, valkey: Server, tmp_path: Path) -> None:
     """Bots die at random while others work and calls get lost: each order is known to somebody, and none came twice."""
     luck = random.Random(5)

@@ -99,6 +99,7 @@ def test_matrix(sim: KrakenSimulator, valkey: Server, kind: str, what: str, poin
     assert pending(valkey, sim) == ()
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("kind", BOTS)
 def test_everything_fails(sim: KrakenSimulator, valkey: Server, kind: str) -> None:
     """When the questions fail as well, what is not known is reported, and settled by a later call."""
@@ -146,6 +147,7 @@ def test_a_question_gets_lost(sim: KrakenSimulator, valkey: Server) -> None:
     assert pending(valkey, sim) == ()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("deadline", [True, False])
 def test_deadline(sim: KrakenSimulator, valkey: Server, *, deadline: bool) -> None:
     """An order accepted but placed after the last look at the lists is reported as absent, unless it has a deadline."""

@@ -96,6 +96,7 @@ def test_settling_takes_longer(sim: KrakenSimulator, valkey: Server) -> None:
         assert bot.order("market")
 
 
+@pytest.mark.test_all
 def test_cancels_have_none(sim: KrakenSimulator, valkey: Server) -> None:
     """A cancellation waits as long as any call that changes nothing; so does an order that is only checked."""
     api = API(sim.key, sim.secret, redis=valkey.url, patience=0, retries=Retries(waits=(0.05,)))
@@ -109,6 +110,7 @@ def test_cancels_have_none(sim: KrakenSimulator, valkey: Server) -> None:
     api.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["ccxt", "ccxt-async"])
 def test_throttled_by_ccxt(sim: KrakenSimulator, valkey: Server, kind: str) -> None:
     """The time for which ccxt throttles an order counts."""

@@ -200,6 +200,7 @@ class TestNeverAgain:
 class TestSecrets:
     """Logs at DEBUG and exceptions hold no secret, no signature and no full API key."""
 
+    @pytest.mark.long
     def test_nothing_shown(
         self, kind: str, sim: KrakenSimulator, valkey: Server, caplog: pytest.LogCaptureFixture, capfd: Any
     ) -> None:

@@ -157,6 +157,7 @@ def test_server_that_refuses_to_start_says_why() -> None:
         server.stop()
 
 
+@pytest.mark.test_all
 def test_servers_end_with_a_killed_test_run(tmp_path: Path) -> None:
     """Even a test run that is killed leaves no server process and no directory behind."""
     script = (
@@ -227,6 +228,7 @@ def test_clock_decides_about_expiry(faketime_server: Server) -> None:
     assert client.get("key") is None
 
 
+@pytest.mark.test_all
 def test_clock_stretches_what_the_server_waits(faketime_server: Server) -> None:
     """After a step back a blocked command outlasts its timeout: clients need one of their own."""
     client = faketime_server.client(socket_timeout=2, retry=None)
@@ -361,6 +363,7 @@ def test_chosen_commands_count(valkey: Server, proxy: MakeProxy) -> None:
     assert place.commands == 2
 
 
+@pytest.mark.test_all
 def test_black_hole_swallows_until_healed(link: Link) -> None:
     """In a black hole calls time out, new connections too; healed, all is well."""
     link.count()
@@ -471,6 +474,7 @@ def test_client_hears_the_cut_after_a_fork(link: Link) -> None:
     os.waitpid(child, 0)
 
 
+@pytest.mark.test_all
 def test_many_connections_at_once(link: Link) -> None:
     """A few hundred clients pass through one proxy."""
     clients = [link.connect(socket_timeout=60) for _ in range(300)]
@@ -527,6 +531,7 @@ def test_distance_takes_a_round_trip(valkey: Server) -> None:
     assert min(times) < 0.1
 
 
+@pytest.mark.test_all
 def test_distance_limits_no_throughput(valkey: Server) -> None:
     """Many requests at once don't wait for each other, which would take minutes, and come in their order."""
     with away(valkey.url, 0.5) as url, redis.Redis.from_url(url) as client:

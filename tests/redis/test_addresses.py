@@ -266,6 +266,7 @@ def refused(face: Face, url: str, kind: type[StoreError], *parts: str) -> None:
     assert not any(secret in shown(caught.value) for secret in (PASSWORD, OF_SENTINEL, USER))
 
 
+@pytest.mark.test_all
 def test_tls_to_a_plain_port(face: Face, private_server: PrivateServer) -> None:
     """A server without TLS doesn't answer the handshake; the URL is for one with it."""
     port = private_server(VALKEY).port
@@ -307,6 +308,7 @@ def test_files_that_hold_no_certificate(face: Face, tls: TlsTopology) -> None:
     gc.collect()
 
 
+@pytest.mark.test_all
 @FORGETS_SOCKETS
 def test_files_that_have_gone(face: Face, tls: TlsTopology) -> None:
     """So does one that a client of the user's own names, and that is not there."""

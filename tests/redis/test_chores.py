@@ -68,6 +68,7 @@ def test_malformed_messages(face: Face, valkey: Server, options: dict[str, bool]
     assert caller.result() - released < PROMPT
 
 
+@pytest.mark.long
 def test_a_flood_of_messages(face: Face, valkey: Server) -> None:
     """However many messages anybody publishes, a process asks about every 50 ms, for all of its waiters together."""
     view, rival = View(valkey.client()), Rival(valkey.client())
@@ -130,6 +131,7 @@ class Vault(CredentialProvider):
         return "default", "anything"
 
 
+@pytest.mark.test_all
 def test_failing_credentials(face: Face, valkey: Server, caplog: pytest.LogCaptureFixture) -> None:
     """A provider that fails while a lease is renewed costs a renewal: that is told, and the next one works."""
     vault, name = Vault(), f"vault-{face.name}"
@@ -266,6 +268,7 @@ def test_chores_that_cannot_begin(
     hold.__exit__(None, None, None)
 
 
+@pytest.mark.test_all
 def test_nothing_piles_up(face: Face, valkey: Server) -> None:
     """A process keeps nothing of keys for which nobody waits, and of renewals of leases that were released."""
     client = face.client(valkey)

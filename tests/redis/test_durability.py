@@ -60,6 +60,7 @@ def test_no_replica(face: Face, master: Server) -> None:
     assert nonces.next() > before + 60 * SECOND
 
 
+@pytest.mark.long
 def test_a_replica_that_hangs(face: Face, master: Server, replica: Server) -> None:
     """A replica that does not take it in time does not count; the connection is good for more."""
     nonces = face.allocator(face.client(master), durable=Durability(timeout=0.05))
@@ -86,6 +87,7 @@ def test_ordinary_nonces_do_not_wait(face: Face, master: Server) -> None:
         assert lease.next_nonce() > lease.nonce
 
 
+@pytest.mark.long
 def test_every_nonce(face: Face, master: Server, private_server: PrivateServer) -> None:
     """If asked for, no nonce and no lease is had that a replica has not; the lock is given back then."""
     nonces = face.allocator(face.client(master), durable=EVERY)

@@ -122,6 +122,7 @@ def test_waiting(face: Face, lock: CallLock, rival: Rival, view: View, listener:
     assert granted.lease == began.lease
 
 
+@pytest.mark.long
 @ON_VALKEY
 def test_still_waiting(face: Face, lock: CallLock, rival: Rival, listener: Listener) -> None:
     """A wait of more than a second is told once more while it goes on."""
@@ -187,6 +188,7 @@ def outlive(lock: CallLock, rival: Rival, error: Exception | None) -> None:
             raise error
 
 
+@pytest.mark.long
 def test_a_lease_that_runs_out(face: Face, server: AnyServer, rival: Rival, listener: Listener) -> None:
     """A holder that outlives its lease is told of with the error, once; so is one whose block fails by itself."""
     told: list[events.News] = []

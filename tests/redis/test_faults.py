@@ -216,6 +216,7 @@ def test_a_failed_release_raises(face: Face, way: Proxy, view: View) -> None:
     view.until_free()
 
 
+@pytest.mark.long
 def test_a_token_after_a_failed_release(face: Face, way: Proxy, view: View) -> None:
     """A token that is used again after its release failed gets a lease of its own, with nonces of its own.
 
@@ -316,6 +317,7 @@ def test_what_was_under_way_arrives_late(face: Face, way: Proxy, view: View) -> 
     view.assert_nothing_left()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loss", ["kill", "black hole"])
 def test_redis_goes_away_from_waiters(face: Face, private_server: PrivateServer, proxy: MakeProxy, loss: str) -> None:
     """Those who wait are told within seconds that Redis is away, instead of waiting for ever."""
@@ -346,6 +348,7 @@ def test_redis_goes_away_from_waiters(face: Face, private_server: PrivateServer,
     eventually(lambda: (view.state.holder, view.waiting) == ("", 0))
 
 
+@pytest.mark.long
 def test_a_place_outlives_a_short_lease(face: Face, way: Proxy, view: View) -> None:
     """Who was told that Redis is away gives up the place when it is back, also if that takes longer than a lease."""
     ttl = 1.0
@@ -363,6 +366,7 @@ def test_a_place_outlives_a_short_lease(face: Face, way: Proxy, view: View) -> N
     eventually(lambda: view.waiting == 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("timeout", [None, 0.3])
 def test_a_subscription_without_an_answer(face: Face, way: Proxy, view: View, timeout: float | None) -> None:
     """When the network goes dark just as a caller begins to listen, it is told so as well.
@@ -546,6 +550,7 @@ def test_clock_back_an_hour_in_the_middle_of_a_run(face: Face, faketime_server: 
             traffic.flow()
 
 
+@pytest.mark.long
 def test_clock_back_an_hour_makes_no_lease_longer(face: Face, faketime_server: Server) -> None:
     """When the server's clock goes back while somebody holds the lock, a dead holder still costs a TTL and no hour."""
     view = View(faketime_server.client())

@@ -118,6 +118,7 @@ def test_renewal_keeps_a_later_end(face: Face, valkey: Server) -> None:
         assert lease.remaining() > 100
 
 
+@pytest.mark.test_all
 def test_renewal_keeps_to_what_replaced_the_ttl(face: Face, valkey: Server) -> None:
     """After a shorter end was set, the lease is renewed for that length, in time."""
     view, lock = View(valkey.client()), face.lock(face.client(valkey), ttl=60)

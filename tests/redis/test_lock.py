@@ -270,6 +270,7 @@ def test_a_lease_that_ran_out_unnoticed_is_no_error(face: Face, server: AnyServe
     view.assert_nothing_left()
 
 
+@pytest.mark.long
 @ON_VALKEY
 @pytest.mark.parametrize("since", [1, 2])
 def test_a_lease_that_was_lost_longer_ago(
@@ -289,6 +290,7 @@ def test_a_lease_that_was_lost_longer_ago(
             other.release()
 
 
+@pytest.mark.long
 @ON_VALKEY
 def test_a_lease_that_was_lost_after_another_was(face: Face, server: AnyServer, redis_client: redis.Redis) -> None:
     """The same when the next holder's lease ran out as well."""
@@ -338,6 +340,7 @@ def test_extend_adds(lock: CallLock, view: View) -> None:
         assert lease.next_nonce() > nonce
 
 
+@pytest.mark.long
 @ON_VALKEY
 def test_extend_holds_waiters_back(lock: CallLock, face: Face, server: AnyServer, view: View) -> None:
     """Those who wait for an extended lease don't get the lock at its first end."""
@@ -364,6 +367,7 @@ def test_extend_revives(face: Face, server: AnyServer, rival: Rival) -> None:
         assert isinstance(rival.ask(ticket=None), commands.Busy)
 
 
+@pytest.mark.long
 @ON_VALKEY
 def test_auto_renew(face: Face, server: AnyServer, rival: Rival, view: View) -> None:
     """auto_renew keeps a long hold from ending, and nothing renews it once the block is over."""
@@ -383,6 +387,7 @@ def test_auto_renew(face: Face, server: AnyServer, rival: Rival, view: View) -> 
     assert view.everything() == before
 
 
+@pytest.mark.long
 @ON_VALKEY
 def test_auto_renew_notices_a_lost_lease(face: Face, server: AnyServer, view: View) -> None:
     """A renewal that comes too late marks the lease as lost before its own clock would."""

@@ -124,6 +124,7 @@ def most_in_a_second(times: list[float]) -> int:
 # Many processes.
 
 
+@pytest.mark.test_all
 @pytest.mark.once
 def test_a_deploy_of_ten(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
     """Ten processes that start at once make at most 20 calls in any second of the first ten, all together."""
@@ -142,6 +143,7 @@ def test_a_deploy_of_ten(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> No
     assert most_in_a_second(paced) <= 20
 
 
+@pytest.mark.test_all
 @pytest.mark.once
 def test_minimum_interval_over_processes(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
     """Eight processes keep 0.2 s between any two calls."""
@@ -153,6 +155,7 @@ def test_minimum_interval_over_processes(fleet: Fleet, capsys: pytest.CaptureFix
     assert shortest_gap(times) >= 0.2 - 1e-6
 
 
+@pytest.mark.test_all
 @pytest.mark.once
 def test_pro_tier_over_processes(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
     """Busy processes use up the counter and are never refused, and orders go between their calls."""
@@ -205,6 +208,7 @@ def dying(server: Server, *, cost: float, ttl: float) -> Worker:
     return Worker("holds", redis=server.url, key=KEY, ttl=ttl, cost=cost, pace=THREE)
 
 
+@pytest.mark.long
 @pytest.mark.once
 def test_kill_of_a_process_that_waits_for_tokens(face: Face, valkey: Server) -> None:
     """A process killed while it is first in line takes no tokens with it, and the next one comes a moment later."""
@@ -224,6 +228,7 @@ def test_kill_of_a_process_that_waits_for_tokens(face: Face, valkey: Server) -> 
     assert wait_since(view, nonce, 3) < 2.75
 
 
+@pytest.mark.long
 @pytest.mark.once
 def test_kill_of_a_holder(face: Face, valkey: Server) -> None:
     """A process killed while it holds the lock costs the others its lease and its own call's tokens, no more."""
@@ -260,6 +265,7 @@ def test_no_extra_round_trip(face: Face, valkey: Server, proxy: MakeProxy) -> No
         assert way.commands - before == 3
 
 
+@pytest.mark.long
 def test_nobody_polls(face: Face, valkey: Server, proxy: MakeProxy) -> None:
     """A process whose call waits for the counter sends nothing, and one command a second if others wait behind it."""
     way = proxy(valkey)
@@ -332,6 +338,7 @@ def test_startup_protection_can_be_off(face: Face, server: AnyServer) -> None:
 # Who goes first.
 
 
+@pytest.mark.long
 def test_an_order_overtakes(face: Face, valkey: Server) -> None:
     """Orders go first while queries wait for the counter, and cost these nothing."""
     lock, view = face.lock(face.client(valkey), pace=THREE), View(valkey.client())

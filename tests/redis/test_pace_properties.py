@@ -201,6 +201,7 @@ BURSTS = st.lists(
 )
 
 
+@pytest.mark.test_all
 @properties
 @given(
     window=st.sampled_from([10 * SECOND, 3 * SECOND, SECOND // 2]),
@@ -224,6 +225,7 @@ def test_startup(world: World, window: int, rate: int, interval: int, bursts: li
             model.start(world.now)
 
 
+@pytest.mark.test_all
 @properties
 @given(rate=st.sampled_from([20, 5, 1]), gaps=st.lists(st.integers(0, 40_000), min_size=30, max_size=60))
 def test_any_second_of_a_startup(world: World, rate: int, gaps: list[int]) -> None:
@@ -319,6 +321,7 @@ def test_gcra_of_throttled_py(
 # Clocks and cool-downs.
 
 
+@pytest.mark.test_all
 @properties
 @given(back=st.integers(1, 3600 * SECOND), tier=st.sampled_from(["pro", None]), cost=st.sampled_from([0, 2]))
 def test_a_clock_that_is_set_back(world: World, back: int, tier: Any, cost: float) -> None:

@@ -120,6 +120,7 @@ def test_one_after_the_other(
         print(f"\n  {number} processes: least/most {shares.evenness:.2f}, worst wait {shares.worst_wait:.2f} x ideal")
 
 
+@pytest.mark.test_all
 def test_faults_among_many(valkey: Server, view: View, worker: Callable[..., Worker]) -> None:
     """Processes that are killed and stopped among others that work: never two holders, and the others go on."""
     steady = [worker(face, ttl=1.0) for face in (*FACES, "threads")]
@@ -140,6 +141,7 @@ def test_faults_among_many(valkey: Server, view: View, worker: Callable[..., Wor
 # One of them dies.
 
 
+@pytest.mark.long
 @ON_BOTH_FACES
 def test_killed_holder(worker: Callable[..., Worker], view: View, name: str) -> None:
     """Kill -9 of a holder costs the others the rest of its TTL, and nothing is left of it."""
@@ -177,6 +179,7 @@ def _channels(view: View) -> list[str]:
     return ["kraken-nonce:wake:" + waiter.member.split(":")[0] for waiter in waiting]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 @ON_BOTH_FACES
 def test_dead_waiter(worker: Callable[..., Worker], view: View, name: str, way: signal.Signals) -> None:

@@ -54,6 +54,7 @@ def assert_one_at_a_time(record: Path, number: int, processes: int) -> None:
         assert before[3] < after[3], "a nonce is not above the one before"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["os.fork", "libc fork"])
 def test_fork_after_use(valkey: Server, record: Path, way: str) -> None:
     """Four processes, three of them forked after the first one used and held locks: one at a time, and no nonce twice.
@@ -70,6 +71,7 @@ def test_fork_in_a_running_loop(valkey: Server, record: Path) -> None:
     assert_one_at_a_time(record, 1 + 3 + PROCESSES * TURNS, PROCESSES)
 
 
+@pytest.mark.test_all
 def test_fork_between_two_runs_of_a_loop(valkey: Server, record: Path) -> None:
     """Parent and children go on with a loop, in which tasks hold and wait, at once.
 
@@ -87,6 +89,7 @@ def test_fork_between_two_runs_of_uvloop(valkey: Server, record: Path) -> None:
     assert_one_at_a_time(record, TURNS + PROCESSES * TURNS, PROCESSES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["fork", *in_test_all("spawn"), "forkserver"])
 def test_multiprocessing(valkey: Server, record: Path, method: str) -> None:
     """Four processes of multiprocessing, started after use in the parent."""
@@ -94,6 +97,7 @@ def test_multiprocessing(valkey: Server, record: Path, method: str) -> None:
     assert_one_at_a_time(record, 1 + PROCESSES * TURNS, PROCESSES + 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", [*in_test_all("http"), "https"])
 @pytest.mark.parametrize(
     "way",

@@ -89,6 +89,7 @@ def stage(sim: KrakenSimulator, valkey: Server) -> Iterator[Stage]:
     stage.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("way", WAYS)
 def test_calls_end(stage: Stage, way: str, how: str) -> None:
@@ -219,6 +220,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("program", "how"),
     [(GRANTED, "shutdown"), (GRANTED, "close"), (GRANTED_IN_A_TASK, "shutdown"), (GRANTED_IN_A_TASK, "aclose")],

@@ -131,6 +131,7 @@ def test_sentinels_with_tls(face: Face, tls: TlsTopology) -> None:
         watcher.stop()
 
 
+@pytest.mark.test_all
 def test_a_cluster_with_tls(face: Face, tls: TlsTopology, private_server: PrivateServer) -> None:
     """rediss+cluster:// reaches the nodes with TLS, here a single one that does not know its own name."""
     port = free_port()

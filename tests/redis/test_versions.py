@@ -92,6 +92,7 @@ def test_the_nonce_is_taken_over(redis_client: redis.Redis, took_over: int) -> N
     assert run(redis_client, commands.inspect(KEYS)).last == last
 
 
+@pytest.mark.long
 def test_an_old_lock_counts_until_it_ends(redis_client: redis.Redis, view: View, took_over: int) -> None:
     """Its holder keeps its lease, though its scripts are refused; then the new waiters get the lock, and no old one."""
     del took_over

@@ -286,6 +286,7 @@ def test_cancelled_at_any_point(face: Face, valkey: Server, proxy: MakeProxy, af
 # What waiting costs.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("callers", [1, 30])
 def test_waiting_does_not_poll(face: Face, valkey: Server, proxy: MakeProxy, callers: int) -> None:
     """However many callers wait, their process says one command a second and key, and has two connections."""
@@ -367,6 +368,7 @@ def test_a_thousand_callers(face: Face, valkey: Server) -> None:
 # Those who do not answer.
 
 
+@pytest.mark.long
 @ON_VALKEY
 @pytest.mark.parametrize("places", [1, 5])
 def test_a_dead_waiter_costs_an_offer(face: Face, server: AnyServer, queue: Queue, rival: Rival, places: int) -> None:
@@ -381,6 +383,7 @@ def test_a_dead_waiter_costs_an_offer(face: Face, server: AnyServer, queue: Queu
     queue._view.assert_nothing_left()
 
 
+@pytest.mark.long
 @ON_VALKEY
 def test_a_stopped_waiter_comes_back_to_its_place(face: Face, server: AnyServer, rival: Rival, view: View) -> None:
     """A process that let its call pass and then goes on is first again, before those who came after it."""

@@ -225,6 +225,7 @@ class TestPoints:
         assert api.send("Balance")[0] == 504
         assert time.monotonic() - began >= 0.2
 
+    @pytest.mark.long
     @pytest.mark.parametrize(("before", "late_nonce_error"), [("reading", BAD_NONCE), ("acting", "")])
     def test_past_the_timeout(self, sim: KrakenSimulator, api: Api, before: Point, late_nonce_error: str) -> None:
         """A held call goes on without its client. A later nonce stops it before reading, and not before acting."""
@@ -238,6 +239,7 @@ class TestPoints:
         assert "".join(sim.requests()[0].error) == late_nonce_error
         assert len(sim.orders()) == (not late_nonce_error)
 
+    @pytest.mark.long
     @pytest.mark.parametrize("before", POINTS)
     def test_killed_meanwhile(self, sim: KrakenSimulator, before: Point) -> None:
         """A bot that is killed while its call is held has ordered: the exchange carries out what it was sent."""
@@ -282,6 +284,7 @@ class TestPoints:
 class TestSetting:
     """Giving and replacing faults."""
 
+    @pytest.mark.test_all
     def test_at_construction(self) -> None:
         """Faults given at construction are there from the first call on."""
         with KrakenSimulator(faults=[Fault("502", "acting", calls=[1])]) as sim:
@@ -301,6 +304,7 @@ class TestSetting:
         sim.configure(faults=[])
         assert [api.send("Balance")[0] for _ in range(3)] == [200, 200, 200]
 
+    @pytest.mark.test_all
     def test_started_again(self) -> None:
         """A simulator that is stopped and started again has the faults that it was given last."""
         sim = KrakenSimulator(faults=[Fault("502", "acting")])
@@ -343,6 +347,7 @@ class TestSetting:
             assert (sim.orders(), sim.requests()) == ([], [])
             assert api.error("Balance", nonce=1) == ""
 
+    @pytest.mark.test_all
     def test_stops_while_it_holds(self) -> None:
         """A simulator that holds a call for long ends all the same when it is told to."""
         with KrakenSimulator(faults=[Fault("slow", "acting", seconds=600)]) as sim:

@@ -146,6 +146,7 @@ class TestSeveralKeys:
         assert answer["error"] == ["EService: Throttled: 5"]
         assert [request.in_flight for request in caller.exchange.requests()] == [1]
 
+    @pytest.mark.test_all
     def test_over_http(self) -> None:
         """The handle names all keys account by account, raises nonces and sets windows for each of them."""
         krakenex = pytest.importorskip("krakenex")

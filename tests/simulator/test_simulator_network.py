@@ -117,6 +117,7 @@ def ends(api: Api, fault: Fault) -> None:
 class TestLate:
     """Requests that arrive after their client was told something else."""
 
+    @pytest.mark.long
     @pytest.mark.parametrize(
         ("before", "window", "fence", "error"),
         [
