@@ -50,6 +50,7 @@ SIMULATOR = {
     "latency": (0.0, 0.0),
     "nonce_window": 0,
     "listing_delay": (0.0, 0.0),
+    "clock_offset": 0.0,
     "faults": (),
     **asdict(Limits()),
 }
