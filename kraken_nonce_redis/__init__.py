@@ -4,8 +4,6 @@
 twins are in `kraken_nonce_redis.asyncio`, clients in `kraken_nonce_redis.krakenex` and its siblings.
 """
 
-import importlib.metadata as _metadata
-
 from kraken_nonce_redis._arguments import OnUnknown, Priority, Scope
 from kraken_nonce_redis._threads.allocator import NonceAllocator
 from kraken_nonce_redis._threads.lock import CallLock, Lease
@@ -38,11 +36,6 @@ from kraken_nonce_redis.errors import (
 )
 from kraken_nonce_redis.pace import CoolDowns, Pace, Tier
 from kraken_nonce_redis.retries import Retries
-
-try:
-    __version__ = _metadata.version("kraken-nonce-redis")
-except _metadata.PackageNotFoundError:  # in a bundle without metadata
-    __version__ = "unknown"
 
 __all__ = [
     "CallLock",
@@ -82,3 +75,17 @@ __all__ = [
     "shutdown",
     "shutdown_on_signal",
 ]
+
+__version__: str
+
+
+def __getattr__(name: str) -> str:
+    """Return the version, which is read when it is asked for: short commands need not wait for that."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import metadata  # noqa: PLC0415
+
+    try:
+        return metadata.version("kraken-nonce-redis")
+    except metadata.PackageNotFoundError:  # in a bundle without metadata
+        return "unknown"

@@ -31,23 +31,11 @@ def folder() -> Traversable:
     return installed if installed.is_dir() else package / ".." / "lua"
 
 
-def _whole(path: Traversable, included: set[str]) -> str:
-    """Return a file with others in the place of the lines that include them, each once."""
-
-    def include(line: re.Match[str]) -> str:
-        name = line[1]
-        if name in included:
-            return ""
-        included.add(name)
-        return _whole(folder() / "lib" / f"{name}.lua", included)
-
-    return _INCLUDE.sub(include, path.read_text("utf-8"))
-
-
 @functools.cache
 def load(name: str) -> Script:
     """Return the script ``lua/<name>.lua`` with its includes."""
-    source = _whole(folder() / f"{name}.lua", set())
+    texts, parts = _files()
+    source = _whole(texts[name], parts, set())
     # The server names scripts by SHA-1; nothing rests on its strength.
     sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
     return Script(name, source, sha)
@@ -55,4 +43,31 @@ def load(name: str) -> Script:
 
 def names() -> list[str]:
     """Return the names of all scripts."""
-    return sorted(path.name.removesuffix(".lua") for path in folder().iterdir() if path.name.endswith(".lua"))
+    return sorted(_files()[0])
+
+
+@functools.cache
+def _files() -> tuple[dict[str, str], dict[str, str]]:
+    """Return the texts of all scripts and of all parts that they include, by name.
+
+    All are read when the first one is needed, since an upgrade may replace the files while the process lives.
+    """
+    return _texts(folder()), _texts(folder() / "lib")
+
+
+def _texts(folder: Traversable) -> dict[str, str]:
+    files = (path for path in folder.iterdir() if path.name.endswith(".lua"))
+    return {path.name.removesuffix(".lua"): path.read_text("utf-8") for path in files}
+
+
+def _whole(text: str, parts: dict[str, str], included: set[str]) -> str:
+    """Return a text with others in the place of the lines that include them, each once."""
+
+    def include(line: re.Match[str]) -> str:
+        name = line[1]
+        if name in included:
+            return ""
+        included.add(name)
+        return _whole(parts[name], parts, included)
+
+    return _INCLUDE.sub(include, text)

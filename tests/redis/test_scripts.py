@@ -6,6 +6,7 @@ import re
 import runpy
 import shutil
 import subprocess
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -205,6 +206,30 @@ def test_scripts_are_named_by_their_text() -> None:
     loaded = [scripts.load(name) for name in scripts.names()]
     assert len({one.sha for one in loaded}) == len(loaded)
     assert all(scripts.load(one.name) is one for one in loaded)
+
+
+def test_an_upgrade_under_a_running_process(tmp_path: Path) -> None:
+    """A process goes on with the scripts that it began with, also with those that it first needs afterwards."""
+    package = tmp_path / "kraken_nonce_redis"
+    shutil.copytree(ROOT / "kraken_nonce_redis", package)
+    shutil.copytree(ROOT / "lua", package / "lua")
+    program = f"""
+import shutil
+from kraken_nonce_redis._redis import scripts
+assert str(scripts.folder()) == {str(package / "lua")!r}
+scripts.load("acquire")
+shutil.rmtree(scripts.folder())
+print(*(scripts.load(name).sha for name in scripts.names()))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.split() == [scripts.load(name).sha for name in scripts.names()]
 
 
 def test_a_script_is_known_by_its_hash(server: AnyServer) -> None:
