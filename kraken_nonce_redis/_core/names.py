@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import TYPE_CHECKING, Final, TypedDict
 from urllib.parse import unquote
@@ -67,8 +68,11 @@ def told_of(keys: Keyspace, member: str) -> Who:
 def parts(member: str) -> tuple[str, str, str]:
     """Return a member without the rest, its bot's name and the method of its call, as people see them."""
     lease, _, rest = member.partition("|")
-    name, _, rest = rest.partition("|")
-    method = rest.partition("|")[0]
-    if "%" in rest or "%" in name:
-        name, method = unquote(name), unquote(method)
-    return lease, name, method
+    return lease, *_shown(rest)
+
+
+@functools.lru_cache(maxsize=1024)
+def _shown(words: str) -> tuple[str, str]:
+    """Return name and method. Calls have few different ones, and each event of a lease asks for them."""
+    name, _, rest = words.partition("|")
+    return unquote(name), unquote(rest.partition("|")[0])
