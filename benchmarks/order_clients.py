@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import ccxt
@@ -12,21 +12,26 @@ from kraken import spot
 
 import kraken_nonce_redis.ccxt
 import kraken_nonce_redis.krakenex
-from kraken_nonce_redis import KrakenNonceError, Retries, kraken_sdk
+from kraken_nonce_redis import KrakenNonceError, kraken_sdk
 from kraken_nonce_redis._calls import exchange_clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kraken_nonce_redis import Retries
     from kraken_nonce_redis.testing import KrakenSimulator
 
 RETRIES: Final = 3
 LATE: Final = 0.2
 """Seconds after which a request that was lost on its way arrives."""
+LATER: Final = 1.5
+"""The same for orders with a name: after most looks at Kraken's lists, and before the order's deadline."""
 PROOF_WAIT: Final = 0.1
 """Seconds from an order's deadline to the look that proves its absence."""
 PATIENCE: Final = 60.0
 """Seconds after which no order of the clients that send one again may begin."""
+ASKS: Final = 10
+"""How often at most an order with a name is asked for."""
 
 
 def volume_of(number: int) -> str:
@@ -39,14 +44,19 @@ def form(volume: str) -> dict[str, str]:
     return {"pair": "XBTUSD", "type": "buy", "ordertype": "market", "volume": volume}
 
 
-# The clients. Each returns a function that places an order and returns whether it believes so.
+def _txid(answer: Any) -> str:
+    return "" if answer["error"] else str(answer["result"]["txid"][0])
 
 
-def our_krakenex(sim: KrakenSimulator, key: str, **options: Any) -> Callable[[str], bool]:
+# The clients. Each returns a function that places an order and returns Kraken's txid, or "" if it believes that nothing
+# was placed.
+
+
+def our_krakenex(sim: KrakenSimulator, key: str, **options: Any) -> Callable[[str], str]:
     """Make krakenex under the lock."""
     api = kraken_nonce_redis.krakenex.API(key, sim.accounts[key], **options)
     api.uri = sim.url
-    return lambda volume: not api.query_private("AddOrder", form(volume))["error"]
+    return lambda volume: _txid(api.query_private("AddOrder", form(volume)))
 
 
 def _ccxt_config(sim: KrakenSimulator, key: str) -> dict[str, Any]:
@@ -54,27 +64,32 @@ def _ccxt_config(sim: KrakenSimulator, key: str) -> dict[str, Any]:
     return {"apiKey": key, "secret": sim.accounts[key], "enableRateLimit": False, "urls": urls}
 
 
-def _ccxt_order(exchange: Any) -> Callable[[str], bool]:
-    def order(volume: str) -> bool:
+def _ccxt_order(exchange: Any) -> Callable[[str], str]:
+    def order(volume: str) -> str:
         try:
-            return bool(exchange.create_order("BTC/USD", "market", "buy", float(volume))["id"])
+            return str(exchange.create_order("BTC/USD", "market", "buy", float(volume))["id"])
         except KrakenNonceError:  # ours are ccxt's, too
             raise
         except ccxt.BaseError:
-            return False
+            return ""
 
     return order
 
 
-def our_ccxt(sim: KrakenSimulator, key: str, **options: Any) -> Callable[[str], bool]:
+def our_ccxt(sim: KrakenSimulator, key: str, **options: Any) -> Callable[[str], str]:
     """Make ccxt under the lock."""
     return _ccxt_order(kraken_nonce_redis.ccxt.kraken(_ccxt_config(sim, key) | options))
 
 
-def our_sdk(sim: KrakenSimulator, key: str, **options: Any) -> Callable[[str], bool]:
+def _sdk_order(trade: Any) -> Callable[[str], str]:
+    order = {"ordertype": "market", "side": "buy", "pair": "XBTUSD"}
+    return lambda volume: str(trade.create_order(**order, volume=volume)["txid"][0])
+
+
+def our_sdk(sim: KrakenSimulator, key: str, **options: Any) -> Callable[[str], str]:
     """Make python-kraken-sdk under the lock."""
     trade = kraken_sdk.Trade(key=key, secret=sim.accounts[key], url=sim.url, **options)
-    return lambda volume: bool(trade.create_order(ordertype="market", side="buy", pair="XBTUSD", volume=volume)["txid"])
+    return _sdk_order(trade)
 
 
 # Ours in other people's code
@@ -110,21 +125,21 @@ class OurPersistentTrade(kraken_sdk.KrakenNonceMixin, PersistentTrade):
     """Such a class under our mixin."""
 
 
-def retrying_krakenex(sim: KrakenSimulator, key: str, **options: Any) -> Callable[[str], bool]:
+def retrying_krakenex(sim: KrakenSimulator, key: str, **options: Any) -> Callable[[str], str]:
     """Install us into a subclass of krakenex that makes a call again by itself."""
     api = Persistent(key, sim.accounts[key])
     api.uri = sim.url
     kraken_nonce_redis.krakenex.install(api, **options)
-    return lambda volume: not api.query_private("AddOrder", form(volume))["error"]
+    return lambda volume: _txid(api.query_private("AddOrder", form(volume)))
 
 
-def retrying_sdk(sim: KrakenSimulator, key: str, **options: Any) -> Callable[[str], bool]:
+def retrying_sdk(sim: KrakenSimulator, key: str, **options: Any) -> Callable[[str], str]:
     """Make python-kraken-sdk whose class makes a call again by itself."""
     trade = OurPersistentTrade(key=key, secret=sim.accounts[key], url=sim.url, **options)
-    return lambda volume: bool(trade.create_order(ordertype="market", side="buy", pair="XBTUSD", volume=volume)["txid"])
+    return _sdk_order(trade)
 
 
-def wrapped_session(sim: KrakenSimulator, key: str, **options: Any) -> Callable[[str], bool]:
+def wrapped_session(sim: KrakenSimulator, key: str, **options: Any) -> Callable[[str], str]:
     """Make krakenex whose session sends again by itself."""
     api = kraken_nonce_redis.krakenex.API(key, sim.accounts[key], **options)
     api.uri = sim.url
@@ -141,38 +156,47 @@ def wrapped_session(sim: KrakenSimulator, key: str, **options: Any) -> Callable[
         return post(*args, **kwargs)
 
     api.session.post = post_again
-    return lambda volume: not api.query_private("AddOrder", form(volume))["error"]
+    return lambda volume: _txid(api.query_private("AddOrder", form(volume)))
 
 
-def resending_krakenex(sim: KrakenSimulator, key: str, retries: Retries, **options: Any) -> Callable[[str], bool]:
-    """Make krakenex that sends an order once more if it is proved to be absent.
-
-    For that the order's deadline is as soon as Kraken takes one, and the proof is looked for soon after it.
-    """
-    exchange_clock._AHEAD, exchange_clock._ON_THE_WAY = 0.0, 0.3  # type: ignore[misc] # noqa: SLF001
-    retries = Retries(settle_waits=retries.settle_waits, proof_wait=PROOF_WAIT)
+def resending_krakenex(sim: KrakenSimulator, key: str, retries: Retries, **options: Any) -> Callable[[str], str]:
+    """Make krakenex that sends an order once more if it is proved to be absent."""
+    retries = _hurried(retries)
     return our_krakenex(sim, key, retries=retries, deadline="auto", on_absent="resend", patience=PATIENCE, **options)
 
 
-def stock_krakenex(sim: KrakenSimulator, key: str, call_timeout: float, **_: Any) -> Callable[[str], bool]:
+def naming_krakenex(sim: KrakenSimulator, key: str, retries: Retries, **options: Any) -> Callable[[str], str]:
+    """Make krakenex each of whose orders has a name, which is its volume."""
+    api = kraken_nonce_redis.krakenex.API(key, sim.accounts[key], retries=_hurried(retries), **options)
+    api.uri = sim.url
+    return lambda volume: _txid(api.query_private("AddOrder", form(volume) | {"once": volume}))
+
+
+def _hurried(retries: Retries) -> Retries:
+    """Let this process's deadlines be as soon as Kraken takes them, and look for proofs of absence soon after them."""
+    exchange_clock._AHEAD, exchange_clock._ON_THE_WAY = 0.0, 0.3  # type: ignore[misc] # noqa: SLF001
+    return replace(retries, proof_wait=PROOF_WAIT)
+
+
+def stock_krakenex(sim: KrakenSimulator, key: str, call_timeout: float, **_: Any) -> Callable[[str], str]:
     """Make krakenex, in a loop."""
     api = krakenex.API(key, sim.accounts[key])
     api.uri = sim.url
 
-    def order(volume: str) -> bool:
+    def order(volume: str) -> str:
         for _ in range(1 + RETRIES):
             try:
-                errors = api.query_private("AddOrder", form(volume), timeout=call_timeout)["error"]
+                answer = api.query_private("AddOrder", form(volume), timeout=call_timeout)
             except (requests.RequestException, ValueError):
                 continue
-            if not any(error.startswith(("EService:", "EAPI:Invalid nonce")) for error in errors):
-                return not errors
-        return False
+            if not any(error.startswith(("EService:", "EAPI:Invalid nonce")) for error in answer["error"]):
+                return _txid(answer)
+        return ""
 
     return order
 
 
-def stock_ccxt(sim: KrakenSimulator, key: str, call_timeout: float, **_: Any) -> Callable[[str], bool]:
+def stock_ccxt(sim: KrakenSimulator, key: str, call_timeout: float, **_: Any) -> Callable[[str], str]:
     """Make ccxt with its own retries."""
     options = {"maxRetriesOnFailure": RETRIES}
     exchange = ccxt.kraken(_ccxt_config(sim, key) | {"timeout": call_timeout * 1000, "options": options})
@@ -188,12 +212,16 @@ class Client:
         window: the nonce window of its API key, in ns.
         late: seconds after which a request that was lost on its way arrives after all; None if it never does.
         patience: seconds after which none of its orders may begin; None if it has none.
+        asks: how often at most it is asked for the same order.
+        processes: number of processes that ask for the same orders.
     """
 
-    make: Callable[..., Callable[[str], bool]]
+    make: Callable[..., Callable[[str], str]]
     window: int = 0
     late: float | None = None
     patience: float | None = 5.0
+    asks: int = 1
+    processes: int = 1
 
 
 CLIENTS: Final[dict[str, Client]] = {
@@ -206,6 +234,10 @@ CLIENTS: Final[dict[str, Client]] = {
     "krakenex, ours, lost requests arrive late": Client(our_krakenex, late=LATE),
     "krakenex, ours, the same with a nonce window of 10 s": Client(our_krakenex, window=10 * 10**9, late=LATE),
     "krakenex, ours, absent orders sent once more": Client(resending_krakenex, patience=PATIENCE),
+    "krakenex, ours, once": Client(naming_krakenex, asks=ASKS),
+    "krakenex, ours, once, four processes, requests arrive late": Client(
+        naming_krakenex, late=LATER, asks=ASKS, processes=4
+    ),
     "krakenex, stock": Client(stock_krakenex, patience=None),
     "ccxt, stock": Client(stock_ccxt, patience=None),
 }

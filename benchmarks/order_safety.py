@@ -18,6 +18,11 @@ The rivals are written as users write them: krakenex in a loop that makes a call
 
 In other people's code our clients are passed more than once for a call, by loops in subclasses and sessions. Lost
 requests may arrive late, also where the API key has a nonce window. Absent orders are sent once more by one of them.
+
+Orders with a name (`once`) are asked for again after every error, up to ten times, by one process or by four at the
+same time. There the same fault also hits 15 calls in a row, again and again, questions included, so that some orders
+stay unknown for a while. What one of the processes was told counts for all, and each txid must be that of the order.
+After `kill -9` another process asks for the same name.
 """
 
 from __future__ import annotations
@@ -36,7 +41,7 @@ import time
 from bisect import bisect
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import common
@@ -44,10 +49,13 @@ import krakenex
 from order_clients import CLIENTS, volume_of
 
 import kraken_nonce_redis.krakenex
-from kraken_nonce_redis import KrakenNonceError, Retries
+from kraken_nonce_redis import KrakenNonceError, NotCarriedOut, Retries
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
+
     from kraken_nonce_redis.testing import SimulatedOrder
 
 FAULTS = ("cut", "502", "EService:Unavailable", "slow")
@@ -55,13 +63,58 @@ POINTS: tuple[Any, ...] = ("reading", "acting", "answering")
 KILLED_AT = ("before sending", *POINTS, "before the release")
 SLOW, TIMEOUT = 0.3, 0.2  # seconds that a slow call is held, and that its client waits
 PROBABILITY = 1 / 3
+QUESTIONS = ("GetApiKeyInfo", "OpenOrders", "ClosedOrders")
+WELL, AWAY = 16, 15  # calls in a row that outages leave alone, and that they hit: longer than settling goes on
+MEETING = 120.0  # seconds in which processes that ask for the same order must meet
 # The last look at the lists comes after a slow or late call was carried out.
 QUICK, PATIENT = Retries(settle_waits=(0.01, 0.03)), Retries(settle_waits=(0.05, 0.25))
 KEYS = 20  # bots that live and die at once
 ALIVE = 4.0  # seconds that such a bot waits for its answer, which never comes
 LIFE = 60.0  # seconds after which such a bot ends in any case
+KILLED = ("krakenex, ours", "krakenex, ours, once", "krakenex, stock")
 
-logging.getLogger("kraken_nonce_redis").setLevel(logging.ERROR)  # it warns of each order that it has to look for
+logging.getLogger("kraken_nonce_redis").setLevel(logging.CRITICAL)  # it tells of each order that it has to look for
+
+
+@dataclass
+class Told:
+    """What was told of orders; they are known by their volume.
+
+    Attributes:
+        beliefs: 1 for placed, 0 for not placed, -1 for unknown.
+        txids: pairs of a volume and the txid that was told for it.
+        asked: when each order was asked for, in seconds on the monotonic clock; on Linux all processes have the same.
+    """
+
+    beliefs: Counter[str] = field(default_factory=Counter)
+    txids: set[tuple[str, str]] = field(default_factory=set)
+    asked: list[float] = field(default_factory=list)
+
+    def ask(self, place: Callable[[str], str], volume: str, times: int) -> None:
+        """Ask for an order until it is placed, so many times at most; note what is believed in the end."""
+        belief = 0
+        for _ in range(times):
+            self.asked.append(time.monotonic())
+            try:
+                txid = place(volume)
+            except NotCarriedOut:
+                belief = 0
+            except KrakenNonceError as error:
+                if error.carried_out is not False:  # else only this call was not carried out; an earlier one may be
+                    belief = -1
+            else:
+                belief = int(bool(txid))
+                if txid:
+                    self.txids.add((volume, txid))
+                    break
+        self.beliefs[volume] = belief
+
+    def join(self, other: Told) -> None:
+        """Add what another process was told. What is placed for one is placed for all; else it may be unknown."""
+        for volume, belief in other.beliefs.items():
+            self.beliefs[volume] = max(belief, self.beliefs[volume], key=(0, -1, 1).index)
+        self.txids |= other.txids
+        self.asked = sorted(self.asked + other.asked)
 
 
 @dataclass
@@ -81,16 +134,17 @@ class Cell:
     unknown: int = 0
     begun_late: int = 0
 
-    def count(self, orders: list[SimulatedOrder], believed: Counter[str]) -> Cell:
-        """Hold the orders against what is believed; both know an order by its volume."""
+    def count(self, orders: list[SimulatedOrder], told: Told) -> Cell:
+        """Hold the orders against what was told."""
         there = Counter(order.volume for order in orders)
-        placed = {volume for volume, belief in believed.items() if belief > 0}
-        unknown = {volume for volume, belief in believed.items() if belief < 0}
+        placed = {volume for volume, belief in told.beliefs.items() if belief > 0}
+        unknown = {volume for volume, belief in told.beliefs.items() if belief < 0}
+        wrong = {volume for volume, _ in told.txids - {(order.volume, order.txid) for order in orders}}
         self.there = len(orders)
         self.placed = len(placed)
-        self.absent = sum(belief == 0 for belief in believed.values())
+        self.absent = sum(belief == 0 for belief in told.beliefs.values())
         self.doubled = sum(number > 1 for number in there.values())
-        self.missing = len(placed - set(there))
+        self.missing = len((placed - set(there)) | wrong)
         self.unreported = len(set(there) - placed - unknown)
         self.unknown = len(unknown)
         return self
@@ -108,26 +162,44 @@ def run_fault(client: str, what: str, point: Any, wanted: int, server: tuple[str
         seconds=SLOW if slow else 0,
         late=None if slow or point == "answering" else kind.late,
     )
-    believed: Counter[str] = Counter()
-    asked: list[float] = []
+    faults = [fault]
+    if kind.asks > 1:
+        away = [call for call in range(100 * wanted) if call % (WELL + AWAY) >= WELL]
+        faults.append(replace(fault, methods=("AddOrder", *QUESTIONS), probability=1, calls=away))
     with KrakenSimulator(nonce_window=kind.window, seed=1) as sim:
         options = {"redis": url, "namespace": namespace, "retries": PATIENT if slow or fault.late else QUICK}
-        place = kind.make(sim, sim.key, call_timeout=TIMEOUT if slow else 5, **options)
-        sim.configure(faults=[fault])
-        for number in range(wanted):
-            volume = volume_of(number)
-            asked.append(time.monotonic())
-            try:
-                believed[volume] = int(place(volume))
-            except KrakenNonceError as error:
-                believed[volume] = 0 if error.carried_out is False else -1
+        sim.configure(faults=faults)
+        told = _ask_together(client, sim, wanted, call_timeout=TIMEOUT if slow else 5, **options)
         time.sleep(2 * SLOW if slow else 2 * (kind.late or 0))
-        cell = Cell(client, what, point, wanted).count(sim.orders(), believed)
+        cell = Cell(client, what, point, wanted).count(sim.orders(), told)
         if kind.patience is not None:
-            # On Linux all processes have one monotonic clock.
             sent = [request.received for request in sim.requests() if request.method == "AddOrder"]
-            cell.begun_late = sum(at - asked[bisect(asked, at) - 1] > kind.patience for at in sent)
+            cell.begun_late = sum(at - told.asked[bisect(told.asked, at) - 1] > kind.patience for at in sent)
         return cell
+
+
+def _ask_together(client: str, sim: KrakenSimulator, wanted: int, **options: Any) -> Told:
+    """Have all processes of a client ask for the same orders, each order at the same time."""
+    kind, fork = CLIENTS[client], multiprocessing.get_context("fork")
+    meeting = fork.Barrier(kind.processes, timeout=MEETING)
+
+    def ask_for_all(telling: Connection) -> None:
+        place, told = kind.make(sim, sim.key, **options), Told()
+        for number in range(wanted):
+            meeting.wait()
+            told.ask(place, volume_of(number), kind.asks)
+        telling.send(told)
+
+    pipes = []
+    for _ in range(kind.processes):
+        hearing, telling = fork.Pipe(duplex=False)
+        fork.Process(target=ask_for_all, args=(telling,), daemon=True).start()
+        telling.close()
+        pipes.append(hearing)
+    told = Told()
+    for pipe in pipes:
+        told.join(pipe.recv())
+    return told
 
 
 # kill -9
@@ -146,11 +218,13 @@ def _live(
     seam: Any = krakenex.API
     query = seam._query  # noqa: SLF001 - where a child is stopped
 
-    def hanging(self: Any, *request: Any, **named: Any) -> Any:
+    def hanging(self: Any, path: str, *request: Any, **named: Any) -> Any:
+        if not path.endswith("/AddOrder"):
+            return query(self, path, *request, **named)
         if point == "before sending":
             _hang(writing)
         os.write(writing, b".")
-        answer = query(self, *request, **named)
+        answer = query(self, path, *request, **named)
         if point == "before the release":
             time.sleep(LIFE)
         return answer
@@ -167,13 +241,14 @@ def run_kill(client: str, point: str, wanted: int, server: tuple[str, str]) -> C
     cell = Cell(client, "kill -9", point, wanted)
     # Held before reading, a call comes to life after the next holder has asked; before acting, it goes on before that.
     hold = {"reading": 3.5 * ALIVE, "acting": ALIVE, "answering": ALIVE}.get(point, 0.0)
-    believed: Counter[str] = Counter()
+    told = Told()
     orders: list[SimulatedOrder] = []
     options = {"redis": url, "namespace": namespace, "ttl": 1, "call_timeout": ALIVE, "retries": Retries((), 0.0)}
     learning = options | {"retries": Retries(settle_waits=(0.2, 0.4))}
     for start in range(0, wanted, KEYS):
         numbers = range(start, min(start + KEYS, wanted))
-        faults = [Fault("slow", point, methods=["AddOrder"], seconds=hold)] if hold else []  # type: ignore[arg-type]
+        first = range(1, 1 + len(numbers))  # who asks for an order again is not held
+        faults = [Fault("slow", point, methods=["AddOrder"], calls=first, seconds=hold)] if hold else []  # type: ignore[arg-type]
         with KrakenSimulator([f"bot-{number}" for number in numbers], faults=faults, seed=1) as sim:
             keys = dict(zip(numbers, sim.accounts, strict=True))
             reading, writing = os.pipe()
@@ -184,18 +259,19 @@ def run_kill(client: str, point: str, wanted: int, server: tuple[str, str]) -> C
                     _live(client, (sim, key), point, volume_of(number), writing, **options)
                 children.append(child)
             _wait_for(reading, len(children), sim, point)
-            if any(request.method != "AddOrder" for request in sim.requests()):
-                raise RuntimeError("the machine is too slow: a bot gave its call up before it was killed")
+            _check_alive(sim)
             for child in children:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
             os.close(reading)
             os.close(writing)
-            if "ours" in client:
-                _learn(sim, keys, learning, believed)
+            if CLIENTS[client].asks > 1:
+                _ask_again(client, sim, keys, learning, told)
+            elif "ours" in client:
+                _learn(sim, keys, learning, told)
             _until_finished(sim)
             orders += sim.orders()
-    return cell.count(orders, believed)
+    return cell.count(orders, told)
 
 
 def _wait_for(reading: int, number: int, sim: KrakenSimulator, point: str) -> None:
@@ -211,34 +287,57 @@ def _wait_for(reading: int, number: int, sim: KrakenSimulator, point: str) -> No
         time.sleep(0.1)
 
 
+def _check_alive(sim: KrakenSimulator) -> None:
+    """Raise RuntimeError if a bot went on after its order, and so was not killed where it should be."""
+    ordered = set()
+    for request in sim.requests():
+        if request.method == "AddOrder":
+            ordered.add(request.account)
+        elif request.account in ordered:
+            raise RuntimeError("the machine is too slow: a bot gave its call up before it was killed")
+
+
 def _until_finished(sim: KrakenSimulator) -> None:
     while any(request.finished is None for request in sim.requests()):
         time.sleep(0.05)
 
 
-def _learn(sim: KrakenSimulator, keys: dict[int, str], options: Any, believed: Counter[str]) -> None:
+def _ask_again(client: str, sim: KrakenSimulator, keys: dict[int, str], options: Any, told: Told) -> None:
+    """Be another process with each key, which asks for the same order by the same name."""
+
+    def ask(number: int, key: str) -> None:
+        told.ask(CLIENTS[client].make(sim, key, **options), volume_of(number), CLIENTS[client].asks)
+
+    _at_once(ask, keys)
+
+
+def _at_once(function: Callable[[int, str], None], keys: dict[int, str]) -> None:
+    threads = [threading.Thread(target=function, args=pair) for pair in keys.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _learn(sim: KrakenSimulator, keys: dict[int, str], options: Any, told: Told) -> None:
     """Be the next holder of each key, and believe what it is told."""
 
     def learn(number: int, key: str) -> None:
         def hear(event: Any) -> None:
-            told[number] = {"found": 1, "absent": 0}.get(event.outcome, -1)
+            heard[number] = {"found": 1, "absent": 0}.get(event.outcome, -1)
 
         api = kraken_nonce_redis.krakenex.API(key, sim.accounts[key], on_event=hear, **options)
         api.uri = sim.url
-        while number not in told:  # on a busy machine a holder may lose its lease, and the next one learns
+        while number not in heard:  # on a busy machine a holder may lose its lease, and the next one learns
             with contextlib.suppress(KrakenNonceError):
                 api.query_private("Balance")
                 break
 
-    told: dict[int, int] = {}
-    holders = [threading.Thread(target=learn, args=pair) for pair in keys.items()]
-    for holder in holders:
-        holder.start()
-    for holder in holders:
-        holder.join()
+    heard: dict[int, int] = {}
+    _at_once(learn, keys)
     for number in keys:
         # Who is told nothing believes that nothing was placed.
-        believed[volume_of(number)] = told.get(number, 0)
+        told.beliefs[volume_of(number)] = heard.get(number, 0)
 
 
 def report(cells: list[Cell], *, as_json: bool) -> None:
@@ -286,7 +385,7 @@ def main() -> None:
         ]
         tasks += [
             pool.submit(run_kill, client, point, kills, server)
-            for client in ("krakenex, ours", "krakenex, stock")
+            for client in KILLED
             if args.clients in client
             for point in KILLED_AT
         ]
