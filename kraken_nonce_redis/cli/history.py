@@ -33,11 +33,13 @@ class Sample:
         at: server time, seconds.
         calls: attempts to get the lock since the look before, of processes that were seen before.
         waiting: number of waiters.
+        last: the last nonce handed out, if any.
     """
 
     at: float
     calls: int
     waiting: int
+    last: int | None
 
 
 class Numbers:
@@ -71,11 +73,11 @@ class History:
 
     def add(self, state: State, calls: int) -> None:
         """Take note of a look."""
-        self._samples.append(Sample(state.now / 1e9, calls, state.waiting))
+        self._samples.append(Sample(state.now / 1e9, calls, state.waiting, state.last))
 
     @property
     def rate(self) -> float | None:
-        """Calls a second over the latest looks; None before the second one."""
+        """Calls a second over the latest looks; None before the second one, and if there were some but none was seen."""
         if len(self._samples) < 2:  # noqa: PLR2004 - a rate is between two looks
             return None
         latest = self._samples[-1].at
@@ -83,8 +85,10 @@ class History:
         if len(counted) == 1:
             counted = list(self._samples)[-2:]
         first, *others = counted
-        seconds = latest - first.at
-        return sum(sample.calls for sample in others) / seconds if seconds > 0 else 0.0
+        seconds, calls = latest - first.at, sum(sample.calls for sample in others)
+        if not calls and first.last != others[-1].last:
+            return None
+        return calls / seconds if seconds > 0 else 0.0
 
     @property
     def calls(self) -> tuple[int, ...]:

@@ -159,7 +159,8 @@ def watch(selection: Selection) -> None:
 
     Calls a second are an estimate over the last ten seconds: processes number their attempts to get the lock, and the
     number is in the name of each holder and waiter. Attempts of a process are counted when it is seen again, holding
-    or waiting, and those that timed out are among them. Nonces a second can't be told: Redis does not count them.
+    or waiting, and those that timed out are among them. "-" stands for some calls of processes that no look has seen.
+    Nonces a second can't be told: Redis does not count them.
     """
     console = Console(highlight=False)
     watched = Watched(selection)

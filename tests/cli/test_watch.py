@@ -303,6 +303,16 @@ def test_a_rate_is_over_ten_seconds() -> None:
     assert history.rate == 0
 
 
+def test_calls_that_no_look_has_seen() -> None:
+    """When nonces rise and nobody was seen, there are calls, and nobody knows how many."""
+    history = History()
+    history.add(FREE, 0)
+    history.add(replace(FREE, now=FREE.now + 10**9, last=FREE.now), 0)
+    assert history.rate is None
+    history.add(replace(FREE, now=FREE.now + 2 * 10**9, last=FREE.now + 5), 3)
+    assert history.rate == 1.5
+
+
 @given(st.lists(st.integers(0, 1000)), st.integers(0, 40))
 def test_bars(values: list[int], width: int) -> None:
     """One for each of the latest values, the lowest for 0 alone, the highest for the highest, higher for more."""
