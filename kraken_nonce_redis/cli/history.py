@@ -77,7 +77,7 @@ class History:
 
     @property
     def rate(self) -> float | None:
-        """Calls a second over the latest looks; None before the second one, and if there were some but none was seen."""
+        """Calls a second over the latest looks; None before the second one, and for some that none has seen."""
         if len(self._samples) < 2:  # noqa: PLR2004 - a rate is between two looks
             return None
         latest = self._samples[-1].at
