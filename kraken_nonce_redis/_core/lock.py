@@ -18,7 +18,8 @@ from kraken_nonce_redis._arguments import DEFAULT_NAMESPACE, DEFAULT_TTL
 from kraken_nonce_redis._core import names
 from kraken_nonce_redis._core.record import CallRecord, Stage
 from kraken_nonce_redis._core.steps import Pause, Run, Tell, running
-from kraken_nonce_redis._core.waiting import Acquired, Waiter, acquiring
+from kraken_nonce_redis._core.waiters import Waiter
+from kraken_nonce_redis._core.waiting import Acquired, acquiring
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.durability import Durability, of_every_nonce
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from kraken_nonce_redis._arguments import Scope, Trail
+    from kraken_nonce_redis._core.process_state import ProcessState
     from kraken_nonce_redis._core.steps import CallFlow, Flow
-    from kraken_nonce_redis._core.waiting import ProcessState
     from kraken_nonce_redis._core.wishes import Wishes
     from kraken_nonce_redis._redis.commands import Command, Extended, Release
     from kraken_nonce_redis.events import Hook

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from kraken_nonce_redis._core.lock import LeaseCore
-    from kraken_nonce_redis._core.waiting import Waiter
+    from kraken_nonce_redis._core.waiters import Waiter
     from kraken_nonce_redis._redis.commands import Command
 
 T = TypeVar("T")

@@ -18,8 +18,8 @@ from kraken_nonce_redis import _process
 from kraken_nonce_redis import _telling as telling
 from kraken_nonce_redis._core import closing
 from kraken_nonce_redis._core.agenda import Agenda
+from kraken_nonce_redis._core.process_state import ProcessState
 from kraken_nonce_redis._core.steps import Listen, Pause, Run, Tell
-from kraken_nonce_redis._core.waiting import ProcessState
 from kraken_nonce_redis._redis.pipeline import Slot
 from kraken_nonce_redis.asyncio._drive import drive
 from kraken_nonce_redis.asyncio._pipe import disown

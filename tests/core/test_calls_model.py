@@ -44,8 +44,8 @@ from kraken_nonce_redis._calls.questions import Questions
 from kraken_nonce_redis._core import steps
 from kraken_nonce_redis._core.agenda import Agenda
 from kraken_nonce_redis._core.lock import LeaseCore, LockCore
+from kraken_nonce_redis._core.process_state import ProcessState
 from kraken_nonce_redis._core.steps import Run, Send, Sleep, Tell
-from kraken_nonce_redis._core.waiting import ProcessState
 from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis._kraken import Outcome
 from kraken_nonce_redis._redis import commands

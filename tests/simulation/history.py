@@ -9,7 +9,7 @@ import itertools
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from kraken_nonce_redis._core.waiting import HEARTBEAT, OFFER
+from kraken_nonce_redis._core.waiters import HEARTBEAT, OFFER
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.errors import LeaseLost, NonceTooFarAhead
 from tests.simulation.records import (
