@@ -26,7 +26,7 @@ from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.exchange_clock import ExchangeClock
 from kraken_nonce_redis._calls.once import PARAMETER
 from kraken_nonce_redis._calls.outcomes import is_final_refusal, window_in
-from kraken_nonce_redis._core.lock import logger
+from kraken_nonce_redis._core.lease import logger
 from kraken_nonce_redis._core.steps import Sleep, check_patience, running
 from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis._kraken import Outcome, Remedy

@@ -20,7 +20,7 @@ from kraken_nonce_redis import _kraken as kraken
 from kraken_nonce_redis._calls import exchange_clock
 from kraken_nonce_redis._calls.settling import Settlement
 from kraken_nonce_redis._core import names
-from kraken_nonce_redis._core.lock import logger
+from kraken_nonce_redis._core.lease import logger
 from kraken_nonce_redis._core.steps import running
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.commands import BLOCK, NameRecord

@@ -12,7 +12,7 @@ from kraken_nonce_redis.errors import HoldTimeout
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from kraken_nonce_redis._core.lock import LeaseCore
+    from kraken_nonce_redis._core.lease import LeaseCore
     from kraken_nonce_redis._core.waiters import Waiter
     from kraken_nonce_redis._redis.commands import Command
 

@@ -43,7 +43,8 @@ from kraken_nonce_redis._calls.outcomes import TurnedAway
 from kraken_nonce_redis._calls.questions import Questions
 from kraken_nonce_redis._core import steps
 from kraken_nonce_redis._core.agenda import Agenda
-from kraken_nonce_redis._core.lock import LeaseCore, LockCore
+from kraken_nonce_redis._core.lease import LeaseCore
+from kraken_nonce_redis._core.lock import LockCore
 from kraken_nonce_redis._core.process_state import ProcessState
 from kraken_nonce_redis._core.steps import Run, Send, Sleep, Tell
 from kraken_nonce_redis._core.wishes import Wishes

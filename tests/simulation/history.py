@@ -28,7 +28,7 @@ from tests.simulation.records import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kraken_nonce_redis._core.lock import LeaseCore
+    from kraken_nonce_redis._core.lease import LeaseCore
     from kraken_nonce_redis._redis.commands import Command
     from tests.simulation.network import Connection
     from tests.simulation.pipe import Order

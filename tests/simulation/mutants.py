@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis._core import lock as core
 from kraken_nonce_redis._core import waiters
+from kraken_nonce_redis._core.lease import LeaseCore
 from kraken_nonce_redis._core.process_state import ProcessState
 from kraken_nonce_redis._redis import commands, scripts
 from kraken_nonce_redis._redis.pipeline import Pipeline, Slot, Stream
@@ -76,7 +76,7 @@ def _another_member(keys: Keyspace, member: str, ttl: float, **options: Any) -> 
     return _acquire(keys, member.replace(":", f":{next(_numbers)}", 1), ttl, **options)
 
 
-def _deadline_from_the_answer(lease: core.LeaseCore, nonces: range, deadline: float) -> None:
+def _deadline_from_the_answer(lease: LeaseCore, nonces: range, deadline: float) -> None:
     lease.grant.nonces = iter(nonces)
     lease.grant.deadline = deadline + 0.05
 
@@ -172,7 +172,7 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
     "a cool-down is not noticed to lie ahead": LuaMutant("if since_now then", "if false then"),
     "the queue stays when a waiter leaves": LuaMutant("if not others[1] then", "if false then"),
     "no interval is kept": LuaMutant("pace.started + min_interval", "pace.started"),
-    "the deadline counts from the answer": PythonMutant(core.LeaseCore, "_renewed", _deadline_from_the_answer),
+    "the deadline counts from the answer": PythonMutant(LeaseCore, "_renewed", _deadline_from_the_answer),
     "the floor is not learned": PythonMutant(ProcessState, "learn", _forget),
     "whoever asks again is another member": PythonMutant(commands, "acquire", _another_member),
     "a place that is gone is not noticed": PythonMutant(waiters.KeyWaiters, "heard", _forget),
