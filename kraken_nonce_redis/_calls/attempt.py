@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._core.lease import LeaseCore
     from kraken_nonce_redis._core.lock import LockCore
     from kraken_nonce_redis._core.steps import CallFlow
-    from kraken_nonce_redis._redis.commands import Result
+    from kraken_nonce_redis._redis.journal import Result
 
 _WINDOW_KNOWN_FOR: Final = 3_600.0
 """Seconds after which ``replay`` asks for the nonce window again: it is a setting that people may change."""

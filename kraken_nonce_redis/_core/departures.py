@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kraken_nonce_redis._core.process_state import ProcessState
-    from kraken_nonce_redis._redis.commands import Command, Release, State
+    from kraken_nonce_redis._redis.command import Command
+    from kraken_nonce_redis._redis.commands import Release, State
     from kraken_nonce_redis.errors import KrakenNonceError
 
 _RETRY = 1.0

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._core.steps import Flow
     from kraken_nonce_redis._core.waiters import Waiter
     from kraken_nonce_redis._core.waiting import Acquired
-    from kraken_nonce_redis._redis.commands import Command, Extended
+    from kraken_nonce_redis._redis.command import Command
+    from kraken_nonce_redis._redis.commands import Extended
 
 # Seconds by which a lease is at least longer than the call that it is extended for: until that is sent, a distant Redis
 # has to answer and a busy machine to get back to it.

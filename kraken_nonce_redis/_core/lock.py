@@ -20,6 +20,7 @@ from kraken_nonce_redis._core.waiters import Waiter
 from kraken_nonce_redis._core.waiting import Acquired, acquiring
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
+from kraken_nonce_redis._redis.words import word
 from kraken_nonce_redis.durability import Durability, of_every_nonce
 from kraken_nonce_redis.errors import CallLockError, KrakenNonceError, LeaseLost, StoreError, about_no_call
 from kraken_nonce_redis.pace import Pace
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._core.process_state import ProcessState
     from kraken_nonce_redis._core.steps import CallFlow, Flow
     from kraken_nonce_redis._core.wishes import Wishes
-    from kraken_nonce_redis._redis.commands import Command, Release
+    from kraken_nonce_redis._redis.command import Command
+    from kraken_nonce_redis._redis.commands import Release
     from kraken_nonce_redis.events import Hook
 
 L = TypeVar("L", bound="LeaseCore")
@@ -180,7 +182,7 @@ class LockCore(Generic[L]):
         if wishes.timeout != 0:
             self._check_waiting(owner)
         process_state, started = self._process_state(), clock.now()
-        member = process_state.new_member(self.named(), commands.word(wishes.method), wishes.token)
+        member = process_state.new_member(self.named(), word(wishes.method), wishes.token)
         durability = of_every_nonce(self.durability)
         if wishes.intent:
             wishes = wishes._replace(intent=self._with_name(wishes.intent))

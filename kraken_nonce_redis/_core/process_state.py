@@ -20,6 +20,7 @@ from kraken_nonce_redis._core.waiters import LONGEST_WAY, QUEUE_LIFE, TOGETHER, 
 from kraken_nonce_redis._redis import commands, keyspace
 from kraken_nonce_redis._redis.commands import COOLING, Busy, Granted
 from kraken_nonce_redis._redis.places import Floors
+from kraken_nonce_redis._redis.words import text
 from kraken_nonce_redis.errors import StoreUnavailable, from_redis
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
     from kraken_nonce_redis._core.agenda import Agenda
     from kraken_nonce_redis._core.waiters import Waiter
-    from kraken_nonce_redis._redis.commands import Answer, Command, Heard, Release
+    from kraken_nonce_redis._redis.command import Command
+    from kraken_nonce_redis._redis.commands import Answer, Heard, Release
     from kraken_nonce_redis.errors import KrakenNonceError
 
 T = TypeVar("T")
@@ -313,7 +315,7 @@ class ProcessState:
             self.listening = True
             self.counted.clear()
             return
-        name = commands.text(message["data"])
+        name = text(message["data"])
         for state, key_waiters in list(self.waiters_by_key.items()):
             waiter = key_waiters.waiters.get(name)
             if waiter is not None or name == state:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from kraken_nonce_redis._core.lease import LeaseCore
     from kraken_nonce_redis._core.waiters import Waiter
-    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._redis.command import Command
 
 T = TypeVar("T")
 

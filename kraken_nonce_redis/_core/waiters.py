@@ -17,7 +17,8 @@ from kraken_nonce_redis.errors import CoolDown, HoldTimeout, KrakenNonceError
 
 if TYPE_CHECKING:
     from kraken_nonce_redis._core.process_state import ProcessState
-    from kraken_nonce_redis._redis.commands import Booked, Command, Heartbeat
+    from kraken_nonce_redis._redis.command import Command
+    from kraken_nonce_redis._redis.commands import Booked, Heartbeat
     from kraken_nonce_redis._redis.keyspace import Keyspace
 
 HEARTBEAT = 1.0

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._core.agenda import Chore
     from kraken_nonce_redis._core.steps import Step
     from kraken_nonce_redis._core.waiters import Waiter
-    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._redis.command import Command
     from kraken_nonce_redis._threads.connections import Connections, Source
     from kraken_nonce_redis._threads.pipe import Pipe
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from kraken_nonce_redis._core.agenda import Chore
     from kraken_nonce_redis._core.steps import Step
-    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._redis.command import Command
     from kraken_nonce_redis.asyncio._connections import Target
     from kraken_nonce_redis.asyncio._pipe import Pipe
 

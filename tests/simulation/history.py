@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kraken_nonce_redis._core.lease import LeaseCore
-    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._redis.command import Command
     from tests.simulation.network import Connection
     from tests.simulation.pipe import Order
     from tests.simulation.process import Process

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from kraken_nonce_redis._redis.command import Command
     from kraken_nonce_redis._redis.keyspace import Keyspace
 
 
@@ -72,7 +73,7 @@ _acquire = commands.acquire
 _numbers = itertools.count()
 
 
-def _another_member(keys: Keyspace, member: str, ttl: float, **options: Any) -> commands.Command[Any]:
+def _another_member(keys: Keyspace, member: str, ttl: float, **options: Any) -> Command[Any]:
     return _acquire(keys, member.replace(":", f":{next(_numbers)}", 1), ttl, **options)
 
 

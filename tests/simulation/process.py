@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._core.agenda import Chore
     from kraken_nonce_redis._core.steps import Flow, Step
     from kraken_nonce_redis._core.waiters import Waiter
-    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._redis.command import Command
     from tests.simulation.history import History
     from tests.simulation.network import Network, Subscription
     from tests.simulation.scheduler import Scheduler

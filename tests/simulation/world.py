@@ -21,7 +21,7 @@ from tests.simulation.scheduler import Scheduler
 from tests.simulation.server import Lua, Server, library
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._redis.command import Command
     from tests.simulation.scheduler import Task
     from tests.simulation.server import Snapshot
 
