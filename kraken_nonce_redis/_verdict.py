@@ -12,7 +12,8 @@ from kraken_nonce_redis.retries import Retries
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from kraken_nonce_redis._redis.commands import Pending, Place, State
+    from kraken_nonce_redis._redis.commands import Place, State
+    from kraken_nonce_redis._redis.journal import Pending
     from kraken_nonce_redis.errors import ForeignValue
 
 Name: TypeAlias = Literal["foreign", "poisoned", "lead", "held", "ended", "waiting", "cool-down", "pending", "reported"]

@@ -16,7 +16,7 @@ from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis.errors import InvalidArgument, NotDurable
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._redis.command import Command
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from kraken_nonce_redis._calls.news import note, settled
 from kraken_nonce_redis._calls.once import PARAMETER, Keeping
 from kraken_nonce_redis._calls.outcomes import is_refused_for_deadline
 from kraken_nonce_redis._calls.questions import Questions
-from kraken_nonce_redis._core.lock import logger
+from kraken_nonce_redis._core.lease import logger
 from kraken_nonce_redis._core.record import Stage
 from kraken_nonce_redis._core.steps import Send, running
 from kraken_nonce_redis._kraken import Outcome, Remedy
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._calls.news import News
     from kraken_nonce_redis._calls.outcomes import TurnedAway
     from kraken_nonce_redis._calls.settling import Settlement
-    from kraken_nonce_redis._core.lock import LeaseCore, LockCore
+    from kraken_nonce_redis._core.lease import LeaseCore
+    from kraken_nonce_redis._core.lock import LockCore
     from kraken_nonce_redis._core.steps import CallFlow
-    from kraken_nonce_redis._redis.commands import Result
+    from kraken_nonce_redis._redis.journal import Result
 
 _WINDOW_KNOWN_FOR: Final = 3_600.0
 """Seconds after which ``replay`` asks for the nonce window again: it is a setting that people may change."""

@@ -12,7 +12,7 @@ from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _kraken as kraken
 from kraken_nonce_redis._calls import outcomes
 from kraken_nonce_redis._calls.once import Once, taken_from
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import journal
 from kraken_nonce_redis._redis.keyspace import digest
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Call:
         """What is noted in Redis before it is sent."""
         if not self.changes:
             return ""
-        return commands.intent(self.key, self.method, self.cl_ord_ids, own_ids=self.own_ids)
+        return journal.intent(self.key, self.method, self.cl_ord_ids, own_ids=self.own_ids)
 
 
 def _name_orders(method: str, params: dict[str, Any]) -> tuple[tuple[str, ...], bool]:

@@ -26,11 +26,11 @@ from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.exchange_clock import ExchangeClock
 from kraken_nonce_redis._calls.once import PARAMETER
 from kraken_nonce_redis._calls.outcomes import is_final_refusal, window_in
-from kraken_nonce_redis._core.lock import logger
+from kraken_nonce_redis._core.lease import logger
 from kraken_nonce_redis._core.steps import Sleep, check_patience, running
 from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis._kraken import Outcome, Remedy
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import journal
 from kraken_nonce_redis.errors import CoolDown, HoldTimeout, InvalidArgument, StoreError
 from kraken_nonce_redis.pace import CoolDowns, priority_of
 from kraken_nonce_redis.retries import Retries
@@ -221,7 +221,7 @@ class Calls:
             if not closed:
                 for each in news:
                     if each.entry is not None:
-                        yield from running(commands.settle(lock.keys, each.entry, each.then))
+                        yield from running(journal.settle(lock.keys, each.entry, each.then))
         except StoreError as error:
             logger.warning("What was told of %s is still in the journal, and is told again: %s", lock.keys.state, error)
         finally:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Final
 from kraken_nonce_redis import _process, events
 from kraken_nonce_redis._calls.news import id_of, note, settled
 from kraken_nonce_redis._core.steps import running
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import commands, journal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from kraken_nonce_redis._calls.questions import Questions
     from kraken_nonce_redis._core.steps import CallFlow
-    from kraken_nonce_redis._redis.commands import Pending, Result
+    from kraken_nonce_redis._redis.journal import Pending, Result
 
 _TELLING: Final = 5.0
 """Seconds that a process has to tell what it has found out about another one's call; then the next holder tells it."""
@@ -28,11 +28,11 @@ _FORGOTTEN_AT_ONCE: Final = 20
 def settling_inherited(asking: Questions) -> CallFlow[None]:
     """Settle what earlier holders with the same API key left behind, or report it."""
     keys, lease, left = asking.lock.keys, asking.lease, asking.calls.left[asking.call.key]
-    entries = yield from running(commands.pending(keys))
+    entries = yield from running(journal.pending(keys))
     lease.grant.inherited = ()
     waiting = [entry for entry in entries if entry.key == asking.call.key and not entry.reported]
     if not waiting:
-        yield from running(commands.recount(keys))  # the count has lost its entries
+        yield from running(journal.recount(keys))  # the count has lost its entries
     left.intersection_update([entry.nonce for entry in waiting])
     _forgetting(asking, entries)
     for entry in waiting:
@@ -65,7 +65,7 @@ def _inheriting(asking: Questions, entry: Pending) -> CallFlow[bool]:
         outcome, txids, known = settlement.outcome, settlement.txids, settlement.known
         final = outcome != "unknown" or settlement.hopeless  # else Kraken can't be asked now
     found = [txids.get(cl_ord_id, "") for cl_ord_id in entry.cl_ord_ids]
-    noting = commands.settle(asking.lock.keys, entry.nonce, outcome if final else "new", found if txids else ())
+    noting = journal.settle(asking.lock.keys, entry.nonce, outcome if final else "new", found if txids else ())
     if not (yield from running(noting)):
         return True  # its own caller knows, and its release has come meanwhile
     event = settled(entry, entry.nonce, outcome, txids, known, name=entry.name, since=_since(entry), inherited=True)

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 
 from kraken_nonce_redis._calls import outcomes
 from kraken_nonce_redis._calls.call import Heard
-from kraken_nonce_redis._core.lock import logger
+from kraken_nonce_redis._core.lease import logger
 from kraken_nonce_redis._kraken import Outcome
 from kraken_nonce_redis.errors import IncompatibleClient
 

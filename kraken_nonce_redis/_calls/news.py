@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kraken_nonce_redis._calls.call import Call
-    from kraken_nonce_redis._redis.commands import Pending, Result
+    from kraken_nonce_redis._redis.journal import Pending, Result
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,11 @@ from kraken_nonce_redis import _kraken as kraken
 from kraken_nonce_redis._calls import exchange_clock
 from kraken_nonce_redis._calls.settling import Settlement
 from kraken_nonce_redis._core import names
-from kraken_nonce_redis._core.lock import logger
+from kraken_nonce_redis._core.lease import logger
 from kraken_nonce_redis._core.steps import running
-from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import BLOCK, NameRecord
+from kraken_nonce_redis._redis import name_records
+from kraken_nonce_redis._redis.commands import BLOCK
+from kraken_nonce_redis._redis.name_records import NameRecord
 from kraken_nonce_redis.errors import HoldTimeout, InvalidArgument, LeaseLost, OutcomeUnknown, StoreError
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._calls.call import Call
     from kraken_nonce_redis._calls.questions import Questions
     from kraken_nonce_redis._core.steps import CallFlow
-    from kraken_nonce_redis._redis.commands import Command, Kept
+    from kraken_nonce_redis._redis.command import Command
+    from kraken_nonce_redis._redis.name_records import Kept
 
 PARAMETER: Final = "once"
 """The name's place among a call's parameters. Kraken never sees it."""
@@ -124,7 +126,7 @@ class Keeping:
         """
         name, cl_ord_id = self._once.name, self._call.cl_ord_ids[0]
         named, state = self._questions.lock.names_seen, self._keys.state
-        kept = yield from self._running(commands.once(self._keys, self._member, cl_ord_id, seen=state in named))
+        kept = yield from self._running(name_records.read(self._keys, self._member, cl_ord_id, seen=state in named))
         named.add(state)
         record = kept.record
         if record is None:
@@ -194,7 +196,7 @@ class Keeping:
     def trying(self, nonce: int, deadline: float) -> CallFlow[None]:
         """Write the record of an order that is about to be sent. Raises `LeaseLost` and `StoreError`."""
         self._record = self._new(nonce, deadline)
-        keep = commands.keep(self._keys, self._member, self._record)
+        keep = name_records.keep(self._keys, self._member, self._record)
         yield from self._running(keep.durable(self._questions.lock.durability))
 
     def ending(self, *, placed: str | None) -> CallFlow[None]:
@@ -202,9 +204,9 @@ class Keeping:
         if self._record is None:
             return
         if placed is None:
-            command = commands.forget(self._keys, self._member, self._record.cl_ord_id)
+            command = name_records.forget(self._keys, self._member, self._record.cl_ord_id)
         else:
-            command = commands.keep(self._keys, self._member, replace(self._record, txid=placed))
+            command = name_records.keep(self._keys, self._member, replace(self._record, txid=placed))
         try:
             yield from running(command)
         except StoreError as error:  # must not hide what is known; the next caller finds it out once more

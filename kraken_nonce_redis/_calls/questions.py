@@ -10,7 +10,7 @@ from kraken_nonce_redis import _telling as telling
 from kraken_nonce_redis import events
 from kraken_nonce_redis._calls.news import note
 from kraken_nonce_redis._calls.settling import Fence, Settlement, looking_once, settling
-from kraken_nonce_redis._core.lock import logger
+from kraken_nonce_redis._core.lease import logger
 from kraken_nonce_redis._core.steps import Send, Sleep, running
 from kraken_nonce_redis._kraken import Outcome
 from kraken_nonce_redis._redis import commands
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._calls.calls import Calls
     from kraken_nonce_redis._calls.news import News
     from kraken_nonce_redis._calls.outcomes import TurnedAway
-    from kraken_nonce_redis._core.lock import LeaseCore, LockCore
+    from kraken_nonce_redis._core.lease import LeaseCore
+    from kraken_nonce_redis._core.lock import LockCore
     from kraken_nonce_redis._core.steps import CallFlow
 
 _OUTCOMES: Final[dict[Outcome, events.CallOutcome]] = {

@@ -16,7 +16,7 @@ from kraken_nonce_redis import _clock as clock
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._redis.command import Command
     from kraken_nonce_redis.errors import KrakenNonceError
 
 

@@ -14,7 +14,8 @@ from kraken_nonce_redis.durability import Durability, of_every_nonce
 if TYPE_CHECKING:
     from kraken_nonce_redis._arguments import Scope, Trail
     from kraken_nonce_redis._core.steps import Flow
-    from kraken_nonce_redis._redis.commands import Command, State
+    from kraken_nonce_redis._redis.command import Command
+    from kraken_nonce_redis._redis.commands import State
 
 
 def keys_for(namespace: str, api_key: str, scope: Scope, trail: Trail) -> Keyspace:

@@ -11,7 +11,7 @@ from kraken_nonce_redis.errors import ShuttingDown
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from kraken_nonce_redis._core.waiting import ProcessState
+    from kraken_nonce_redis._core.process_state import ProcessState
 
 AGAIN: Final = 0.01
 """Seconds between two looks whether a call is still under way."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypedDict
 from urllib.parse import unquote
 
 from kraken_nonce_redis import _process
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis.words import word
 from kraken_nonce_redis.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def checked(name: object, api_key: str, parameter: str = "name") -> str:
 def chosen(name: object, api_key: str) -> str | None:
     """Return a name as it stands in Redis, None for that of the process. Raises `InvalidArgument`."""
     if name is not None:
-        return commands.word(checked(name, api_key))
+        return word(checked(name, api_key))
     if VARIABLE in os.environ:
         checked(os.environ[VARIABLE], api_key, VARIABLE)
     return None
@@ -46,7 +46,7 @@ def of_process() -> str:
     """Return the name of this process as it stands in Redis: that of the environment, else its host and number."""
     process = _process.current()
     if not process.name:
-        process.name = commands.word(os.environ.get(VARIABLE) or _process.default_name())
+        process.name = word(os.environ.get(VARIABLE) or _process.default_name())
     return process.name
 
 

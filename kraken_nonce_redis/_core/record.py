@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from typing import Final
 
 
 class Stage(Enum):
@@ -50,3 +51,7 @@ class CallRecord:
     def unheard(self) -> CallRecord:
         """Return the record of a call whose caller is interrupted and will not hear its outcome."""
         return self.at(Stage.SENT) if self.stage is Stage.KNOWN else self
+
+
+NO_CALL: Final = CallRecord()
+"""The record of a lease under which no call was begun."""

@@ -12,9 +12,9 @@ from kraken_nonce_redis.errors import HoldTimeout
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from kraken_nonce_redis._core.lock import LeaseCore
-    from kraken_nonce_redis._core.waiting import Waiter
-    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._core.lease import LeaseCore
+    from kraken_nonce_redis._core.waiters import Waiter
+    from kraken_nonce_redis._redis.command import Command
 
 T = TypeVar("T")
 

@@ -37,7 +37,7 @@ class Wishes(NamedTuple):  # a frozen dataclass takes three times as long to mak
         startup_protection: whether startup protection of the pace applies to this call.
         token: the caller's own id for the lease.
         method: Kraken's name of the call that the lock is for, empty for none; people see it.
-        intent: of that call, from `commands.intent`; empty if it changes nothing.
+        intent: of that call, from `journal.intent`; empty if it changes nothing.
     """
 
     timeout: float | None = None

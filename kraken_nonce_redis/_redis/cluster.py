@@ -18,13 +18,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis._redis.commands import text
 from kraken_nonce_redis._redis.resp import pack
+from kraken_nonce_redis._redis.words import text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._redis.command import Command
 
 Address: TypeAlias = tuple[str, int]
 

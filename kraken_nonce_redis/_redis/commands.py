@@ -1,167 +1,32 @@
-"""What is said to Redis and what it answers; no I/O.
+"""The commands for nonces, the lock and the state of an API key, and what they answer; no I/O.
 
-A `Command` is one run of one script: its keys, its arguments and how to read the reply. The functions below make
-them. Nonces are whole nanoseconds since 1970 as a rule; Redis gets and gives them as decimal strings, since a Lua
-number can't hold them.
+Nonces are whole nanoseconds since 1970 as a rule; Redis gets and gives them as decimal strings, since a Lua number
+can't hold them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeAlias, TypeVar
-from urllib.parse import quote, unquote
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from urllib.parse import unquote
 
 from kraken_nonce_redis import _arguments as arguments
-from kraken_nonce_redis._redis import resp, scripts
-from kraken_nonce_redis.errors import ForeignValue, NonceTooFarAhead, StoreError
+from kraken_nonce_redis._redis.command import Command
+from kraken_nonce_redis.errors import NonceTooFarAhead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
     from kraken_nonce_redis._arguments import Priority
+    from kraken_nonce_redis._redis.command import Reply
     from kraken_nonce_redis._redis.keyspace import Keyspace
-    from kraken_nonce_redis.durability import Durability
 
 Release: TypeAlias = Literal["released", "gone", "lost"]
-Reply: TypeAlias = "Sequence[str]"
-Result: TypeAlias = Literal["found", "absent", "partly", "unknown"]
-"""What a holder has found out about another one's call."""
-T = TypeVar("T")
 
 _PROCESSES: Final = 4e15  # as in lib/queue.lua: a waiter of high priority has its ticket less this
 
 BLOCK = 100_000
 """Nonces that come with a lease: 0.1 ms worth of them, so that they never run ahead of the clock."""
 
-_ANOTHER: Final = "if another program uses this key, use another namespace"
-_REMEDIES: Final = {
-    "pending": "set it with HSET {key} pending 1, so that the next call counts anew",
-    "lock": "run kraken-nonce unlock, which shows it and removes it",
-    "cool_down": "run kraken-nonce unlock --cool-down, which removes it",
-    "pace": "call reset_startup(), which removes it",
-}
-_OWN = "+"  # is percent-encoded in ids themselves
 ANY_KEY: Final = "*"
-
-
-@dataclass(slots=True, eq=False)  # a frozen one takes four times as long to make
-class Command(Generic[T]):
-    """One run of a script.
-
-    Attributes:
-        name: the script.
-        keys: the keys it touches, the state first, those of the trail last.
-        args: its arguments, without the floor.
-        read: makes the result from the reply; raises errors of our tree.
-        durability: how many servers must have its write before the result counts.
-        repeated: set when the command was sent more than once, so that it may have run more than once.
-        late: set when it may still arrive: it was sent more than once, or its connection was given up.
-        unsent: set when it is known that the command was not sent at all.
-        spare: how many of its last keys it can do without: those of the trail.
-        highest: for a script that takes the caller's floor as its first argument, the highest nonce in a result.
-        floor: for such a script, the floor that it was sent with last.
-        until: until when on `clock.now` its caller waits while a cluster moves its slot; None if the caller has no
-            timeout.
-    """
-
-    name: str
-    keys: tuple[str, ...]
-    args: tuple[str | int, ...]
-    read: Callable[[Reply], T]
-    highest: Callable[[T], int] | None = None
-    spare: int = 0
-    floor: int = 0
-    durability: Durability | None = None
-    repeated: bool = False
-    late: bool = False
-    unsent: bool = False
-    until: float | None = None
-
-    @property
-    def script(self) -> scripts.Script:
-        """The script's source and hash."""
-        return scripts.load(self.name)
-
-    def request(self, floor: int, *, whole: bool = False) -> bytes:
-        """Return the bytes to send, ``whole`` for a server that lacks the script; with durability, two requests."""
-        args: tuple[str | int, ...] = self.args if self.highest is None else (floor, *self.args)
-        begin = _begin(self.name, self.keys, len(args), whole)
-        end = b"" if self.durability is None else resp.pack(self.durability.words)
-        return b"".join((begin, *[resp.pack_word(word) for word in args], end))
-
-    @property
-    def due(self) -> int:
-        """How many replies its request brings."""
-        return 1 if self.durability is None else 2
-
-    @property
-    def one_key(self) -> bool:
-        """Whether it needs no key but one. While a cluster moves their slot, a server can't serve several."""
-        return len(self.keys) - self.spare == 1
-
-    def without_trail(self) -> bool:
-        """Give up the keys of the trail, for a server that can't serve them now; return whether there were any."""
-        if not self.spare:
-            return False
-        self.keys, self.spare = self.keys[: -self.spare], 0
-        return True
-
-    def durable(self, durability: Durability | None) -> Self:
-        """Make the command count only when enough servers have its write; return it."""
-        self.durability = durability
-        return self
-
-    def result(self, raw: object) -> T:
-        """Read what the script returned: words with a space between them. Raises `StoreError`, `NonceTooFarAhead`."""
-        reply = text(raw).split(" ")
-        if reply[0] == "foreign":
-            raise self._foreign(self._foreign_key(reply[1]), reply[1], " ".join(reply[2:]))
-        if reply[0] == "overflow":
-            raise NonceTooFarAhead(
-                f"{self.keys[0]}: no nonce is left below 2^63; the last one is {reply[1]}. "
-                "The API key is poisoned: replace it at Kraken",
-                last=int(reply[1]),
-                lead=0,
-                max_lead=0,
-            )
-        with contextlib.suppress(ValueError, LookupError):
-            return self.read(reply)
-        # Outside of the block: an error that was raised in it would carry what the server said, as its context.
-        raise StoreError(self.name, self.keys[0], "what answers there is no Redis: it has run none of our scripts")
-
-    def _foreign_key(self, field: str) -> str:
-        """Return the key with a field of which a script says that this library did not write it."""
-        return self.keys[-1] if self.name == "once" and field != "-" else self.keys[0]
-
-    def _foreign(self, key: str, field: str, value: str) -> ForeignValue:
-        """Return the error for a field with a value that this library did not write; ``-`` stands for the whole key."""
-        if field == "-":
-            return ForeignValue(self.name, key, f"it is no hash; {_ANOTHER}, or remove it with DEL ({value})")
-        remedy = _REMEDIES.get(field, "remove it with HDEL {key} {field}").format(key=key, field=field)
-        error = ForeignValue(
-            self.name,
-            key,
-            f"its field {field!r} holds {value[:40]!r}, which this library did not write; {_ANOTHER}, or {remedy}. "
-            "What each field is for: docs/faults.md",
-        )
-        error.field = field
-        return error
-
-    def key_of(self, error: Exception) -> str:
-        """Return the key that a server's error is about. Scripts say themselves if the state is of another type."""
-        return self.keys[1] if "WRONGTYPE" in str(error) and not self.one_key else self.keys[0]
-
-
-@functools.lru_cache(maxsize=4096)
-def _begin(name: str, keys: tuple[str, ...], count: int, whole: bool) -> bytes:  # noqa: FBT001 - a key of the cache
-    """Return the bytes of a run of a script up to its arguments."""
-    script = scripts.load(name)
-    run = ("EVAL", script.source) if whole else ("EVALSHA", script.sha)
-    words: tuple[str | int, ...] = (*run, len(keys), *keys)
-    return b"*%d\r\n" % (len(words) + count) + b"".join([resp.pack_word(word) for word in words])
 
 
 @dataclass(slots=True)
@@ -312,58 +177,6 @@ class State:
     pending: int
     cool_down: float
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A call that changes something and whose outcome is unknown.
-
-    Attributes:
-        nonce: the first of a block of `BLOCK` nonces, ns since 1970; an order's last request had one of these.
-        since: server time when its holder was gone, ns since 1970.
-        age: seconds since then.
-        reported: whether a later holder has told that it could do no more about it.
-        result: what a later holder has found out and not told yet, as in `kraken_nonce_redis.events.OrderSettled`.
-        noted: seconds since that was noted; 0.0 without a result.
-        txids: Kraken's, of each cl_ord_id that was found.
-        key: digest of the API key.
-        method: Kraken's name.
-        cl_ord_ids: of the orders that it places; empty when they had none.
-        own_ids: whether all of these were made up for this one call.
-        name: of the bot that made it, ``""`` if it is not known.
-    """
-
-    nonce: int
-    since: int
-    age: float
-    reported: bool
-    result: Result | None
-    noted: float
-    txids: Mapping[str, str]
-    key: str
-    method: str
-    cl_ord_ids: tuple[str, ...]
-    own_ids: bool
-    name: str
-
-    @property
-    def state(self) -> Literal["new", "reported"] | Result:
-        """Its state in one word, as in lib/journal.lua."""
-        return "reported" if self.reported else self.result or "new"
-
-
-def intent(key: str, method: str, cl_ord_ids: Iterable[str], *, own_ids: bool = False) -> str:
-    """Return what the scripts note of a call that changes something, before the name of its bot."""
-    return f"{key} {word(method)} {_OWN if own_ids else ''}{_join(cl_ord_ids)}"
-
-
-def word(text: str) -> str:
-    """Return a text as it stands in a member or an intent: without spaces or bars."""
-    return quote(text, safe="/:@")
-
-
-def _join(words: Iterable[str]) -> str:
-    return ",".join(quote(word, safe="").replace("-", "%2D", word == "-") for word in words) or "-"
 
 
 def reserve(keys: Keyspace, count: int, name: str = "") -> Command[range]:
@@ -591,163 +404,6 @@ def unlock(keys: Keyspace, member: str, name: str = "") -> Command[bool]:
     return Command("unlock", keys.for_the_lock[:3], (member, name), lambda reply: reply[0] == "unlocked", spare=1)
 
 
-def pending(keys: Keyspace) -> Command[tuple[Pending, ...]]:
-    """Look at the calls whose outcome is unknown, the oldest first."""
-
-    def read(reply: Reply) -> tuple[Pending, ...]:
-        now, words = int(reply[1]), iter(reply[2:])
-        found = [_read_pending(now, *record) for record in zip(*[words] * 9, strict=True)]
-        return tuple(sorted(found, key=lambda entry: entry.nonce))
-
-    return Command("pending", (keys.state,), (), read)
-
-
-def _read_pending(  # noqa: PLR0917 - the words of a record
-    now: int, nonce: str, since: str, state: Any, key: str, method: str, ids: str, name: str, at: str, txids: str
-) -> Pending:
-    cl_ord_ids = _split(ids.removeprefix(_OWN))
-    return Pending(
-        nonce=int(nonce),
-        since=int(since) * 1000,
-        age=(now - int(since)) / 1e6,
-        reported=state == "reported",
-        result=state if int(at) else None,
-        noted=(now - int(at)) / 1e6 if int(at) else 0.0,
-        txids={cl_ord_id: txid for cl_ord_id, txid in zip(cl_ord_ids, _split(txids), strict=False) if txid},
-        key=key,
-        method=unquote(method),
-        cl_ord_ids=cl_ord_ids,
-        own_ids=ids.startswith(_OWN),
-        name="" if name == "-" else unquote(name),
-    )
-
-
-def _split(words: str) -> tuple[str, ...]:
-    return () if words == "-" else tuple(map(unquote, words.split(",")))
-
-
-def settle(
-    keys: Keyspace,
-    nonce: int,
-    how: Literal["known", "cleared", "reported", "new"] | Result,
-    txids: Iterable[str] = (),
-    name: str = "",
-) -> Command[bool]:
-    """Change a pending call's entry. False: there is none any more.
-
-    ``"known"`` removes it, and so does ``"cleared"``, by hand; ``"reported"`` leaves it for people, a result is noted
-    until it is told, and ``"new"`` leaves it as it is. ``txids`` are Kraken's, one for each cl_ord_id, ``""`` for an
-    order that was not found. ``name`` is that of who does it, as in Redis.
-    """
-    return Command(
-        "settle", keys.for_the_lock[:3], (nonce, how, _join(txids), name), lambda reply: reply[0] == "ok", spare=1
-    )
-
-
-def recount(keys: Keyspace) -> Command[bool]:
-    """Count the pending calls anew."""
-    return settle(keys, 0, "new")
-
-
-@dataclass(frozen=True, slots=True)
-class NameRecord:
-    """The record of a name, which is for one order.
-
-    Attributes:
-        cl_ord_id: of the order.
-        name: as its callers have given it.
-        key: digest of the API key.
-        nonce: of the latest request that tried to place it.
-        deadline: of that request, in Unix seconds by Kraken's clock.
-        digest: of the order's parameters.
-        txid: Kraken's, ``""`` while it is not known that the order was placed.
-        age: seconds since it was written.
-    """
-
-    cl_ord_id: str
-    name: str
-    key: str
-    nonce: int
-    deadline: float
-    digest: str
-    txid: str = ""
-    age: float = 0.0
-
-    def written(self) -> str:
-        """Return it as it stands in Redis, without the time."""
-        txid = _join([self.txid]) if self.txid else "-"
-        deadline = math.ceil(self.deadline * 1000)
-        return f"{self.key} {self.nonce} {deadline} {self.digest} {quote(self.name, safe='')} {txid}"
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What Redis has of a name.
-
-    Attributes:
-        record: the record; None if there is none.
-        complete: seconds for which no record can have been lost: when another server took over, or this one restarted,
-            or when all was lost, as far as the process can tell.
-    """
-
-    record: NameRecord | None
-    complete: float
-
-
-def once(keys: Keyspace, member: str, cl_ord_id: str, *, seen: bool = False) -> Command[Kept | Literal["lost"]]:
-    """Read the record of a name, for the holder of the lock; ``seen`` is whether its process has seen names before."""
-    return _once(keys, member, cl_ord_id, "", seen=seen)
-
-
-def keep(keys: Keyspace, member: str, record: NameRecord) -> Command[Kept | Literal["lost"]]:
-    """Write the record of a name, unless the lock is another member's by now."""
-    return _once(keys, member, record.cl_ord_id, record.written())
-
-
-def forget(keys: Keyspace, member: str, cl_ord_id: str) -> Command[Kept | Literal["lost"]]:
-    """Remove the record of a name, unless the lock is another member's by now; ``""`` for people, who don't hold it."""
-    return _once(keys, member, cl_ord_id, "-")
-
-
-def _once(
-    keys: Keyspace, member: str, cl_ord_id: str, record: str, *, seen: bool = False
-) -> Command[Kept | Literal["lost"]]:
-    def read(reply: Reply) -> Kept | Literal["lost"]:
-        if reply[0] == "lost":
-            return "lost"
-        _, now, since, *words = reply
-        found = None if words == ["-"] else _read_name(int(now), cl_ord_id, *words)
-        return Kept(found, (int(now) - int(since)) / 1e6)
-
-    return Command("once", (keys.state, keys.once), (member, cl_ord_id, record, int(seen)), read)
-
-
-def names(keys: Keyspace) -> Command[tuple[NameRecord, ...]]:
-    """List the records of names, the oldest first."""
-
-    def read(reply: Reply) -> tuple[NameRecord, ...]:
-        now, words = int(reply[1]), iter(reply[2:])
-        found = [_read_name(now, *record) for record in zip(*[words] * 8, strict=True)]
-        return tuple(sorted(found, key=lambda record: -record.age))
-
-    return Command("names", (keys.once,), (), read)
-
-
-def _read_name(  # noqa: PLR0917 - the words of a record
-    now: int, cl_ord_id: str, at: str, key: str, nonce: str, deadline: str, digest: str, name: str, txid: str
-) -> NameRecord:
-    return NameRecord(
-        cl_ord_id=cl_ord_id,
-        name=unquote(name),
-        key=key,
-        nonce=int(nonce),
-        deadline=int(deadline) / 1000,
-        digest=digest,
-        txid="" if txid == "-" else unquote(txid),
-        age=(now - int(at)) / 1e6,
-    )
-
-
 def cool_down(keys: Keyspace, seconds: float, reason: str, name: str = "") -> Command[float]:
     """Stop all calls for a number of seconds, 0 to end a cool-down; the result is the seconds left of it.
 
@@ -781,11 +437,6 @@ def ping(keys: Keyspace) -> Command[None]:
 def reset_startup(keys: Keyspace) -> Command[None]:
     """Make the next call open a new startup window."""
     return Command("reset_startup", (keys.state,), (), lambda _: None)
-
-
-def text(value: object) -> str:
-    """Return what redis-py read as text, whether or not the client decodes."""
-    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def microseconds(seconds: float) -> int:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from kraken_nonce_redis._redis.commands import Command
+from kraken_nonce_redis._redis.command import Command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kraken_nonce_redis._redis.commands import Reply
+    from kraken_nonce_redis._redis.command import Reply
 
 RARE: Final = (
     "settled",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Unpack
 
 from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis._core.lock import LeaseCore, LockCore
+from kraken_nonce_redis._core.lease import LeaseCore
+from kraken_nonce_redis._core.lock import LockCore
 from kraken_nonce_redis._core.wishes import LockSettings, Wishes
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._threads.connections import client_from_url

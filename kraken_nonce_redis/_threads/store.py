@@ -19,8 +19,8 @@ from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _process
 from kraken_nonce_redis import _telling as telling
 from kraken_nonce_redis._core.agenda import Agenda
+from kraken_nonce_redis._core.process_state import ProcessState
 from kraken_nonce_redis._core.steps import Listen, Pause, Run, Tell
-from kraken_nonce_redis._core.waiting import ProcessState
 from kraken_nonce_redis._redis.pipeline import Slot
 from kraken_nonce_redis._threads.connections import Target, checked
 from kraken_nonce_redis._threads.drive import drive
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from kraken_nonce_redis._core.agenda import Chore
     from kraken_nonce_redis._core.steps import Step
-    from kraken_nonce_redis._core.waiting import Waiter
-    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._core.waiters import Waiter
+    from kraken_nonce_redis._redis.command import Command
     from kraken_nonce_redis._threads.connections import Connections, Source
     from kraken_nonce_redis._threads.pipe import Pipe
 

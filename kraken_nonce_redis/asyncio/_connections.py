@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from redis.asyncio.client import PubSub
 
-    from kraken_nonce_redis._core.waiting import ProcessState
+    from kraken_nonce_redis._core.process_state import ProcessState
     from kraken_nonce_redis._redis.cluster import Address
-    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._redis.command import Command
     from kraken_nonce_redis._redis.pipeline import Slot
     from kraken_nonce_redis._redis.places import Places
 

@@ -18,8 +18,8 @@ from kraken_nonce_redis import _process
 from kraken_nonce_redis import _telling as telling
 from kraken_nonce_redis._core import closing
 from kraken_nonce_redis._core.agenda import Agenda
+from kraken_nonce_redis._core.process_state import ProcessState
 from kraken_nonce_redis._core.steps import Listen, Pause, Run, Tell
-from kraken_nonce_redis._core.waiting import ProcessState
 from kraken_nonce_redis._redis.pipeline import Slot
 from kraken_nonce_redis.asyncio._drive import drive
 from kraken_nonce_redis.asyncio._pipe import disown
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from kraken_nonce_redis._core.agenda import Chore
     from kraken_nonce_redis._core.steps import Step
-    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._redis.command import Command
     from kraken_nonce_redis.asyncio._connections import Target
     from kraken_nonce_redis.asyncio._pipe import Pipe
 

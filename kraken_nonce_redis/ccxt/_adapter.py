@@ -23,7 +23,7 @@ from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._calls import leaving, outcomes
 from kraken_nonce_redis._calls.call import Call
 from kraken_nonce_redis._calls.guards import LONGEST_TIMEOUT
-from kraken_nonce_redis._core.lock import logger
+from kraken_nonce_redis._core.lease import logger
 from kraken_nonce_redis.ccxt.errors import as_ccxt
 from kraken_nonce_redis.clients import Options
 from kraken_nonce_redis.errors import IncompatibleClient

@@ -8,7 +8,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from kraken_nonce_redis import _verdict as verdicts
-from kraken_nonce_redis._redis.commands import Result
+from kraken_nonce_redis._redis.journal import Result
 from kraken_nonce_redis._verdict import NAMES
 from kraken_nonce_redis.cli.options import note
 from kraken_nonce_redis.errors import StoreError

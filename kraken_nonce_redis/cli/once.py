@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import name_records
 from kraken_nonce_redis._texts import printable, span
 from kraken_nonce_redis.cli.asking import confirm, dry_run_option, yes_option
 from kraken_nonce_redis.cli.exit_codes import Failure
 from kraken_nonce_redis.cli.options import Answer, examples, json_option, note, target_options
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._redis.commands import NameRecord
+    from kraken_nonce_redis._redis.name_records import NameRecord
     from kraken_nonce_redis.cli.options import Target
 
 
@@ -41,7 +41,7 @@ def once(target: Target, *, clear: str | None, yes: bool, dry_run: bool, as_json
     order without a txid only after you have looked it up by its cl_ord_id. Exit code 1 if you don't confirm, or if
     there is no such record.
     """
-    records = target.run(commands.names(target.keys))
+    records = target.run(name_records.read_all(target.keys))
     if clear is not None:
         chosen = [record for record in records if record.name == clear]
         if not chosen:
@@ -60,7 +60,7 @@ def _clear(target: Target, records: list[NameRecord], *, yes: bool, dry_run: boo
     if not dry_run:
         confirm("Remove it?", yes=yes, always=True)
         for record in records:
-            target.run(commands.forget(target.keys, "", record.cl_ord_id))
+            target.run(name_records.forget(target.keys, "", record.cl_ord_id))
     text = "It would be removed." if dry_run else "Removed."
     return Answer(text, {"removed": not dry_run, "names": [_data(record) for record in records]})
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from kraken_nonce_redis._arguments import Scope
-    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._redis.command import Command
     from kraken_nonce_redis._threads.connections import Source
 
 P = ParamSpec("P")

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import journal
 from kraken_nonce_redis._texts import moment, printable
 from kraken_nonce_redis.cli.asking import confirm, dry_run_option, yes_option
 from kraken_nonce_redis.cli.exit_codes import ExitCode, Failure, Misuse
 from kraken_nonce_redis.cli.options import Answer, examples, json_option, note, target_options
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._redis.commands import Pending
+    from kraken_nonce_redis._redis.journal import Pending
     from kraken_nonce_redis.cli.options import Target
 
 
@@ -45,7 +45,7 @@ def pending(target: Target, *, clear: str | None, yes: bool, dry_run: bool, as_j
     if clear is not None:
         _clear(target, clear, yes=yes, dry_run=dry_run, as_json=as_json)
         return
-    entries = target.run(commands.pending(target.keys))
+    entries = target.run(journal.pending(target.keys))
     Answer("\n".join(map(_line, entries)) or "None.", {"pending": [_data(entry) for entry in entries]}).print(
         as_json=as_json
     )
@@ -56,7 +56,7 @@ def pending(target: Target, *, clear: str | None, yes: bool, dry_run: bool, as_j
 def _clear(target: Target, nonce: str, *, yes: bool, dry_run: bool, as_json: bool) -> None:
     if not nonce.isascii() or not nonce.isdigit():
         raise Misuse("--clear takes the nonce that `kraken-nonce pending` shows")
-    entry = next((entry for entry in target.run(commands.pending(target.keys)) if entry.nonce == int(nonce)), None)
+    entry = next((entry for entry in target.run(journal.pending(target.keys)) if entry.nonce == int(nonce)), None)
     if entry is not None:
         note(_line(entry))
         if not dry_run:
@@ -68,7 +68,7 @@ def _clear(target: Target, nonce: str, *, yes: bool, dry_run: bool, as_json: boo
 
 
 def _cleared(target: Target, nonce: int) -> bool:
-    return target.run(commands.settle(target.keys, nonce, "cleared", name=target.name))
+    return target.run(journal.settle(target.keys, nonce, "cleared", name=target.name))
 
 
 def _line(entry: Pending) -> str:

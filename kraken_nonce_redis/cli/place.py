@@ -14,7 +14,7 @@ from redis.retry import Retry
 
 from kraken_nonce_redis import urls
 from kraken_nonce_redis._redis import keyspace
-from kraken_nonce_redis._redis.commands import text
+from kraken_nonce_redis._redis.words import text
 from kraken_nonce_redis._texts import printable, span
 from kraken_nonce_redis._threads.connections import ClusterAddress, client_from_url
 from kraken_nonce_redis._threads.store import store_for
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
     from typing import TypeVar
 
-    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._redis.command import Command
     from kraken_nonce_redis._redis.keyspace import Keyspace
 
     T = TypeVar("T")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, Type
 import click
 
 from kraken_nonce_redis import _verdict as verdicts
-from kraken_nonce_redis._redis import commands, keyspace
+from kraken_nonce_redis._redis import commands, journal, keyspace
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.cli.exit_codes import Misuse, StoreFailure
 from kraken_nonce_redis.cli.options import (
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kraken_nonce_redis._arguments import Scope
-    from kraken_nonce_redis._redis.commands import Pending, State
+    from kraken_nonce_redis._redis.commands import State
+    from kraken_nonce_redis._redis.journal import Pending
     from kraken_nonce_redis._verdict import Verdict
 
 P = ParamSpec("P")
@@ -111,7 +112,7 @@ class Selection:
     def read(self, chosen: Chosen) -> Look:
         """Look at an API key, with two commands. Raises `StoreError`."""
         state = self.place.run(commands.inspect(chosen.keys, "waiters"))
-        return self.judged(chosen, state, self.place.run(commands.pending(chosen.keys)))
+        return self.judged(chosen, state, self.place.run(journal.pending(chosen.keys)))
 
     def look(self, chosen: Chosen) -> Look:
         """Do the same, but let a value of another program be a verdict instead of an error."""

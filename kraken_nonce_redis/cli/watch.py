@@ -16,7 +16,7 @@ from rich.text import Text
 from kraken_nonce_redis import _children as children
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import _verdict as verdicts
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import commands, journal
 from kraken_nonce_redis._texts import span
 from kraken_nonce_redis._verdict import who
 from kraken_nonce_redis.cli.history import History, Numbers, sparkline
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from kraken_nonce_redis._redis.commands import Pending
+    from kraken_nonce_redis._redis.journal import Pending
     from kraken_nonce_redis.cli.place import Master
     from kraken_nonce_redis.cli.selection import Chosen, Selection
 
@@ -106,19 +106,19 @@ class Watched:
     def _look(self) -> None:
         turn = self._looks_made % _ROUND
         self._looks_made += 1
-        self.looks = [self._look_at(chosen, journal=turn == 0) for chosen in self._chosen[:_MOST]]
+        self.looks = [self._look_at(chosen, anew=turn == 0) for chosen in self._chosen[:_MOST]]
         if turn == 1:
             with contextlib.suppress(StoreError):  # the one from before goes on without its Sentinels
                 self.master = self._selection.place.master()
         if turn == _ROUND // 2 and self._selection.chosen is None:
             self._scan_on()
 
-    def _look_at(self, chosen: Chosen, *, journal: bool) -> Look:
+    def _look_at(self, chosen: Chosen, *, anew: bool) -> Look:
         place = self._selection.place
         try:
             state = place.run(commands.inspect(chosen.keys, "waiters"))
-            if journal or chosen not in self._pending:
-                self._pending[chosen] = place.run(commands.pending(chosen.keys))
+            if anew or chosen not in self._pending:
+                self._pending[chosen] = place.run(journal.pending(chosen.keys))
         except ForeignValue as error:
             return Look(chosen, None, (), verdicts.of_foreign_value(error))
         self.histories.setdefault(chosen, History()).add(state, self._numbers.calls(state))

@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Final
 
 from kraken_nonce_redis._arguments import LONGEST_LEAD
-from kraken_nonce_redis._core.waiting import LONGEST_WAY, OFFER
+from kraken_nonce_redis._core.waiters import LONGEST_WAY, OFFER
 from kraken_nonce_redis.doctor.answers import (
     NO_SUCH_COMMAND,
     NOT_THESE_CHANNELS,

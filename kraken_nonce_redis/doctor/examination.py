@@ -15,8 +15,8 @@ from redis.sentinel import SentinelConnectionPool
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._arguments import DEFAULT_NAMESPACE
 from kraken_nonce_redis._redis import commands, keyspace
-from kraken_nonce_redis._redis.commands import text
 from kraken_nonce_redis._redis.keyspace import Keyspace
+from kraken_nonce_redis._redis.words import text
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.doctor.answers import Keys, Refused, Seen, Tick, User
 from kraken_nonce_redis.doctor.trial import TAG, Trial, trouble

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from redis.exceptions import MovedError, NoPermissionError, NoScriptError, RedisError, ResponseError
 
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis._redis import commands, keyspace
-from kraken_nonce_redis._redis.commands import Extended, Granted, Waiting, text
+from kraken_nonce_redis._redis import commands, journal, keyspace
+from kraken_nonce_redis._redis.commands import Extended, Granted, Waiting
 from kraken_nonce_redis._redis.keyspace import Keyspace
+from kraken_nonce_redis._redis.words import text
 from kraken_nonce_redis.doctor.answers import (
     NO_PERMISSION,
     NO_SUCH_COMMAND,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import redis
     from redis.client import PubSub
 
-    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._redis.command import Command
     from kraken_nonce_redis._threads.store import Store
 
 TAG: Final = "doctor-"
@@ -36,7 +37,7 @@ TAG: Final = "doctor-"
 
 _LIFE: Final = 60_000  # milliseconds
 _TERM: Final = 10.0  # seconds
-_INTENT: Final = commands.intent(TAG, "Doctor", ())
+_INTENT: Final = journal.intent(TAG, "Doctor", ())
 _BLOCK: Final = 2
 _HEARING: Final = 2.0  # seconds
 _TAGS: Final = 1_000
@@ -177,8 +178,8 @@ class Trial:
         yield commands.reset_startup(keys), lambda _: True
         yield commands.ping(keys), lambda _: True
         yield commands.unlock(keys, first), bool
-        yield commands.pending(keys), lambda entries: len(entries) == 1
-        yield commands.settle(keys, 1, "known"), lambda there: not there
+        yield journal.pending(keys), lambda entries: len(entries) == 1
+        yield journal.settle(keys, 1, "known"), lambda there: not there
         yield commands.inspect(keys), lambda state: state.holder == second
         yield commands.release(keys, second), lambda release: release == "released"
 

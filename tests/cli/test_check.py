@@ -21,7 +21,7 @@ from kraken_nonce_redis import CallLock, NonceAllocator
 from kraken_nonce_redis._calls.outcomes import TurnedAway
 from kraken_nonce_redis._check.examine import Offset
 from kraken_nonce_redis._check.findings import ADVICE, STEPS, cause_of
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import commands, journal
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.cli.app import app
@@ -268,7 +268,7 @@ class TestTheJournal:
         """They are counted, also that of a lease that has just run out; nothing else becomes of them."""
         (key,) = (key for name, key in zip(NAMES, sim.accounts, strict=True) if name == "alice")
         keys, store = Keyspace.of("kraken-nonce", key), store_for(valkey.client())
-        intent = commands.intent(keys.tag, "AddOrder", ("an-id",))
+        intent = journal.intent(keys.tag, "AddOrder", ("an-id",))
         term = 30 if released else 0.001
         granted = store.run(
             commands.acquire(keys, "process:1", term, ticket=None, priority="normal", pace="", intent=intent)
@@ -276,7 +276,7 @@ class TestTheJournal:
         assert isinstance(granted, commands.Granted)
         if released:
             store.run(commands.release(keys, "process:1", granted.nonces[0], granted.nonces[0], known=False))
-        eventually(lambda: len(store.run(commands.pending(keys))) == 1)
+        eventually(lambda: len(store.run(journal.pending(keys))) == 1)
         result = check()
         assert result.exit_code == 0
         assert re.findall(r"redis .*, (.*)$", result.stdout, re.MULTILINE) == [
@@ -284,7 +284,7 @@ class TestTheJournal:
         ]
         assert step(check("--json"), "redis")["pending"] == 1
         assert step(check("--json"), "redis", "bob")["pending"] == 0
-        (entry,) = store.run(commands.pending(keys))
+        (entry,) = store.run(journal.pending(keys))
         assert (entry.nonce, entry.reported, entry.result) == (granted.nonces[0], False, None)
         assert {request.method for request in sim.requests()} == {"GetApiKeyInfo", "Balance"}
 

@@ -20,7 +20,7 @@ import requests
 from click.testing import CliRunner
 
 from kraken_nonce_redis import CallLock, LeaseLost, NonceAllocator
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import commands, journal, name_records
 from kraken_nonce_redis._redis.keyspace import Keyspace, digest
 from kraken_nonce_redis._texts import lead, moment, span
 from kraken_nonce_redis._threads.store import store_for
@@ -396,7 +396,7 @@ def leave_pending(
     With a ttl it is gone before it releases the lock.
     """
     keys, member = Keyspace.of("kraken-nonce", api_key), f"process:{number}"
-    intent = commands.intent(digest(api_key), "AddOrder", ids)
+    intent = journal.intent(digest(api_key), "AddOrder", ids)
     store = store_for(valkey.client())
     acquire = commands.acquire(keys, member, ttl or 30, ticket=None, priority="normal", pace="", intent=intent)
     granted = store.run(acquire)
@@ -453,7 +453,7 @@ def test_pending_with_a_result(cli: Cli, valkey: Server, api_key: str) -> None:
     """What was found out and not told yet is shown with Kraken's txid."""
     nonce = leave_pending(valkey, api_key)
     store = store_for(valkey.client())
-    store.run(commands.settle(Keyspace.of("kraken-nonce", api_key), nonce, "found", ["O-\x1b[31m"]))
+    store.run(journal.settle(Keyspace.of("kraken-nonce", api_key), nonce, "found", ["O-\x1b[31m"]))
     assert "found     AddOrder  cl_ord_id an-id  txid O-?[31m\n" in cli("pending").stdout
     (entry,) = json.loads(cli("pending", "--json").stdout)["pending"]
     assert (entry["state"], entry["txids"]) == ("found", {"an-id": "O-\x1b[31m"})
@@ -474,8 +474,8 @@ def leave_name(valkey: Server, api_key: str, name: str, txid: str = "") -> None:
     keys, member = Keyspace.of("kraken-nonce", api_key), f"process:{name[:1]}"
     store = store_for(valkey.client())
     store.run(commands.acquire(keys, member, 30, ticket=None, priority="normal", pace=""))
-    record = commands.NameRecord(f"id-{name[:1]}", name, digest(api_key), 5, 1_800_000_000.0, "0f", txid)
-    assert isinstance(store.run(commands.keep(keys, member, record)), commands.Kept)
+    record = name_records.NameRecord(f"id-{name[:1]}", name, digest(api_key), 5, 1_800_000_000.0, "0f", txid)
+    assert isinstance(store.run(name_records.keep(keys, member, record)), name_records.Kept)
     store.run(commands.release(keys, member))
 
 

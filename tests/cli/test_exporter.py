@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kraken_nonce_redis import CallLock, NonceAllocator
 from kraken_nonce_redis._arguments import DEFAULT_MAX_LEAD
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import journal
 from kraken_nonce_redis._redis.keyspace import Keyspace, digest
 from kraken_nonce_redis._verdict import NAMES
 from kraken_nonce_redis.cli.collector import STATES, Families, RedisCollector
@@ -73,7 +73,7 @@ def test_what_is_in_redis(real_server: Server, api_keys: list[str]) -> None:
     rival.queue_up(3)
     nonce = leave_pending(client, second)
     leave_pending(client, second)
-    run_command(client, commands.settle(Keyspace.of("kraken-nonce", second), nonce, "reported"))
+    run_command(client, journal.settle(Keyspace.of("kraken-nonce", second), nonce, "reported"))
     NonceAllocator.from_url(url, second).jump_forward(600 * 10**9)
     CallLock.from_url(url, third).cool_down(50, "EAPI:Rate limit exceeded")
     found = scrape(url)

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from kraken_nonce_redis import NonceAllocator, StoreError
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import commands, journal
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.cli import log as command
 from kraken_nonce_redis.cli.app import app
@@ -67,7 +67,7 @@ def objects(valkey: Server, *arguments: str) -> list[dict[str, Any]]:
 
 def take(client: redis.Redis) -> int:
     """Take the lock, with an intent; return the first nonce."""
-    intent = commands.intent(KEYS.tag, "AddOrder", ["an id"], own_ids=True) + " grid%20bot"
+    intent = journal.intent(KEYS.tag, "AddOrder", ["an id"], own_ids=True) + " grid%20bot"
     asks = commands.acquire(KEYS, HOLDER, 30, ticket=None, priority="normal", pace="", intent=intent)
     answer = run(client, asks)
     assert isinstance(answer, commands.Granted)
@@ -93,12 +93,12 @@ def test_a_story(valkey: Server, client: redis.Redis) -> None:
     """Each kind of entry says who, what and what became of it."""
     nonce = take(client)
     run(client, commands.release(KEYS, HOLDER, nonce, nonce, known=False))
-    run(client, commands.settle(KEYS, nonce, "found", ["O-1"]))
-    run(client, commands.settle(KEYS, nonce, "known"))
+    run(client, journal.settle(KEYS, nonce, "found", ["O-1"]))
+    run(client, journal.settle(KEYS, nonce, "known"))
     held = take(client)
     run(client, commands.unlock(KEYS, HOLDER, "operator"))
-    run(client, commands.settle(KEYS, held, "unknown"))
-    run(client, commands.settle(KEYS, held, "cleared", name="operator"))
+    run(client, journal.settle(KEYS, held, "unknown"))
+    run(client, journal.settle(KEYS, held, "cleared", name="operator"))
     run(client, commands.cool_down(KEYS, 90, "EAPI:Rate limit exceeded", "grid%20bot"))
     run(client, commands.end_cool_down(KEYS, "operator"))
     target = held + 60 * SECOND
@@ -140,7 +140,7 @@ def test_json(valkey: Server, client: redis.Redis) -> None:
     """An object for each entry, a line each; nonces are strings, names and ids as their owners wrote them."""
     nonce = take(client)
     run(client, commands.release(KEYS, HOLDER, nonce, nonce, known=False))
-    run(client, commands.settle(KEYS, nonce, "absent"))
+    run(client, journal.settle(KEYS, nonce, "absent"))
     run(client, commands.cool_down(KEYS, 2.5, "why", "bot"))
     unknown, settled, cool_down = objects(valkey)
     assert unknown.pop("time")[:2] == settled.pop("time")[:2] == cool_down.pop("time")[:2] == "20"

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 import kraken_nonce_redis
 from kraken_nonce_redis import CallLock, NonceAllocator, StoreReadOnly, StoreUnavailable
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import commands, journal
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.cli.app import app
 from kraken_nonce_redis.permissions import ROLES, least_permissions
@@ -193,7 +193,7 @@ def test_dry_run_of_a_raise(valkey: Server, api_key: str, args: tuple[str, ...])
 def leave_call(valkey: Server, api_key: str) -> tuple[Keyspace, int]:
     """Leave a call with an unknown outcome."""
     keys, client = Keyspace.of("kraken-nonce", api_key), valkey.client()
-    noted = commands.intent(keys.tag, "AddOrder", ["id"])
+    noted = journal.intent(keys.tag, "AddOrder", ["id"])
     granted: Any = run(
         client, commands.acquire(keys, "process:1", 30, ticket=None, priority="normal", pace="", intent=noted)
     )
@@ -212,10 +212,10 @@ def test_pending_clear_asks_on_a_terminal(valkey: Server, api_key: str) -> None:
     code, said = on_a_terminal("n\n", "pending", "--clear", str(nonce), **env)
     assert code == 1
     assert "AddOrder" in said
-    assert len(run(valkey.client(), commands.pending(keys))) == 1
+    assert len(run(valkey.client(), journal.pending(keys))) == 1
     cleared = call("pending", "--clear", str(nonce), "--json", **env)
     assert json.loads(cleared.stdout)["removed"] is True
-    assert run(valkey.client(), commands.pending(keys)) == ()
+    assert run(valkey.client(), journal.pending(keys)) == ()
 
 
 def test_unlock_names_whom(valkey: Server, api_key: str) -> None:

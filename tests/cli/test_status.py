@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kraken_nonce_redis import CallLock, NonceAllocator
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import commands, journal
 from kraken_nonce_redis._redis.keyspace import Keyspace, digest
 from kraken_nonce_redis._verdict import NAMES
 from kraken_nonce_redis.permissions import CLUSTER_COMMANDS, OPERATOR_COMMANDS, least_permissions
@@ -49,7 +49,7 @@ def first_line(result: Result) -> str:
 def leave_pending(client: redis.Redis, api_key: str, *, name: str = "lost-bot") -> int:
     """Do what a bot does that ends before it hears of its order; return the nonce of that."""
     keys, member = Keyspace.of("kraken-nonce", api_key), f"p:1-1.1|{name}|AddOrder"
-    intent = f"{commands.intent(digest(api_key), 'AddOrder', ['an-id'])} {name}"
+    intent = f"{journal.intent(digest(api_key), 'AddOrder', ['an-id'])} {name}"
     acquire = commands.acquire(keys, member, 30, ticket=None, priority="normal", pace="", intent=intent)
     granted = run_command(client, acquire)
     assert isinstance(granted, commands.Granted)

@@ -15,7 +15,7 @@ import kraken_nonce_redis.ccxt.async_support
 import kraken_nonce_redis.ccxt.pro
 from kraken_nonce_redis import InvalidArgument, _address, kraken_sdk
 from kraken_nonce_redis import krakenex as ours
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import journal
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.errors import KrakenNonceError
 from tests.support.helpers import Stopwatch, run
@@ -292,7 +292,7 @@ def test_own_that_is_none(sim: KrakenSimulator, valkey: Server, kind: Any, caplo
     assert not isinstance(caught.value, KrakenNonceError)
     assert took() < 2
     assert isinstance(caught.value, ccxt.BaseError) is issubclass(kind, Ccxt)
-    assert run(valkey.client(), commands.pending(Keyspace.of("kraken-nonce", sim.key))) == ()
+    assert run(valkey.client(), journal.pending(Keyspace.of("kraken-nonce", sim.key))) == ()
     assert caplog.messages == []
 
 

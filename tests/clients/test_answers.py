@@ -16,7 +16,7 @@ from pykrakenapi import KrakenAPI  # type: ignore[import-untyped]
 
 from kraken_nonce_redis import CallLock, CoolDown, CoolDowns, NotCarriedOut, OutcomeUnknown, Retries, kraken_sdk
 from kraken_nonce_redis import krakenex as ours
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import commands, journal
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.events import KrakenWarned, OrderSettled, ResultMissing
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
@@ -26,7 +26,8 @@ from tests.support.order_bots import BOTS, REFUSALS, Ccxt, Krakenex, Sdk, form
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kraken_nonce_redis._redis.commands import Pending, State
+    from kraken_nonce_redis._redis.commands import State
+    from kraken_nonce_redis._redis.journal import Pending
     from kraken_nonce_redis.testing._faults import Point
     from tests.support.servers import Server
 
@@ -91,7 +92,7 @@ class Stage:
 
     def pending(self) -> tuple[Pending, ...]:
         """Return the journal."""
-        return run(self._valkey.client(), commands.pending(self.keys))
+        return run(self._valkey.client(), journal.pending(self.keys))
 
     def state(self) -> State:
         """Return what Redis has of the key."""

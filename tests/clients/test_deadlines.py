@@ -12,7 +12,7 @@ from kraken_nonce_redis import InvalidArgument, NotCarriedOut, OutcomeUnknown, R
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._calls import exchange_clock
 from kraken_nonce_redis._calls.exchange_clock import ExchangeClock
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import journal
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
@@ -75,12 +75,12 @@ class Scene:
 
     def pending(self) -> int:
         """Return how many calls are in the journal."""
-        return len(self._run(commands.pending(self._keys)))
+        return len(self._run(journal.pending(self._keys)))
 
     def forget(self) -> None:
         """Take the only call off the journal, which is not what the test is about."""
-        (entry,) = self._run(commands.pending(self._keys))
-        self._run(commands.settle(self._keys, entry.nonce, "known"))
+        (entry,) = self._run(journal.pending(self._keys))
+        self._run(journal.settle(self._keys, entry.nonce, "known"))
 
     def _run(self, command: Any) -> Any:
         return run(self._valkey.client(), command)

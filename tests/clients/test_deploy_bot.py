@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import commands, journal
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support import deployment
@@ -143,7 +143,7 @@ class Deployment:
 
     def pending(self) -> int:
         """Return how many calls are in the journal."""
-        return len(run(self._client, commands.pending(self.keys)))
+        return len(run(self._client, journal.pending(self.keys)))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 import kraken_nonce_redis.ccxt.async_support
 from kraken_nonce_redis import CallLock, Durability, Retries, errors
 from kraken_nonce_redis import krakenex as our_krakenex
-from kraken_nonce_redis._core.lock import LeaseCore
+from kraken_nonce_redis._core.lease import LeaseCore
 from kraken_nonce_redis.ccxt import errors as combined
 from kraken_nonce_redis.errors import KrakenNonceError
 from kraken_nonce_redis.testing import Fault, KrakenSimulator

@@ -9,7 +9,7 @@ import pytest
 
 from kraken_nonce_redis import OutcomeUnknown, Retries
 from kraken_nonce_redis._calls import inherited, questions
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import commands, journal
 from kraken_nonce_redis._redis.keyspace import Keyspace, digest
 from kraken_nonce_redis.events import CallForgotten, OrderSettled
 from kraken_nonce_redis.krakenex import API
@@ -20,7 +20,7 @@ from tests.support.order_bots import BOTS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kraken_nonce_redis._redis.commands import Pending
+    from kraken_nonce_redis._redis.journal import Pending
     from tests.support.order_bots import Bot
     from tests.support.servers import Server
 
@@ -66,7 +66,7 @@ class Scene:
 
     def pending(self) -> tuple[Pending, ...]:
         """Return the journal."""
-        return run(self.client, commands.pending(self.keys))
+        return run(self.client, journal.pending(self.keys))
 
     def learn(self, **options: Any) -> list[Any]:
         """Be the next holder; return what it learns."""
@@ -192,7 +192,7 @@ def test_its_own_release_comes_meanwhile(
 def test_one_that_cannot_be_settled(scene: Scene) -> None:
     """A call without a cl_ord_id is told with the outcome unknown, once, and stays listed for people."""
     keys = scene.keys
-    intent = commands.intent(digest(scene.sim.key), "Withdraw", ())
+    intent = journal.intent(digest(scene.sim.key), "Withdraw", ())
     asks = commands.acquire(keys, "process:1", 30, ticket=None, priority="normal", pace="", intent=intent)
     granted = run(scene.client, asks)
     assert isinstance(granted, commands.Granted)
@@ -226,7 +226,7 @@ def test_told_by_one_that_leaves_orders(scene: Scene, monkeypatch: pytest.Monkey
     """What was found out and not told is told by a process with ``on_unknown="raise"``, too."""
     monkeypatch.setattr(inherited, "_TELLING", 0.0)
     order = scene.leave_order()
-    run(scene.client, commands.settle(scene.keys, order.nonce, "found", ["O-1"]))
+    run(scene.client, journal.settle(scene.keys, order.nonce, "found", ["O-1"]))
     (event,) = scene.learn(on_unknown="raise")
     assert (event.outcome, dict(event.orders)) == ("found", {order.cl_ord_ids[0]: "O-1"})
     assert scene.pending() == ()
@@ -238,7 +238,7 @@ def test_told_by_one_that_leaves_orders(scene: Scene, monkeypatch: pytest.Monkey
 def test_another_key(scene: Scene) -> None:
     """Under a lock for all API keys, what one key has left behind costs the others' calls nothing and is left alone."""
     keys = Keyspace.of("kraken-nonce", scene.sim.key, "global")
-    intent = commands.intent(digest("another key"), "AddOrder", ("an-id",))
+    intent = journal.intent(digest("another key"), "AddOrder", ("an-id",))
     asks = commands.acquire(keys, "process:1", 30, ticket=None, priority="normal", pace="", intent=intent)
     granted = run(scene.client, asks)
     assert isinstance(granted, commands.Granted)
@@ -249,7 +249,7 @@ def test_another_key(scene: Scene) -> None:
             bot.balance()
         bot.order("limit")
         assert scene.journal_reads() == before
-    (entry,) = run(scene.client, commands.pending(keys))
+    (entry,) = run(scene.client, journal.pending(keys))
     assert (entry.cl_ord_ids, entry.reported) == (("an-id",), False)
 
 

@@ -35,7 +35,7 @@ from kraken_nonce_redis import (
     kraken_sdk,
 )
 from kraken_nonce_redis import krakenex as ours
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import journal
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.helpers import run
@@ -65,7 +65,7 @@ def access(sim: KrakenSimulator) -> tuple[str, str, str]:
 
 def assert_nothing_is_pending(sim: KrakenSimulator, valkey: Server) -> None:
     """Assert that the outcome of each call is known."""
-    assert run(valkey.client(), commands.pending(Keyspace.of("kraken-nonce", sim.key))) == ()
+    assert run(valkey.client(), journal.pending(Keyspace.of("kraken-nonce", sim.key))) == ()
 
 
 # Loops as people write them
@@ -441,7 +441,7 @@ class TestSentTwice:
             bot.client.session.post = once
             with pytest.raises(OutcomeUnknown, match="CancelOrder"):
                 bot.client.query_private("CancelOrder", {"txid": txid})
-        assert len(run(valkey.client(), commands.pending(Keyspace.of("kraken-nonce", sim.key)))) == 1
+        assert len(run(valkey.client(), journal.pending(Keyspace.of("kraken-nonce", sim.key)))) == 1
 
     @pytest.mark.parametrize("method", ["AddOrder", "CancelOrder"])
     def test_another_way(self, sim: KrakenSimulator, valkey: Server, method: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from kraken_nonce_redis import InvalidArgument, NonceAllocator, NotCarriedOut, OutcomeUnknown, Retries
 from kraken_nonce_redis._calls import attempt
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import journal
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
@@ -64,7 +64,7 @@ class Scene:
 
     def pending(self) -> int:
         """Return how many calls are in the journal."""
-        return len(run(self.client, commands.pending(self.keys)))
+        return len(run(self.client, journal.pending(self.keys)))
 
 
 @pytest.fixture

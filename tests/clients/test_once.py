@@ -26,7 +26,7 @@ from kraken_nonce_redis import (
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._calls import exchange_clock
 from kraken_nonce_redis._calls.once import Keeping
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import commands, journal, name_records
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.events import OrderSettled
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from pathlib import Path
 
-    from kraken_nonce_redis._redis.commands import NameRecord
+    from kraken_nonce_redis._redis.name_records import NameRecord
     from tests.support.order_bots import Bot
     from tests.support.servers import Server
     from tests.support.topologies import SentinelTopology
@@ -100,7 +100,7 @@ class Scene:
 
     def records(self) -> tuple[NameRecord, ...]:
         """Return the records of names."""
-        records: tuple[NameRecord, ...] = self.run(commands.names(self.keys))
+        records: tuple[NameRecord, ...] = self.run(name_records.read_all(self.keys))
         return records
 
     def sent(self) -> int:
@@ -139,7 +139,7 @@ def scene(sim: KrakenSimulator, valkey: Server) -> Iterator[Scene]:
     """Set the scene."""
     scene = Scene(sim, valkey)
     yield scene
-    assert scene.run(commands.pending(scene.keys)) == ()
+    assert scene.run(journal.pending(scene.keys)) == ()
 
 
 @pytest.mark.long
@@ -474,7 +474,7 @@ def test_redis_fails_after_the_answer(
     def fail(*_: Any) -> Any:
         raise StoreUnavailable("once", scene.keys.state, "down")
 
-    stock = commands._once
+    stock = name_records._once
     with scene.bot() as bot:
         with monkeypatch.context() as patches:
             made: list[Any] = []
@@ -486,7 +486,7 @@ def test_redis_fails_after_the_answer(
                     command.read = fail
                 return command
 
-            patches.setattr(commands, "_once", once)
+            patches.setattr(name_records, "_once", once)
             txid = bot.order("limit", once=NAME)
         assert "does not say what became of it" in caplog.text
         assert bot.order("limit", once=NAME) == txid

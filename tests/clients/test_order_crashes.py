@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kraken_nonce_redis import Retries
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import journal
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.helpers import Stopwatch, eventually, run
@@ -19,7 +19,7 @@ from tests.support.tiers import by_tier, in_test_all
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kraken_nonce_redis._redis.commands import Pending
+    from kraken_nonce_redis._redis.journal import Pending
     from kraken_nonce_redis.events import OrderSettled
     from tests.support.servers import Server
 
@@ -38,7 +38,7 @@ def access(sim: KrakenSimulator) -> tuple[str, str, str]:
 
 def pending(valkey: Server, sim: KrakenSimulator) -> tuple[Pending, ...]:
     """Return the journal of the calls that nobody knows the outcome of."""
-    return run(valkey.client(), commands.pending(Keyspace.of("kraken-nonce", sim.key)))
+    return run(valkey.client(), journal.pending(Keyspace.of("kraken-nonce", sim.key)))
 
 
 def learn(sim: KrakenSimulator, valkey: Server) -> list[OrderSettled]:

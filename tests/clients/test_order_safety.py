@@ -21,7 +21,7 @@ from kraken_nonce_redis._calls import outcomes
 from kraken_nonce_redis._calls.call import Call
 from kraken_nonce_redis._core.steps import Send
 from kraken_nonce_redis._kraken import Outcome
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import journal
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.events import OrderSettled
 from kraken_nonce_redis.events import OutcomeUnknown as UnknownEvent
@@ -34,7 +34,7 @@ from tests.support.tiers import by_tier, in_test_all
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kraken_nonce_redis._redis.commands import Pending
+    from kraken_nonce_redis._redis.journal import Pending
     from tests.support.servers import Server
 
 ORDERS = by_tier(6, 6, 500)
@@ -60,7 +60,7 @@ def access(sim: KrakenSimulator) -> tuple[str, str, str]:
 
 def pending(valkey: Server, sim: KrakenSimulator) -> tuple[Pending, ...]:
     """Return the journal of the calls that nobody knows the outcome of."""
-    return run(valkey.client(), commands.pending(Keyspace.of("kraken-nonce", sim.key)))
+    return run(valkey.client(), journal.pending(Keyspace.of("kraken-nonce", sim.key)))
 
 
 @pytest.mark.parametrize(

@@ -43,14 +43,17 @@ from kraken_nonce_redis._calls.outcomes import TurnedAway
 from kraken_nonce_redis._calls.questions import Questions
 from kraken_nonce_redis._core import steps
 from kraken_nonce_redis._core.agenda import Agenda
-from kraken_nonce_redis._core.lock import LeaseCore, LockCore
+from kraken_nonce_redis._core.lease import LeaseCore
+from kraken_nonce_redis._core.lock import LockCore
+from kraken_nonce_redis._core.process_state import ProcessState
 from kraken_nonce_redis._core.steps import Run, Send, Sleep, Tell
-from kraken_nonce_redis._core.waiting import ProcessState
 from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis._kraken import Outcome
-from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import Extended, Granted, Kept, NameRecord, Pending, State
+from kraken_nonce_redis._redis import commands, name_records
+from kraken_nonce_redis._redis.commands import Extended, Granted, State
+from kraken_nonce_redis._redis.journal import Pending
 from kraken_nonce_redis._redis.keyspace import digest
+from kraken_nonce_redis._redis.name_records import Kept, NameRecord
 from tests.support.tiers import by_tier
 
 if TYPE_CHECKING:
@@ -58,7 +61,7 @@ if TYPE_CHECKING:
 
     from kraken_nonce_redis._arguments import OnUnknown
     from kraken_nonce_redis._core.steps import CallFlow
-    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._redis.command import Command
     from kraken_nonce_redis.events import Hook
 
 pytestmark = pytest.mark.once
@@ -432,7 +435,7 @@ class Redis:
             self.mark = self.server, now
         _, record = self.names[-1]
         if written:
-            kept = None if written == "-" else commands._read_name(0, cl_ord_id, "0", *written.split(" "))
+            kept = None if written == "-" else name_records._read_name(0, cl_ord_id, "0", *written.split(" "))
             self.names.append((now, kept))
         return Kept(record, now - self.mark[1])
 

@@ -8,7 +8,8 @@ import pytest
 
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._core.agenda import Agenda
-from kraken_nonce_redis._core.waiting import TOGETHER, ProcessState, Waiter
+from kraken_nonce_redis._core.process_state import ProcessState
+from kraken_nonce_redis._core.waiters import TOGETHER, Waiter
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.commands import Heartbeat
 from tests.support.helpers import KEYS

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from kraken_nonce_redis import Retries
 from kraken_nonce_redis import _verdict as verdicts
-from kraken_nonce_redis._redis.commands import Pending, Place, State
+from kraken_nonce_redis._redis.commands import Place, State
+from kraken_nonce_redis._redis.journal import Pending
 from kraken_nonce_redis._verdict import LONG, NAMES, of_foreign_value, of_state
 from kraken_nonce_redis.errors import ForeignValue
 

@@ -7,8 +7,10 @@ import pytest
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis import events
 from kraken_nonce_redis._core.agenda import Agenda
+from kraken_nonce_redis._core.process_state import ProcessState
 from kraken_nonce_redis._core.steps import Run
-from kraken_nonce_redis._core.waiting import ProcessState, Waiter, acquiring
+from kraken_nonce_redis._core.waiters import Waiter
+from kraken_nonce_redis._core.waiting import acquiring
 from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis._redis.commands import Booked
 from kraken_nonce_redis.errors import StoreOutOfMemory

@@ -12,9 +12,9 @@ from redis.credentials import CredentialProvider
 
 from kraken_nonce_redis import CallLock, StoreUnavailable
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis._core import waiting
+from kraken_nonce_redis._core import waiters
 from kraken_nonce_redis._core.agenda import Agenda
-from kraken_nonce_redis._core.waiting import ProcessState
+from kraken_nonce_redis._core.process_state import ProcessState
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.asyncio import CallLock as AsyncCallLock
 from tests.support.faces import KEY
@@ -96,7 +96,7 @@ def test_a_flood_of_messages(face: Face, valkey: Server) -> None:
     elapsed = time.monotonic() - began
     assert messages > 500
     # Heartbeats and what a busy machine was late with come on top; one question a waiter would be eight times as many.
-    assert asked <= 2 * elapsed / waiting.TOGETHER
+    assert asked <= 2 * elapsed / waiters.TOGETHER
     rival.release()
     for caller in callers:
         caller.result()

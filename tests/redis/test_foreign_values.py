@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kraken_nonce_redis import ForeignValue
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import commands, journal
 from tests.support.faces import KEY
 from tests.support.helpers import KEYS, Rival, View, fails, run
 
 if TYPE_CHECKING:
     import redis
 
+    from kraken_nonce_redis._redis.command import Command
     from tests.support.faces import Face
     from tests.support.servers import AnyServer, Server
 
@@ -67,7 +68,7 @@ def write(client: redis.Redis, field: str, value: bytes) -> None:
     client.hset(KEYS.state, field, value)
 
 
-def refused(field: str, command: commands.Command[Any], client: redis.Redis) -> ForeignValue:
+def refused(field: str, command: Command[Any], client: redis.Redis) -> ForeignValue:
     """Run a command that must say which field holds what it can't read."""
     before = View(client).everything()
     with fails(ForeignValue, KEYS.state, repr(field), "namespace") as caught:
@@ -94,7 +95,7 @@ def test_every_script_says_so(redis_client: redis.Redis, field: str) -> None:
             commands.heartbeat(KEYS, "process", "process:1"),
             commands.extend(KEYS, "process:1", 5),
             commands.cool_down(KEYS, 5, "reason"),
-            commands.settle(KEYS, NONCE, "known"),
+            journal.settle(KEYS, NONCE, "known"),
         ):
             assert repr(value[:20].decode("utf-8", "backslashreplace"))[1:10] in str(
                 refused(field, command, redis_client)
@@ -212,10 +213,10 @@ def test_a_pending_call(redis_client: redis.Redis, entry: bytes) -> None:
     write(redis_client, name, entry)
     redis_client.hset(KEYS.state, "pending", 1)
     for command in (
-        commands.pending(KEYS),
-        commands.settle(KEYS, NONCE, "known"),
-        commands.settle(KEYS, NONCE, "reported"),
-        commands.settle(KEYS, NONCE, "found", ["O-1"]),
+        journal.pending(KEYS),
+        journal.settle(KEYS, NONCE, "known"),
+        journal.settle(KEYS, NONCE, "reported"),
+        journal.settle(KEYS, NONCE, "found", ["O-1"]),
     ):
         refused(name, command, redis_client)
     run(redis_client, commands.release(KEYS, "process:1", NONCE, NONCE))
@@ -227,7 +228,7 @@ def test_a_pending_call(redis_client: redis.Redis, entry: bytes) -> None:
 def test_a_pending_call_with_no_nonce(redis_client: redis.Redis, name: str) -> None:
     """So is one whose name is not a nonce's."""
     write(redis_client, name, b"5 new key method -")
-    refused(name, commands.pending(KEYS), redis_client)
+    refused(name, journal.pending(KEYS), redis_client)
 
 
 def test_an_intent_that_may_be_pending(redis_client: redis.Redis) -> None:
@@ -235,19 +236,19 @@ def test_an_intent_that_may_be_pending(redis_client: redis.Redis) -> None:
     for value in values("intent"):
         redis_client.delete(KEYS.state)
         write(redis_client, "intent", value)
-        refused("intent", commands.pending(KEYS), redis_client)
+        refused("intent", journal.pending(KEYS), redis_client)
     for value in values("lock"):
         redis_client.delete(KEYS.state)
         write(redis_client, "lock", value)
-        assert run(redis_client, commands.pending(KEYS)) == ()
+        assert run(redis_client, journal.pending(KEYS)) == ()
         write(redis_client, "intent", b"5 key method -")
-        refused("lock", commands.pending(KEYS), redis_client)
+        refused("lock", journal.pending(KEYS), redis_client)
     for field in WRONG.keys() - {"lock", "intent"}:
         for value in values(field):
             redis_client.delete(KEYS.state)
             write(redis_client, "intent", b"5 key method -")
             write(redis_client, field, value)
-            assert len(run(redis_client, commands.pending(KEYS))) == 1
+            assert len(run(redis_client, journal.pending(KEYS))) == 1
 
 
 # Other types.
@@ -330,7 +331,7 @@ def test_release_out_of_memory(real_server: Server, force: bool) -> None:  # noq
 def _held_with_waiters(client: redis.Redis) -> int:
     """Let one hold the lock, with an intent, and two wait, of whom the later has a high priority."""
     held = commands.acquire(
-        KEYS, "process:1", 30, ticket=0, priority="normal", pace="", intent=commands.intent(KEY[:4], "AddOrder", ["a"])
+        KEYS, "process:1", 30, ticket=0, priority="normal", pace="", intent=journal.intent(KEY[:4], "AddOrder", ["a"])
     )
     granted = run(client, held)
     assert isinstance(granted, commands.Granted)

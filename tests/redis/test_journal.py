@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._redis.commands import text
+from kraken_nonce_redis._redis import commands, journal
+from kraken_nonce_redis._redis.words import text
 from tests.support.helpers import KEYS, Rival, View, eventually, run
 
 if TYPE_CHECKING:
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
     import redis
 
-    from kraken_nonce_redis._redis.commands import Granted, Pending
+    from kraken_nonce_redis._redis.commands import Granted
+    from kraken_nonce_redis._redis.journal import Pending
 
 pytestmark = pytest.mark.matrix
 
 OURS, OTHERS = "0123456789abcdef", "fedcba9876543210"
-INTENT = commands.intent(OURS, "AddOrder", ["a-b-c"])
+INTENT = journal.intent(OURS, "AddOrder", ["a-b-c"])
 
 
 def take(client: redis.Redis, member: str = "process:1", *, ttl: float = 30.0, intent: str = INTENT) -> Granted:
@@ -44,7 +45,7 @@ def move(client: redis.Redis, seconds: float) -> int:
 
 def pending(client: redis.Redis) -> tuple[Pending, ...]:
     """Return what is pending; the number that the state shows is that of the new ones."""
-    entries = run(client, commands.pending(KEYS))
+    entries = run(client, journal.pending(KEYS))
     assert View(client).state.pending == sum(not entry.reported for entry in entries)
     return entries
 
@@ -113,9 +114,9 @@ def test_dead_holder_cleared_by_hand(redis_client: redis.Redis) -> None:
     lease = take(redis_client).nonces[0]
     waiting = run(redis_client, commands.acquire(KEYS, "process:2", 30, ticket=0, priority="normal", pace=""))
     move(redis_client, -31)
-    assert not run(redis_client, commands.settle(KEYS, lease + 1, "known"))
+    assert not run(redis_client, journal.settle(KEYS, lease + 1, "known"))
     assert len(pending(redis_client)) == 1
-    assert run(redis_client, commands.settle(KEYS, lease, "known"))
+    assert run(redis_client, journal.settle(KEYS, lease, "known"))
     assert pending(redis_client) == ()
     assert isinstance(waiting, commands.Waiting)
     assert View(redis_client).state.holder == "process:2"
@@ -154,7 +155,7 @@ def test_a_repeated_acquire_keeps_the_intent(redis_client: redis.Redis) -> None:
 def test_next_call_of_a_lease(redis_client: redis.Redis) -> None:
     """Several calls in one lease each have their own intent; the one before is pending if nobody knows its outcome."""
     first = take(redis_client).nonces[0]
-    other = commands.intent("0123456789abcdef", "Withdraw", [])
+    other = journal.intent("0123456789abcdef", "Withdraw", [])
     block = run(redis_client, commands.extend(KEYS, "process:1", 30, other, known=False))
     assert isinstance(block, commands.Extended)
     assert [(entry.nonce, entry.cl_ord_ids) for entry in pending(redis_client)] == [(first, ("a-b-c",))]
@@ -172,15 +173,15 @@ def test_settled_and_reported(redis_client: redis.Redis, rival: Rival) -> None:
         member = f"process:{number}"
         leases.append(take(redis_client, member).nonces[0])
         release(redis_client, leases[-1], known=False, member=member)
-    assert run(redis_client, commands.settle(KEYS, leases[0], "known"))
-    assert not run(redis_client, commands.settle(KEYS, leases[0], "known"))
-    assert run(redis_client, commands.settle(KEYS, leases[1], "reported"))
-    assert run(redis_client, commands.settle(KEYS, leases[1], "reported"))
+    assert run(redis_client, journal.settle(KEYS, leases[0], "known"))
+    assert not run(redis_client, journal.settle(KEYS, leases[0], "known"))
+    assert run(redis_client, journal.settle(KEYS, leases[1], "reported"))
+    assert run(redis_client, journal.settle(KEYS, leases[1], "reported"))
     assert [(entry.nonce, entry.reported) for entry in pending(redis_client)] == [(leases[1], True), (leases[2], False)]
     assert rival.take().pending == (OURS,)
     rival.release()
     for lease in leases:
-        run(redis_client, commands.settle(KEYS, lease, "known"))
+        run(redis_client, journal.settle(KEYS, lease, "known"))
     assert rival.take().pending == ()
     rival.release()
     View(redis_client).assert_nothing_left()
@@ -190,7 +191,7 @@ def left_behind(
     client: redis.Redis, *, key: str = OURS, ids: Sequence[str] = ("a-b-c",), member: str = "process:1"
 ) -> int:
     """Leave a call whose outcome is unknown; return its nonce."""
-    lease = take(client, member, intent=commands.intent(key, "AddOrderBatch", ids)).nonces[0]
+    lease = take(client, member, intent=journal.intent(key, "AddOrderBatch", ids)).nonces[0]
     release(client, lease, known=False, member=member)
     return lease
 
@@ -199,39 +200,39 @@ def left_behind(
     ("result", "txids"),
     [("found", ["O-1", "O,2 %-"]), ("partly", ["", "O-2"]), ("partly", ["-", ""]), ("absent", []), ("unknown", [])],
 )
-def test_result(redis_client: redis.Redis, rival: Rival, result: commands.Result, txids: list[str]) -> None:
+def test_result(redis_client: redis.Redis, rival: Rival, result: journal.Result, txids: list[str]) -> None:
     """What became of a call is noted with Kraken's txids, and waits to be told until the entry is removed."""
     nonce = left_behind(redis_client, ids=["one", "two"])
     (new,) = pending(redis_client)
     assert (new.result, new.noted, new.txids) == (None, 0.0, {})
     for _ in range(2):
-        assert run(redis_client, commands.settle(KEYS, nonce, result, txids))
+        assert run(redis_client, journal.settle(KEYS, nonce, result, txids))
         (entry,) = pending(redis_client)
         assert (entry.result, entry.reported) == (result, False)
         assert entry.txids == {name: txid for name, txid in zip(("one", "two"), txids, strict=False) if txid}
         assert 0 <= entry.noted <= entry.age
         unsettled = replace(entry, result=None, noted=0.0, txids={}, age=0.0)
         assert unsettled == replace(new, age=0.0)
-    assert run(redis_client, commands.settle(KEYS, nonce, "new"))
+    assert run(redis_client, journal.settle(KEYS, nonce, "new"))
     assert pending(redis_client)[0].result == result
     assert rival.take().pending == (OURS,)
     rival.release()
-    assert run(redis_client, commands.settle(KEYS, nonce, "reported"))
+    assert run(redis_client, journal.settle(KEYS, nonce, "reported"))
     (entry,) = pending(redis_client)
     assert (entry.result, entry.reported, entry.txids) == (None, True, {})
-    assert run(redis_client, commands.settle(KEYS, nonce, "known"))
+    assert run(redis_client, journal.settle(KEYS, nonce, "known"))
     assert pending(redis_client) == ()
     View(redis_client).assert_nothing_left()
 
 
 @pytest.mark.parametrize("how", ["found", "unknown", "new", "reported", "known"])
-def test_gone(redis_client: redis.Redis, view: View, how: commands.Result) -> None:
+def test_gone(redis_client: redis.Redis, view: View, how: journal.Result) -> None:
     """When the call's own release has come meanwhile, nothing is noted and whoever settles it hears that."""
     lease = take(redis_client).nonces[0]
     view.unlock()
     assert len(pending(redis_client)) == 1
     release(redis_client, lease, known=True)
-    assert not run(redis_client, commands.settle(KEYS, lease, how, ["O-1"]))
+    assert not run(redis_client, journal.settle(KEYS, lease, how, ["O-1"]))
     assert pending(redis_client) == ()
     view.assert_nothing_left()
 
@@ -240,7 +241,7 @@ def test_a_release_after_the_result(redis_client: redis.Redis, view: View) -> No
     """A call's own release also removes a result that was noted and not told yet."""
     lease = take(redis_client).nonces[0]
     view.unlock()
-    assert run(redis_client, commands.settle(KEYS, lease, "found", ["O-1"]))
+    assert run(redis_client, journal.settle(KEYS, lease, "found", ["O-1"]))
     release(redis_client, lease, known=True)
     assert pending(redis_client) == ()
     view.assert_nothing_left()
@@ -252,11 +253,11 @@ def test_several_keys(redis_client: redis.Redis, rival: Rival) -> None:
     theirs = left_behind(redis_client, key=OTHERS)
     assert set(rival.take().pending) == {OURS, OTHERS}
     rival.release()
-    run(redis_client, commands.settle(KEYS, theirs, "reported"))
+    run(redis_client, journal.settle(KEYS, theirs, "reported"))
     for nonce in ours:
         assert rival.take().pending == (OURS,)
         rival.release()
-        run(redis_client, commands.settle(KEYS, nonce, "known"))
+        run(redis_client, journal.settle(KEYS, nonce, "known"))
     assert rival.take().pending == ()
 
 
@@ -264,7 +265,7 @@ def test_very_many_keys(redis_client: redis.Redis, rival: Rival) -> None:
     """When there are more API keys than the field has room for, all are told to look, and the lock goes on working."""
     entries = {f"pending:{10**18 + number}": f"5 new {number:016} AddOrder -" for number in range(600)}
     redis_client.hset(KEYS.state, mapping=entries)
-    run(redis_client, commands.recount(KEYS))
+    run(redis_client, journal.recount(KEYS))
     assert len(pending(redis_client)) == 600
     keys = rival.take().pending
     assert commands.ANY_KEY in keys
@@ -280,7 +281,7 @@ def test_a_count_without_entries(redis_client: redis.Redis, rival: Rival, count:
     redis_client.hset(KEYS.state, "pending", count)
     told = rival.take().pending
     assert told in {(OURS,), (OTHERS,), (commands.ANY_KEY,)}
-    assert not run(redis_client, commands.recount(KEYS))
+    assert not run(redis_client, journal.recount(KEYS))
     rival.release()
     assert rival.take().pending == ()
     assert not redis_client.hexists(KEYS.state, "pending")
@@ -298,7 +299,7 @@ def test_entries_without_a_count(redis_client: redis.Redis, rival: Rival) -> Non
 @pytest.mark.parametrize("cl_ord_id", ["-", "a b", "a,b", "100%", "%2C", "é", "x" * 36])
 def test_any_id(redis_client: redis.Redis, cl_ord_id: str) -> None:
     """Whatever a caller takes for an id comes back as it was."""
-    lease = take(redis_client, intent=commands.intent("k", "Earn/Allocate", [cl_ord_id, "other"])).nonces[0]
+    lease = take(redis_client, intent=journal.intent("k", "Earn/Allocate", [cl_ord_id, "other"])).nonces[0]
     release(redis_client, lease, known=False)
     (entry,) = pending(redis_client)
     assert (entry.method, entry.cl_ord_ids) == ("Earn/Allocate", (cl_ord_id, "other"))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kraken_nonce_redis._core.waiting import OFFER
+from kraken_nonce_redis._core.waiters import OFFER
 from kraken_nonce_redis._redis import commands
 from tests.support.helpers import KEYS, Rival, Stopwatch, View, eventually, run
 

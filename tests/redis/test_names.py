@@ -10,7 +10,8 @@ import pytest
 
 from kraken_nonce_redis import _process
 from kraken_nonce_redis._core.names import LONGEST, VARIABLE
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import commands, journal
+from kraken_nonce_redis._redis.words import word
 from kraken_nonce_redis.errors import InvalidArgument
 from tests.support.faces import KEY
 from tests.support.helpers import KEYS, Rival, View, eventually, fails, run
@@ -109,15 +110,15 @@ def test_at_most_a_hundred(redis_client: redis.Redis) -> None:
 def test_a_pending_call(redis_client: redis.Redis) -> None:
     """A pending call has the name of its holder, also when somebody has noted what became of it."""
     rival = Rival(redis_client)
-    intent = commands.intent(KEYS.tag, "AddOrder", ["an-id"]) + " " + commands.word("bot 1")
+    intent = journal.intent(KEYS.tag, "AddOrder", ["an-id"]) + " " + word("bot 1")
     granted = run(
         redis_client, commands.acquire(KEYS, rival.member(), 30, ticket=0, priority="normal", pace="", intent=intent)
     )
     assert isinstance(granted, commands.Granted)
     run(redis_client, commands.release(KEYS, rival.member(), granted.nonces[0], granted.nonces[0], known=False))
     for how in ("new", "found", "reported"):
-        run(redis_client, commands.settle(KEYS, granted.nonces[0], how, ["O-1"] if how == "found" else ()))
-        (entry,) = run(redis_client, commands.pending(KEYS))
+        run(redis_client, journal.settle(KEYS, granted.nonces[0], how, ["O-1"] if how == "found" else ()))
+        (entry,) = run(redis_client, journal.pending(KEYS))
         assert (entry.name, entry.method, entry.cl_ord_ids) == ("bot 1", "AddOrder", ("an-id",))
 
 

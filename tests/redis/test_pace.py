@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kraken_nonce_redis import CoolDown, HoldTimeout, InvalidArgument, Pace
-from kraken_nonce_redis._core.waiting import LONGEST_WAY, OFFER
+from kraken_nonce_redis._core.waiters import LONGEST_WAY, OFFER
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.krakenex import API
 from kraken_nonce_redis.pace import CoolDowns, Tier, priority_of

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kraken_nonce_redis import Pace, StorePermissionDenied
-from kraken_nonce_redis._redis import commands, scripts, trail
+from kraken_nonce_redis._redis import commands, journal, name_records, scripts, trail
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.permissions import CLUSTER_COMMANDS, COMMANDS, least_permissions
 from tests.support.helpers import KEYS, fails
@@ -67,18 +67,18 @@ def do_everything(first: Any, second: Any) -> list[str]:
     one.run(commands.cool_down(KEYS, 0, ""))
     one.run(commands.reset_startup(KEYS))
     one.run(commands.ping(KEYS))
-    extended = one.run(commands.extend(KEYS, member, 5, commands.intent("key", "AddOrder", ["id"])))
+    extended = one.run(commands.extend(KEYS, member, 5, journal.intent("key", "AddOrder", ["id"])))
     assert isinstance(extended, commands.Extended)
     nonces = extended.nonces
-    record = commands.NameRecord("id", "name", "0f", 1, 1.0, "0f")
-    assert isinstance(one.run(commands.keep(KEYS, member, record)), commands.Kept)
-    assert len(one.run(commands.names(KEYS))) == 1
+    record = name_records.NameRecord("id", "name", "0f", 1, 1.0, "0f")
+    assert isinstance(one.run(name_records.keep(KEYS, member, record)), name_records.Kept)
+    assert len(one.run(name_records.read_all(KEYS))) == 1
     two.run(commands.release(KEYS, quitter))
     assert one.run(commands.inspect(KEYS)).waiting == 1
     assert one.run(commands.release(KEYS, member, nonces[0], nonces[0], known=False)) == "released"
-    assert len(one.run(commands.pending(KEYS))) == 1
+    assert len(one.run(journal.pending(KEYS))) == 1
     for outcome in ("reported", "known"):
-        assert one.run(commands.settle(KEYS, nonces[0], outcome))
+        assert one.run(journal.settle(KEYS, nonces[0], outcome))
     time.sleep(0.01)
     assert isinstance(ask(waiter, 1), commands.Granted)
     assert two.run(commands.unlock(KEYS, waiter))

@@ -30,6 +30,7 @@ from tests.support.tiers import by_tier
 if TYPE_CHECKING:
     import redis
 
+    from kraken_nonce_redis._redis.command import Command
     from tests.support.servers import Server
 
 MARGIN = SECOND
@@ -324,7 +325,7 @@ class LockHistory(RuleBasedStateMachine):
         self.nonce = 0
         self.lease: tuple[str, int] | None = None
 
-    def run(self, command: commands.Command[Any], floor: int = 0) -> Any:
+    def run(self, command: Command[Any], floor: int = 0) -> Any:
         """Run a command at the time that it is."""
         arguments = command.args if command.highest is None else (floor, *command.args)
         reply: Any = self.client.eval(

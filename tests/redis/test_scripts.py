@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kraken_nonce_redis import _pyinstaller
-from kraken_nonce_redis._redis import commands, scripts, trail
+from kraken_nonce_redis._redis import commands, journal, name_records, scripts, trail
 from tests.support.helpers import KEYS, ROOT, SECOND, View, run
 from tests.support.servers import VALKEY, require
 from tests.support.tiers import by_tier
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     import redis
 
+    from kraken_nonce_redis._redis.command import Command
     from kraken_nonce_redis._redis.keyspace import Keyspace
     from tests.support.servers import AnyServer, Server
 
@@ -86,7 +87,7 @@ def test_a_header_names_what_the_code_uses(name: str) -> None:
         assert re.findall(rf"{what}\[[^\d]", body(name)) == [], "they are used by number, so that this can be checked"
 
 
-def examples(keys: Keyspace = KEYS) -> dict[str, commands.Command[Any]]:
+def examples(keys: Keyspace = KEYS) -> dict[str, Command[Any]]:
     """Return a command for most scripts, by the library's own functions."""
     found = [
         commands.reserve(keys, 1),
@@ -97,26 +98,26 @@ def examples(keys: Keyspace = KEYS) -> dict[str, commands.Command[Any]]:
         commands.heartbeat(keys, "process", MEMBER),
         commands.extend(keys, MEMBER, 5),
         commands.unlock(keys, MEMBER),
-        commands.once(keys, MEMBER, "id"),
-        commands.names(keys),
+        name_records.read(keys, MEMBER, "id"),
+        name_records.read_all(keys),
     ]
     return {command.name: command for command in found}
 
 
-def acquire(member: str = MEMBER, ticket: int | None = 0, term: float = 30.0) -> commands.Command[commands.Answer]:
+def acquire(member: str = MEMBER, ticket: int | None = 0, term: float = 30.0) -> Command[commands.Answer]:
     """Return the command that takes the lock."""
     return commands.acquire(KEYS, member, term, ticket=ticket, priority="normal", pace="")
 
 
-def all_of_them() -> dict[str, commands.Command[Any]]:
+def all_of_them() -> dict[str, Command[Any]]:
     """Return a command for every script, with the keys of the full trail."""
     keys = replace(KEYS, trail="all")
     more = [
         commands.cool_down(keys, 5, "reason"),
         commands.reset_startup(keys),
-        commands.pending(keys),
+        journal.pending(keys),
         commands.ping(keys),
-        commands.settle(keys, 1, "known"),
+        journal.settle(keys, 1, "known"),
         trail.read(keys.log),
     ]
     return examples(keys) | {command.name: command for command in more}

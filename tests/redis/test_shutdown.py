@@ -14,7 +14,7 @@ import pytest
 import kraken_nonce_redis
 import kraken_nonce_redis.asyncio
 from kraken_nonce_redis import CallLockError, InvalidArgument, Retries
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import journal
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 from tests.support.helpers import ROOT, Stopwatch, environment, run
@@ -70,7 +70,7 @@ class Stage:
 
     def pending(self) -> int:
         """Return how many calls are in the journal."""
-        return len(run(self._valkey.client(), commands.pending(Keyspace.of("kraken-nonce", self.sim.key))))
+        return len(run(self._valkey.client(), journal.pending(Keyspace.of("kraken-nonce", self.sim.key))))
 
     def close(self) -> None:
         """End the bots."""

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from kraken_nonce_redis import LeaseLost, StoreError, StoreUnavailable
-from kraken_nonce_redis._core import waiting
+from kraken_nonce_redis._core import waiters
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.cli.app import app
 from tests.support.faces import KEY
@@ -107,7 +107,7 @@ def test_one_at_a_time(face: Face, topology: Topology) -> None:
 
 def test_the_lock_is_offered(face: Face, topology: Topology, monkeypatch: pytest.MonkeyPatch) -> None:
     """A waiter gets the lock because Redis offers it: its own next look would come long after the test has failed."""
-    monkeypatch.setattr(waiting, "HEARTBEAT", 300.0)
+    monkeypatch.setattr(waiters, "HEARTBEAT", 300.0)
     (_, first), (_, second) = both_ways(face, topology)
     view = View(topology.client())
     for number, (holder, other) in enumerate(((first, second), (second, first)), 1):
@@ -503,7 +503,7 @@ def test_the_node_on_which_a_process_listens_dies(
     face: Face, cluster: ClusterTopology, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Waiters get their offers all the same: their process listens on another node."""
-    monkeypatch.setattr(waiting, "HEARTBEAT", 300.0)
+    monkeypatch.setattr(waiters, "HEARTBEAT", 300.0)
     (_, lock), (_, other) = both_ways(face, cluster)
     hold_once(other)
     with lock.hold(60):

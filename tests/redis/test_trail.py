@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kraken_nonce_redis import ForeignValue
-from kraken_nonce_redis._redis import commands, trail
+from kraken_nonce_redis._redis import commands, journal, trail
 from kraken_nonce_redis._threads.store import store_for
 from tests.support.faces import KEY
 from tests.support.helpers import KEYS, SECOND, Rival, View, eventually, fails, run
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.matrix
 
 FULL = replace(KEYS, trail="all")
 DIGEST = "0123456789abcdef"
-INTENT = commands.intent(DIGEST, "AddOrder", ["an id", "another"], own_ids=True)
+INTENT = journal.intent(DIGEST, "AddOrder", ["an id", "another"], own_ids=True)
 HOLDER, OTHER = "1111:1-5.aa|grid%20bot|AddOrder|token", "2222:1-5.bb|other|"
 CALL = {"name": "grid%20bot", "method": "AddOrder", "key": DIGEST, "ids": "+an%20id,another"}
 FOUND = {**CALL, "result": "found", "txids": "O-1,", "by": "me"}
@@ -99,7 +99,7 @@ def test_a_lease_that_ran_out(redis_client: redis.Redis, rival: Rival, way: str)
         if way == "acquire":
             rival.take()
         else:
-            run(redis_client, commands.settle(KEYS, nonce, "known"))
+            run(redis_client, journal.settle(KEYS, nonce, "known"))
     lost, gone = noted(redis_client)
     found = fields(lost)
     assert (found.pop("held"), 0 <= int(found.pop("ago")) < 60_000_000) == ("200000", True)
@@ -134,7 +134,7 @@ def test_a_call_that_is_settled(redis_client: redis.Redis) -> None:
     """What a later holder finds out is noted once, however often it is told."""
     nonce = unknown(redis_client)
     for how in ("new", "found", "found", "known", "known"):
-        run(redis_client, commands.settle(KEYS, nonce, how, ["O-1", ""], "me"))  # type: ignore[arg-type]
+        run(redis_client, journal.settle(KEYS, nonce, how, ["O-1", ""], "me"))  # type: ignore[arg-type]
     assert [fields(entry) for entry in noted(redis_client)][1:] == [{"kind": "settled", "nonce": str(nonce), **FOUND}]
 
 
@@ -142,7 +142,7 @@ def test_a_call_that_nobody_can_settle(redis_client: redis.Redis) -> None:
     """It is noted as unknown for good, and that it is listed no longer."""
     nonce = unknown(redis_client)
     for how in ("unknown", "reported", "known"):
-        run(redis_client, commands.settle(KEYS, nonce, how))  # type: ignore[arg-type]
+        run(redis_client, journal.settle(KEYS, nonce, how))  # type: ignore[arg-type]
     _, settled, forgotten = noted(redis_client)
     assert fields(settled) == {"kind": "settled", "nonce": str(nonce), **CALL, "result": "unknown", "txids": "-"}
     assert fields(forgotten) == {"kind": "forgotten", "nonce": str(nonce), **CALL}
@@ -152,13 +152,13 @@ def test_a_call_that_nobody_can_settle(redis_client: redis.Redis) -> None:
 def test_a_call_that_is_cleared(redis_client: redis.Redis, how: Any) -> None:
     """Who took it off the list by hand is noted, once."""
     nonce = unknown(redis_client)
-    run(redis_client, commands.settle(KEYS, nonce, how))
+    run(redis_client, journal.settle(KEYS, nonce, how))
     for there in (True, False):
-        assert run(redis_client, commands.settle(KEYS, nonce, "cleared", name="me")) is there
+        assert run(redis_client, journal.settle(KEYS, nonce, "cleared", name="me")) is there
     *_, cleared = noted(redis_client)
     assert kinds(redis_client).count("cleared") == 1
     assert fields(cleared) == {"kind": "cleared", "nonce": str(nonce), **CALL, "by": "me"}
-    assert run(redis_client, commands.pending(KEYS)) == ()
+    assert run(redis_client, journal.pending(KEYS)) == ()
 
 
 def test_a_release_that_comes_late(redis_client: redis.Redis, rival: Rival) -> None:
@@ -317,8 +317,8 @@ def everything(client: redis.Redis) -> list[Any]:
         run(client, commands.cool_down(FULL, 5, "reason")),
         run(client, commands.end_cool_down(FULL)),
         run(client, commands.release(FULL, HOLDER, nonce, nonce, known=False)),
-        run(client, commands.settle(FULL, nonce, "found", ["O-1"])),
-        run(client, commands.settle(FULL, nonce, "cleared")),
+        run(client, journal.settle(FULL, nonce, "found", ["O-1"])),
+        run(client, journal.settle(FULL, nonce, "cleared")),
     ]
     take(client, keys=FULL)
     target = time.time_ns() + 60 * SECOND

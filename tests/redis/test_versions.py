@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kraken_nonce_redis._redis import commands
+from kraken_nonce_redis._redis import commands, journal
 from tests.support.helpers import KEYS, Rival, View, eventually, run
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def test_an_old_lock_counts_until_it_ends(redis_client: redis.Redis, view: View,
     assert old(redis_client, "release", "old:1", "0", "0", "1").startswith("foreign ")
     assert view.state.holder == "old:1"
     eventually(lambda: isinstance(waiter.ask(ticket=ticket), commands.Granted))
-    (entry,) = run(redis_client, commands.pending(KEYS))
+    (entry,) = run(redis_client, journal.pending(KEYS))
     assert (entry.method, entry.cl_ord_ids, entry.name) == ("AddOrder", ("an-id",), "")
 
 
@@ -113,12 +113,12 @@ def test_an_old_journal_is_taken_over(redis_client: redis.Redis, took_over: int)
     redis_client.delete(KEYS.queue)
     redis_client.hdel(KEYS.state, "lock")
     assert Rival(redis_client).take().pending
-    assert [entry.nonce for entry in run(redis_client, commands.pending(KEYS))] == [took_over]
-    assert run(redis_client, commands.settle(KEYS, took_over, "found", ["O-1"]))
-    (entry,) = run(redis_client, commands.pending(KEYS))
+    assert [entry.nonce for entry in run(redis_client, journal.pending(KEYS))] == [took_over]
+    assert run(redis_client, journal.settle(KEYS, took_over, "found", ["O-1"]))
+    (entry,) = run(redis_client, journal.pending(KEYS))
     assert (entry.result, entry.txids) == ("found", {"an-id": "O-1"})
-    assert run(redis_client, commands.settle(KEYS, took_over, "known"))
-    assert run(redis_client, commands.pending(KEYS)) == ()
+    assert run(redis_client, journal.settle(KEYS, took_over, "known"))
+    assert run(redis_client, journal.pending(KEYS)) == ()
 
 
 def test_an_old_cool_down_is_taken_over(redis_client: redis.Redis) -> None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kraken_nonce_redis import CallLock, HoldTimeout
-from kraken_nonce_redis._core import waiting
+from kraken_nonce_redis._core import waiters
 from kraken_nonce_redis._core.agenda import Agenda
+from kraken_nonce_redis._core.process_state import ProcessState
 from kraken_nonce_redis._core.steps import Pause, Run
-from kraken_nonce_redis._core.waiting import ProcessState, acquiring
+from kraken_nonce_redis._core.waiting import acquiring
 from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
@@ -68,7 +69,7 @@ def queue(face: Face, view: View) -> Queue:
 @pytest.fixture
 def rare_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a minute go by between two heartbeats, so that what is noticed sooner was not noticed by them."""
-    monkeypatch.setattr(waiting, "HEARTBEAT", 60.0)
+    monkeypatch.setattr(waiters, "HEARTBEAT", 60.0)
 
 
 # Order.

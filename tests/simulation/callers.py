@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kraken_nonce_redis import _clock as clock
 from kraken_nonce_redis._core.allocator import AllocatorCore
-from kraken_nonce_redis._core.lock import LeaseCore, LockCore
+from kraken_nonce_redis._core.lease import LeaseCore
 from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis.errors import HoldTimeout, LeaseLost, NonceTooFarAhead, StoreError
 from kraken_nonce_redis.events import LeaseEndedEarly
@@ -15,6 +15,7 @@ from tests.simulation.records import LONGEST_COOL_DOWN, Acquisition
 if TYPE_CHECKING:
     from random import Random
 
+    from kraken_nonce_redis._core.lock import LockCore
     from kraken_nonce_redis._core.waiting import Acquired
     from kraken_nonce_redis.events import Event
     from tests.simulation.history import History

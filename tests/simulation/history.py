@@ -9,7 +9,7 @@ import itertools
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from kraken_nonce_redis._core.waiting import HEARTBEAT, OFFER
+from kraken_nonce_redis._core.waiters import HEARTBEAT, OFFER
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis.errors import LeaseLost, NonceTooFarAhead
 from tests.simulation.records import (
@@ -28,8 +28,8 @@ from tests.simulation.records import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kraken_nonce_redis._core.lock import LeaseCore
-    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._core.lease import LeaseCore
+    from kraken_nonce_redis._redis.command import Command
     from tests.simulation.network import Connection
     from tests.simulation.pipe import Order
     from tests.simulation.process import Process

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis._core import lock as core
-from kraken_nonce_redis._core import waiting
+from kraken_nonce_redis._core import waiters
+from kraken_nonce_redis._core.lease import LeaseCore
+from kraken_nonce_redis._core.process_state import ProcessState
 from kraken_nonce_redis._redis import commands, scripts
 from kraken_nonce_redis._redis.pipeline import Pipeline, Slot, Stream
 from tests.simulation.server import Lua
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from kraken_nonce_redis._redis.command import Command
     from kraken_nonce_redis._redis.keyspace import Keyspace
 
 
@@ -56,12 +58,12 @@ def _forget(*_: object) -> None:
     """Do nothing."""
 
 
-def _too_soon(key_waiters: waiting.KeyWaiters, command: object, result: object, now: float) -> float:
+def _too_soon(key_waiters: waiters.KeyWaiters, command: object, result: object, now: float) -> float:
     return now + 0.4
 
 
-def _called_once(key_waiters: waiting.KeyWaiters, waiter: waiting.Waiter | None) -> None:
-    if clock.now() >= key_waiters._asked + waiting.TOGETHER:
+def _called_once(key_waiters: waiters.KeyWaiters, waiter: waiters.Waiter | None) -> None:
+    if clock.now() >= key_waiters._asked + waiters.TOGETHER:
         key_waiters._asked = clock.now()
         if waiter is not None:
             waiter.wake()
@@ -71,11 +73,11 @@ _acquire = commands.acquire
 _numbers = itertools.count()
 
 
-def _another_member(keys: Keyspace, member: str, ttl: float, **options: Any) -> commands.Command[Any]:
+def _another_member(keys: Keyspace, member: str, ttl: float, **options: Any) -> Command[Any]:
     return _acquire(keys, member.replace(":", f":{next(_numbers)}", 1), ttl, **options)
 
 
-def _deadline_from_the_answer(lease: core.LeaseCore, nonces: range, deadline: float) -> None:
+def _deadline_from_the_answer(lease: LeaseCore, nonces: range, deadline: float) -> None:
     lease.grant.nonces = iter(nonces)
     lease.grant.deadline = deadline + 0.05
 
@@ -137,7 +139,7 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
         "local mine, known, late = state.member == member,", "local mine, known, late = state.member ~= nil,"
     ),
     "a freed lock is offered to nobody": LuaMutant("  if member then offer(member, ticket, now) end\n", ""),
-    "a message soon after another is lost": PythonMutant(waiting.KeyWaiters, "called", _called_once),
+    "a message soon after another is lost": PythonMutant(waiters.KeyWaiters, "called", _called_once),
     "extend asks for no ownership": LuaMutant("if state.member ~= ARGV[2] or not state.lease then", "if false then"),
     "nobody is woken": LuaMutant("if call(member, member) > 0 or", "if"),
     "the floor is ignored": LuaMutant(
@@ -171,12 +173,12 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
     "a cool-down is not noticed to lie ahead": LuaMutant("if since_now then", "if false then"),
     "the queue stays when a waiter leaves": LuaMutant("if not others[1] then", "if false then"),
     "no interval is kept": LuaMutant("pace.started + min_interval", "pace.started"),
-    "the deadline counts from the answer": PythonMutant(core.LeaseCore, "_renewed", _deadline_from_the_answer),
-    "the floor is not learned": PythonMutant(waiting.ProcessState, "learn", _forget),
+    "the deadline counts from the answer": PythonMutant(LeaseCore, "_renewed", _deadline_from_the_answer),
+    "the floor is not learned": PythonMutant(ProcessState, "learn", _forget),
     "whoever asks again is another member": PythonMutant(commands, "acquire", _another_member),
-    "a place that is gone is not noticed": PythonMutant(waiting.KeyWaiters, "heard", _forget),
-    "what a caller could not give back is kept": PythonMutant(waiting.ProcessState, "give_back", _forget),
-    "no heartbeat is sent": PythonMutant(waiting.KeyWaiters, "start_heartbeat", _forget),
+    "a place that is gone is not noticed": PythonMutant(waiters.KeyWaiters, "heard", _forget),
+    "what a caller could not give back is kept": PythonMutant(ProcessState, "give_back", _forget),
+    "no heartbeat is sent": PythonMutant(waiters.KeyWaiters, "start_heartbeat", _forget),
     "a reply goes to the next slot": PythonMutant(Stream, "hear", _to_the_next),
     "a slot is gone when its caller leaves": PythonMutant(Stream, "hear", _without_those_who_left),
     "a request is never sent": PythonMutant(Pipeline, "take", _all_but_the_last),
@@ -184,7 +186,7 @@ MUTANTS: dict[str, LuaMutant | PythonMutant] = {
     "a reconnect forgets all in flight": PythonMutant(Pipeline, "lose", _lose_all),
     "a repeated acquire is another member": PythonMutant(Pipeline, "lose", _as_another_member),
     "a connection that never worked is tried again": PythonMutant(Pipeline, "lose", _as_if_it_had_worked),
-    "what is owed is not given back first": PythonMutant(waiting.ProcessState, "owed", _nothing_is_owed),
-    "more than two heartbeats a second": PythonMutant(waiting.KeyWaiters, "succeeded", _too_soon),
+    "what is owed is not given back first": PythonMutant(ProcessState, "owed", _nothing_is_owed),
+    "more than two heartbeats a second": PythonMutant(waiters.KeyWaiters, "succeeded", _too_soon),
 }
 """By what is wrong."""

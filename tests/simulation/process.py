@@ -9,8 +9,9 @@ import redis.exceptions
 from redis.exceptions import NoScriptError, RedisError
 
 from kraken_nonce_redis._core.agenda import Agenda
+from kraken_nonce_redis._core.process_state import ProcessState
 from kraken_nonce_redis._core.steps import Pause, Run, Tell
-from kraken_nonce_redis._core.waiting import ProcessState, Question
+from kraken_nonce_redis._core.waiters import Question
 from kraken_nonce_redis.errors import KrakenNonceError, raise_from_redis
 from tests.simulation.pipe import Order, Pipe
 from tests.simulation.scheduler import Moment, Task, Turn
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
     from kraken_nonce_redis._core.agenda import Chore
     from kraken_nonce_redis._core.steps import Flow, Step
-    from kraken_nonce_redis._core.waiting import Waiter
-    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._core.waiters import Waiter
+    from kraken_nonce_redis._redis.command import Command
     from tests.simulation.history import History
     from tests.simulation.network import Network, Subscription
     from tests.simulation.scheduler import Scheduler

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._core.lock import LeaseCore
+    from kraken_nonce_redis._core.lease import LeaseCore
     from tests.simulation.process import Process
 
 MARGIN = 10**9

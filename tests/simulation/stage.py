@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ConnectionError, TimeoutError  # noqa: A004 - redis-py has named them so
 
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis._core import lock as core
 from kraken_nonce_redis._core.allocator import AllocatorCore
-from kraken_nonce_redis._core.lock import LeaseCore, LockCore
+from kraken_nonce_redis._core.lease import LeaseCore, logger
+from kraken_nonce_redis._core.lock import LockCore
 from kraken_nonce_redis._core.wishes import Wishes
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.errors import KrakenNonceError
@@ -249,10 +249,10 @@ class Stage:
 @contextmanager
 def library_on(scheduler: Scheduler) -> Iterator[None]:
     """Let the library see a schedule's time."""
-    real_clock, silent = clock.now, core.logger.disabled
+    real_clock, silent = clock.now, logger.disabled
     clock.now = lambda: scheduler.now
-    core.logger.disabled = True
+    logger.disabled = True
     try:
         yield
     finally:
-        clock.now, core.logger.disabled = real_clock, silent
+        clock.now, logger.disabled = real_clock, silent

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kraken_nonce_redis import HoldTimeout, Pace, StoreUnavailable
-from kraken_nonce_redis._core import waiting
-from kraken_nonce_redis._core.waiting import HEARTBEAT, LONGEST_WAY, OFFER
+from kraken_nonce_redis._core import waiters
+from kraken_nonce_redis._core.waiters import HEARTBEAT, LONGEST_WAY, OFFER
 from kraken_nonce_redis.pace import Tier
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
 from tests.simulation.callers import Interrupted
@@ -263,14 +263,14 @@ def test_lost_subscriptions_change_no_order() -> None:
 def test_a_passed_waiter_is_next(monkeypatch: pytest.MonkeyPatch, mistake: bool) -> None:  # noqa: FBT001
     """A waiter of which the server thinks that nobody hears it is passed, asks again and is the next one."""
     if mistake:
-        real = waiting.KeyWaiters.ask_again
+        real = waiters.KeyWaiters.ask_again
 
-        def ask_again(key_waiters: waiting.KeyWaiters) -> None:
+        def ask_again(key_waiters: waiters.KeyWaiters) -> None:
             for waiter in key_waiters.everyone():
                 waiter.ticket = 0
             real(key_waiters)
 
-        monkeypatch.setattr(waiting.KeyWaiters, "ask_again", ask_again)
+        monkeypatch.setattr(waiters.KeyWaiters, "ask_again", ask_again)
     stage = Stage()
     holder, process = kept(stage, 3.5), stage.process()
     passed = stage.turn(process, at=1, keep=0.01)

@@ -29,6 +29,7 @@ from tests.support.tiers import by_tier
 if TYPE_CHECKING:
     import redis
 
+    from kraken_nonce_redis._redis.command import Command
     from tests.simulation.server import Lua
     from tests.support.servers import Server
 
@@ -133,7 +134,7 @@ class BesideARealServer(RuleBasedStateMachine):
         self.published += (channel, message)
         return len(message) % 2
 
-    def run(self, command: commands.Command[Any], floor: int = 0) -> None:
+    def run(self, command: Command[Any], floor: int = 0) -> None:
         """Run a command on both, and compare the replies."""
         arguments = command.args if command.highest is None else (floor, *command.args)
         real: Any = self.client.eval(

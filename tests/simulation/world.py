@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kraken_nonce_redis import Pace
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis._core import lock as core
+from kraken_nonce_redis._core.lease import logger
 from kraken_nonce_redis._core.lock import LockCore
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
@@ -21,7 +21,7 @@ from tests.simulation.scheduler import Scheduler
 from tests.simulation.server import Lua, Server, library
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._redis.commands import Command
+    from kraken_nonce_redis._redis.command import Command
     from tests.simulation.scheduler import Task
     from tests.simulation.server import Snapshot
 
@@ -129,10 +129,10 @@ class World:
 
     def run_to_the_end(self) -> None:
         """Run, with the library on the time of the schedule, and let go of those who were killed."""
-        real_clock, real_random, silent = clock.now, os.urandom, core.logger.disabled
+        real_clock, real_random, silent = clock.now, os.urandom, logger.disabled
         clock.now = lambda: self.scheduler.now
         os.urandom = self.random.randbytes
-        core.logger.disabled = True
+        logger.disabled = True
         try:
             self.run()
         finally:
@@ -141,7 +141,7 @@ class World:
                 process.crashed = True
             for task in [task for process in self.processes for task in process.tasks]:
                 task.close()
-            clock.now, os.urandom, core.logger.disabled = real_clock, real_random, silent
+            clock.now, os.urandom, logger.disabled = real_clock, real_random, silent
 
 
 def simulate(seed: int, lua: Lua | None = None) -> None:

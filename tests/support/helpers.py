@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     import redis
 
     from kraken_nonce_redis._arguments import Priority
-    from kraken_nonce_redis._redis.commands import Answer, Command, Granted, Heard, Heartbeat
+    from kraken_nonce_redis._redis.command import Command
+    from kraken_nonce_redis._redis.commands import Answer, Granted, Heard, Heartbeat
     from kraken_nonce_redis.errors import KrakenNonceError
 
 T = TypeVar("T")
