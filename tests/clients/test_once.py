@@ -703,7 +703,12 @@ def test_four_processes(scene: Scene, tmp_path: Path, *, losing: bool) -> None:
     eventually(lambda: all(request.finished is not None for request in scene.sim.requests()), 20)
     check(scene, told)
     with scene.bot() as bot:
-        bot.balance()  # settles what those who were killed have left behind
+
+        def settled() -> bool:
+            bot.balance()  # settles what those who were killed have left behind
+            return scene.run(journal.pending(scene.keys)) == ()
+
+        eventually(settled, 20)  # what one has found out, it may tell itself for 5 s; it was killed
 
 
 def test_failover(sim: KrakenSimulator, sentinel: SentinelTopology, tmp_path: Path) -> None:
