@@ -295,7 +295,7 @@ def _show(stock: Result, ours: Result, processes: int) -> None:
         "This library lets one call at a time go out, which keeps nonces in order, and looks up an order that got no "
         "answer. Flat out, without limits, it makes fewer calls per second for that; of those that were carried out, "
         f"each process has its share. Kraken lets a Pro account place {RATE:g} orders per second in a pair for good, "
-        f"and each API key make {_OTHER_CALLS:g} other call."
+        f"and each API key make {_OTHER_CALLS:g} other call per second."
     )
 
 

@@ -27,11 +27,11 @@ PATIENCE: Final = 60.0
 
 
 def blocks() -> list[str]:
-    """Return what the README says to type into each of the three terminals."""
+    """Return what the README says to type into each kind of terminal: server, simulator, bot, watch."""
     section = (ROOT / "README.md").read_text("utf-8").split("## The first five minutes")[1].split("\n## ")[0]
     found = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
-    assert len(found) == 4
-    return [str(block) for block in found[:3]]
+    assert len(found) == 5
+    return [str(block) for block in found[:4]]
 
 
 class Terminal:
@@ -79,12 +79,12 @@ def clone(tmp_path: Path) -> Path:
 
 @pytest.mark.test_all
 def test_the_first_five_minutes(clone: Path) -> None:
-    """A server, a simulated Kraken that loses answers, and a bot that places five orders, each once."""
+    """A server, a simulated Kraken that loses answers, and a bot that places five orders, each once, and `watch`."""
     port = str(free_port())
-    first, second, third = (block.replace(PORT, port) for block in blocks())
+    first, second, third, fourth = (block.replace(PORT, port) for block in blocks())
     lines = first.splitlines(keepends=True)
     assert lines[0] == "python3 -m venv .venv\n"
-    assert lines[1].startswith(".venv/bin/pip install '.[")
+    assert lines[1].startswith(".venv/bin/pip install -e '.[")
     terminals = []
     try:
         terminals.append(Terminal(clone, "".join(lines[2:]), "server.txt"))
@@ -92,6 +92,8 @@ def test_the_first_five_minutes(clone: Path) -> None:
         terminals.append(Terminal(clone, second, "simulator.txt"))
         terminals[1].wait_for("API_SECRET", clone / "simulator.env")
         terminals.append(Terminal(clone, third, "bot.txt"))
+        terminals.append(Terminal(clone, fourth, "watch.txt"))
+        terminals[3].wait_for(" wait: ok")
         said = terminals[2].wait_for("order placed: ", times=ORDERS)
         assert "Traceback" not in said
     finally:
