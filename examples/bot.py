@@ -65,11 +65,9 @@ def main() -> int:
         signal.signal(number, stop)
     shutdown_on_signal(options.shutdown, ending)
     try:
-        api = API(os.environ["KRAKEN_API_KEY"], os.environ["KRAKEN_API_SECRET"])
-        if options.metrics is not None:
-            serve_metrics(options.metrics)
+        api = prepare(options)
     except KeyError as error:
-        log.critical("the environment variable %s is not set", error.args[0])
+        log.critical("the environment variable %s is not set or is empty", error.args[0])
         return 2
     except (InvalidArgument, ImportError, OSError) as error:
         log.critical("%s", error)
@@ -98,13 +96,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=seconds, default=10, metavar="SECONDS", help="between two rounds (default: 10)")
     parser.add_argument(
-        "--orders", type=int, default=0, metavar="N", help="place N orders, one in each round (default: none)"
+        "--orders", type=count, default=0, metavar="N", help="place N orders, one in each round (default: none)"
     )
     parser.add_argument(
         "--shutdown", type=seconds, default=20, metavar="SECONDS", help="for calls to end after SIGTERM (default: 20)"
     )
-    parser.add_argument("--alive", type=Path, metavar="FILE", help="file to touch after each round, for a probe")
-    parser.add_argument("--metrics", type=int, metavar="PORT", help="port on which Prometheus finds our metrics")
+    parser.add_argument("--alive", type=Path, metavar="FILE", help="file to touch at first and after each round")
+    parser.add_argument("--metrics", type=port, metavar="PORT", help="port on which Prometheus finds our metrics")
     return parser.parse_args()
 
 
@@ -114,6 +112,39 @@ def seconds(text: str) -> float:
     if not 0 < value <= 3600:  # noqa: PLR2004 - an hour
         raise ValueError
     return value
+
+
+def count(text: str) -> int:
+    """Return a number of orders; argparse tells of a `ValueError`."""
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def port(text: str) -> int:
+    """Return the number of a port; argparse tells of a `ValueError`."""
+    value = int(text)
+    if not 1 <= value <= 65535:  # noqa: PLR2004 - the highest there is
+        raise ValueError
+    return value
+
+
+def variable(name: str) -> str:
+    """Return the value of an environment variable. Raises `KeyError` if it is not set or is empty."""
+    if not (value := os.environ[name].strip()):
+        raise KeyError(name)
+    return value
+
+
+def prepare(options: argparse.Namespace) -> API:
+    """Return the client; touch the file and serve the metrics. Raises what shows that the bot can't work like this."""
+    if options.alive is not None:
+        options.alive.touch()
+    api = API(variable("KRAKEN_API_KEY"), variable("KRAKEN_API_SECRET"))
+    if options.metrics is not None:
+        serve_metrics(options.metrics)
+    return api
 
 
 def serve_metrics(port: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from decimal import Decimal
 from typing import Final, Literal, TypeAlias, TypeVar
@@ -28,6 +29,8 @@ DEFAULT_MAX_LEAD: Final = 3_600 * 10**9
 DEFAULT_WAIT_TIMEOUT: Final = 60.0
 DEFAULT_CALL_TIMEOUT: Final = 10.0
 DEFAULT_PATIENCE: Final = 5.0
+
+NOT_BASE64: Final = "must be an API secret: base64, as Kraken shows it"
 
 HIGHEST_NONCE: Final = 2**63 - 1
 MOST_RESERVED: Final = 1_000_000
@@ -109,6 +112,18 @@ def credential(name: str, value: object) -> str:
 def stripped(name: str, value: object) -> str:
     """Return an API key or its secret without surrounding white space, as files and variables often have it."""
     return credential(name, value.strip() if isinstance(value, str) else value)
+
+
+def secret(name: str, value: object) -> str:
+    """Return an API secret as `stripped` does, and check that it is base64; an empty one stands for none."""
+    text = stripped(name, value)
+    try:
+        decoded = base64.b64decode(text, validate=True)
+    except ValueError:
+        decoded = b""
+    if text and not decoded:
+        raise InvalidArgument(name, NOT_BASE64)
+    return text
 
 
 def token(value: object) -> str | None:

@@ -34,7 +34,6 @@ Names are case-insensitive. No error shows a value, since it could be a misplace
 
 from __future__ import annotations
 
-import base64
 import functools
 import os
 import re
@@ -44,6 +43,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, cast
 
+from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis._core.lease import logger
 from kraken_nonce_redis.errors import InvalidArgument
 from kraken_nonce_redis.pace import TIERS, Pace
@@ -372,13 +372,9 @@ def _key(value: object, where: str) -> str:
 
 
 def _secret(value: object, where: str) -> str:
-    secret = value.strip() if isinstance(value, str) else ""
-    try:
-        decoded = base64.b64decode(secret, validate=True)
-    except ValueError:
-        decoded = b""
-    if not decoded:
-        _refuse(where, "must be an API secret: base64, as Kraken shows it")
+    secret = arguments.secret(where, value) if isinstance(value, str) else ""
+    if not secret:
+        _refuse(where, arguments.NOT_BASE64)
     return secret
 
 

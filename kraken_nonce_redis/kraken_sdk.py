@@ -124,11 +124,11 @@ class _Signing(spot.SpotClient):
         if "call_timeout" in options:
             self.TIMEOUT = cast("int", self._guard.call_timeout)
         given = list(args)
-        for place, name in enumerate(("key", "secret")):
+        for place, (name, checked) in enumerate((("key", arguments.stripped), ("secret", arguments.secret))):
             if name in kwargs:
-                kwargs[name] = arguments.stripped(name, kwargs[name])
+                kwargs[name] = checked(name, kwargs[name])
             elif place < len(given):
-                given[place] = arguments.stripped(name, given[place])
+                given[place] = checked(name, given[place])
         urls = *given[2:3], kwargs.get("url"), kwargs.get("rest_url")
         own = next((url for url in urls if url and isinstance(url, str)), None)
         url = self._guard.address(own or self.URL, explicit=own is not None)

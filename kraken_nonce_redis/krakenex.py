@@ -13,7 +13,7 @@ from kraken_nonce_redis._calls import leaving
 from kraken_nonce_redis._calls.call import Call, Heard
 from kraken_nonce_redis._calls.guards import Guard
 from kraken_nonce_redis._calls.requests import bounded, is_watched, longest, refuse_repeats, take_into_use
-from kraken_nonce_redis.errors import CallLockError, IncompatibleClient
+from kraken_nonce_redis.errors import CallLockError, IncompatibleClient, InvalidArgument
 
 try:
     import krakenex
@@ -86,8 +86,8 @@ class API(_Guarded):
     """A `krakenex.API` whose private calls run under the lock. Works inside ``pykrakenapi.KrakenAPI``, too.
 
     Args:
-        key: the API key.
-        secret: its secret.
+        key: the API key; empty for public calls alone.
+        secret: its secret, base64 as Kraken shows it; empty if the key is.
         options: `kraken_nonce_redis.clients.Options`; ``call_timeout`` counts for connecting and again for reading.
 
     Raises `InvalidArgument`, and `IncompatibleClient` for a version of krakenex whose internals differ.
@@ -137,9 +137,13 @@ def _made_again(kind: Any, *args: Any) -> Any:
 
 def _prepare(api: _Guarded, guard: Guard) -> None:
     """Give an API its guard and address, its key and secret without white space. Raises `InvalidArgument`."""
+    key, secret = arguments.stripped("key", api.key), arguments.secret("secret", api.secret)
+    if bool(key) != bool(secret):
+        missing, given = ("secret", "key") if key else ("key", "secret")
+        raise InvalidArgument(missing, f"is empty, but the {given} is not")
     api._guard = guard  # noqa: SLF001 - in place of its constructor
     api.uri = guard.address(api.uri)
-    api.key, api.secret = arguments.stripped("key", api.key), arguments.stripped("secret", api.secret)
+    api.key, api.secret = key, secret
 
 
 @functools.cache

@@ -113,9 +113,9 @@ class Adapter(_Stock):  # type: ignore[misc] # it has no types
         self._guard = self._guard_type(**options)
         if config.pop("nonce", None) is not None:
             logger.warning("%s: the config's nonce is not used; nonces come from Redis", type(self).__qualname__)
-        for name in ("apiKey", "secret"):
+        for name, checked in (("apiKey", arguments.stripped), ("secret", arguments.secret)):
             if isinstance(config.get(name), str):
-                config[name] = arguments.stripped(name, config[name])
+                config[name] = checked(name, config[name])
         if "call_timeout" in options:
             config.setdefault("timeout", self._guard.call_timeout * 1000)
         super().__init__(config)

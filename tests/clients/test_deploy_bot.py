@@ -228,3 +228,44 @@ def test_a_variable_is_missing(deployed: Deployment, missing: str) -> None:
     assert bot.process.wait(SLOW) == 2
     (line,) = bot.said().splitlines()
     assert missing in line
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("KRAKEN_API_KEY", "", "KRAKEN_API_KEY is not set or is empty"),
+        ("KRAKEN_API_SECRET", " ", "KRAKEN_API_SECRET is not set or is empty"),
+        ("KRAKEN_API_SECRET", "c2VjcmV", "secret: must be an API secret: base64, as Kraken shows it"),
+    ],
+)
+def test_a_variable_is_wrong(deployed: Deployment, variable: str, value: str, said: str) -> None:
+    """A key or secret that can't be one is told in one line, without it."""
+    deployed.service["environment"][variable] = value
+    bot = deployed.start()
+    assert bot.process.wait(SLOW) == 2
+    (line,) = bot.said().splitlines()
+    assert line.endswith(said)
+    assert "c2Vj" not in line
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--alive", "/nowhere/alive", "No such file or directory: '/nowhere/alive'"),
+        ("--metrics", "99999999", "argument --metrics: invalid port value: '99999999'"),
+        ("--orders", "-1", "argument --orders: invalid count value: '-1'"),
+    ],
+)
+def test_an_option_is_wrong(option: str, value: str, said: str) -> None:
+    """An option that can't be used is told in a line, before the bot starts."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "bot.py"), option, value],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=SLOW,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(said)
+    assert "Traceback" not in done.stderr

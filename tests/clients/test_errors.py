@@ -207,6 +207,15 @@ def test_clients_that_cannot_be_made(module: Any) -> None:
         assert isinstance(caught.value, errors.InvalidArgument)
 
 
+@pytest.mark.parametrize("secret", ["c2VjcmV", "c2Vjcm!="])
+@pytest.mark.parametrize("bot", BOTS)
+def test_secrets_that_cannot_be_one(bot: str, secret: str) -> None:
+    """A secret that is not base64 is refused where a client is made, by an error that does not show it."""
+    with pytest.raises(errors.InvalidArgument, match=r"^secret: must be an API secret: base64") as caught:
+        BOTS[bot](NOWHERE, "key", secret, redis=NOWHERE)
+    assert secret not in repr((caught.value, caught.value.__cause__, caught.value.__context__))
+
+
 @pytest.mark.parametrize("way", ["options", "params"])
 @pytest.mark.parametrize("bot", ["ccxt", "ccxt-async"])
 class TestRepeats:

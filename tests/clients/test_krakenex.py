@@ -94,6 +94,20 @@ class TestCalls:
         with pytest.raises(Exception, match="key or secret is not set"):
             api.query_private("Balance")
 
+    @pytest.mark.parametrize(
+        ("key", "secret", "said"),
+        [
+            ("", "c2VjcmV0", "key: is empty, but the secret is not"),
+            ("key", " ", "secret: is empty, but the key is not"),
+        ],
+    )
+    def test_half_a_pair(self, key: str, secret: str, said: str) -> None:
+        """A key without its secret, or the other way round, is refused where the client is made or installed."""
+        with pytest.raises(InvalidArgument, match=said):
+            ours.API(key, secret, redis="redis://127.0.0.1:1")
+        with pytest.raises(InvalidArgument, match=said):
+            ours.install(krakenex.API(key, secret), redis="redis://127.0.0.1:1")
+
     @pytest.mark.parametrize("options", [{"object_pairs_hook": tuple}, {"object_hook": lambda _: None}])
     def test_answers_that_are_no_dicts(self, api: ours.API, sim: KrakenSimulator, options: dict[str, Any]) -> None:
         """Whatever krakenex makes of answers by ``json_options``, we have read them before."""
