@@ -72,12 +72,12 @@ class Exchange:
         self._given = [(name, key, decode_secret(secret)) for name, key, secret in keys]
         self._windows: dict[str, NonceWindow] = {}
         self._random = Random(seed)  # noqa: S311 - ids of simulated orders
-        self._under_way: Counter[str] = Counter()
         self._sequence = 0
         self.reset(now)
 
     def reset(self, now: float) -> None:
         """Forget all requests, orders, balances, nonces and the use of limits."""
+        self._under_way: Counter[str] = Counter()  # those from before count in their own
         self._log: dict[int, SimulatedRequest] = {}
         self._accounts: dict[str, Account] = {}
         self._keys: dict[str, ApiKey] = {}
@@ -137,11 +137,12 @@ class Exchange:
     @contextmanager
     def under_way(self, call: Call) -> Generator[None]:
         """Count a request as under way for its API key, from when it is read until it is answered."""
-        self._under_way[call.key] += 1
+        under_way = self._under_way
+        under_way[call.key] += 1
         try:
             yield
         finally:
-            self._under_way[call.key] -= 1
+            under_way[call.key] -= 1
 
     def arrive(self, call: Call, received: float, fault: str = "") -> int:
         """Log a request that has reached the exchange; return its number in the order of arrival.
@@ -163,7 +164,7 @@ class Exchange:
             method=call.method,
             nonce=nonce,
             error=(),
-            in_flight=self._under_way[call.key],
+            in_flight=max(1, self._under_way[call.key]),  # it may have been read before a reset
             fault=fault,
             key_number=key.number if key else 0,
         )
