@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final, Literal, TypeAlias
 
 from kraken_nonce_redis._arguments import DEFAULT_NAMESPACE
+from kraken_nonce_redis._redis.keyspace import checked_namespace
 
 COMMANDS: Final = (
     # What is sent.
@@ -82,8 +83,10 @@ def least_permissions(
         cluster: for a Redis Cluster.
         durable: for durable nonces and leases.
         database: for another database than 0.
+
+    Raises `InvalidArgument`.
     """
-    words = ["resetchannels", f"~{namespace}:*", *ROLES[role]]
+    words = ["resetchannels", f"~{checked_namespace(namespace)}:*", *ROLES[role]]
     words += CLUSTER_COMMANDS if cluster else ()
     words += DURABLE_COMMANDS if durable else ()
     words += ("+select",) if database else ()

@@ -47,8 +47,7 @@ class Keyspace:
     @classmethod
     def of(cls, namespace: str, api_key: str, scope: Scope = "key", trail: Trail = "rare") -> Keyspace:
         """Return the names for an API key. Raises `InvalidArgument`."""
-        if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):
-            raise InvalidArgument("namespace", "must be 1 to 64 of the characters A-Z a-z 0-9 _ . : -")
+        checked_namespace(namespace)
         if scope not in ("key", "global"):
             raise InvalidArgument("scope", f"must be 'key' or 'global', not {scope!r}")
         if trail not in ("rare", "all"):
@@ -84,6 +83,13 @@ class Keyspace:
     def once(self) -> str:
         """The hash with the records of names, each for one order."""
         return f"{self.state}:once"
+
+
+def checked_namespace(namespace: object) -> str:
+    """Return a namespace. Raises `InvalidArgument`."""
+    if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):
+        raise InvalidArgument("namespace", "must be 1 to 64 of the characters A-Z a-z 0-9 _ . : -")
+    return namespace
 
 
 def tag_of(state: str) -> str:

@@ -32,7 +32,7 @@ def _user(_ctx: click.Context, _param: click.Parameter, value: str | None) -> st
     short_help="Print the permissions of a Redis user.",
     epilog=examples(
         "kraken-nonce acl --format aclfile --password-env BOT_PASSWORD >> users.acl",
-        "redis-cli $(kraken-nonce acl --for doctor)",
+        "redis-cli $(kraken-nonce acl --for doctor --password-env DOCTOR_PASSWORD)",
         "kraken-nonce acl --for operator --format helm",
     ),
 )

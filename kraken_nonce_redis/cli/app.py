@@ -10,7 +10,8 @@ from click.exceptions import NoArgsIsHelpError
 
 from kraken_nonce_redis.cli.exit_codes import HELP, ExitCode, Misuse, failure
 from kraken_nonce_redis.cli.options import print_error_as_json
-from kraken_nonce_redis.errors import KrakenNonceError
+from kraken_nonce_redis.cli.place import asked
+from kraken_nonce_redis.errors import KrakenNonceError, StoreError
 
 _COMMANDS: Final = {
     "demo": "demo",
@@ -62,7 +63,7 @@ class Application(click.Group):
         try:
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
-            raise _in_one_line(error) from None
+            raise _in_one_line(error, "kraken-nonce") from None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take note whether the command is to print JSON, since the rest of the command line may be wrong."""
@@ -85,7 +86,10 @@ class Application(click.Group):
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
-            raise _in_one_line(error) from None
+            raise _in_one_line(error, f"{ctx.command_path} {ctx.invoked_subcommand or ''}".strip()) from None
+        except StoreError as error:
+            place = asked(ctx)
+            raise (failure(error) if place is None else place.failure(error)) from error
         except KrakenNonceError as error:
             raise failure(error) from error
         except KeyboardInterrupt:
@@ -109,10 +113,11 @@ class Application(click.Group):
         return command
 
 
-def _in_one_line(error: click.UsageError) -> click.ClickException:
+def _in_one_line(error: click.UsageError, command: str) -> click.ClickException:
+    """Return the error with the command whose help says more; click does not always know which."""
     if isinstance(error, NoArgsIsHelpError):
         return error
-    where = error.ctx.command_path if error.ctx is not None else "kraken-nonce"
+    where = error.ctx.command_path if error.ctx is not None else command
     return Misuse(f"{error.format_message().removesuffix('.')}; see {where} --help")
 
 

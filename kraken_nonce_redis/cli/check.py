@@ -16,7 +16,6 @@ from kraken_nonce_redis.cli.exit_codes import Failure
 from kraken_nonce_redis.cli.options import (
     account_names,
     accounts_of,
-    connect,
     examples,
     file_option,
     json_option,
@@ -25,6 +24,7 @@ from kraken_nonce_redis.cli.options import (
     print_json,
     redis_option,
 )
+from kraken_nonce_redis.cli.place import connect
 from kraken_nonce_redis.cli.requirements import require
 from kraken_nonce_redis.errors import InvalidArgument
 

@@ -93,7 +93,7 @@ class RedisCollector(Collector):
                 families.add(self._selection.look(chosen))
         except StoreError as error:
             if not self._failed:
-                note(str(self._selection.failure(error)))
+                note(str(self._selection.place.failure(error)))
             self._failed = True
             families = Families()
             families.up.add_metric([], 0)

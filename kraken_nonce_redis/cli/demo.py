@@ -24,7 +24,8 @@ from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.cli import embedded
 from kraken_nonce_redis.cli.demo_figures import Figures, FlatOut, figures, flat_out
 from kraken_nonce_redis.cli.exit_codes import Failure
-from kraken_nonce_redis.cli.options import connect, examples, print_json
+from kraken_nonce_redis.cli.options import examples, print_json
+from kraken_nonce_redis.cli.place import connect
 from kraken_nonce_redis.cli.requirements import require
 from kraken_nonce_redis.errors import raise_from_redis
 from kraken_nonce_redis.testing import Fault, KrakenSimulator

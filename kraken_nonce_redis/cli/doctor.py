@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, Final
 
 import click
 import redis
+from rich.console import Console
+from rich.text import Text
 
 from kraken_nonce_redis._texts import printable
 from kraken_nonce_redis._threads.connections import ClusterAddress
 from kraken_nonce_redis.cli.exit_codes import ExitCode
-from kraken_nonce_redis.cli.options import Answer, connect, examples, json_option, namespace_option, redis_option
+from kraken_nonce_redis.cli.options import examples, json_option, namespace_option, print_json, redis_option
+from kraken_nonce_redis.cli.place import connect
 from kraken_nonce_redis.doctor import LEVELS, diagnose, examine
 from kraken_nonce_redis.errors import raise_from_redis
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from kraken_nonce_redis._threads.connections import Source
     from kraken_nonce_redis.doctor import Finding
@@ -49,16 +52,15 @@ def doctor(url: str | None, *, strict: bool, namespace: str, as_json: bool) -> N
     """
     found = {name: diagnose(examine(client, namespace)) for name, client in _servers(connect(url))}
     worst = max((finding.level for findings in found.values() for finding in findings), key=LEVELS.index)
-    data: dict[str, object] = {
-        "worst": worst,
-        "findings": [
+    if as_json:
+        rows = [
             asdict(finding) | ({"server": name} if name else {})
             for name, findings in found.items()
             for finding in findings
-        ],
-    }
-    text = "\n".join((f"{name}\n" if name else "") + _text(findings) for name, findings in found.items())
-    Answer(text, data).print(as_json=as_json)
+        ]
+        print_json({"worst": worst, "findings": rows})
+    else:
+        _print(found)
     strictly = any(finding.unseen or finding.level == "warning" for some in found.values() for finding in some)
     if worst == "problem" or (strict and strictly):
         raise click.exceptions.Exit(ExitCode.NO)
@@ -77,11 +79,14 @@ def _servers(source: Source) -> Iterator[tuple[str, redis.Redis]]:
     yield from masters
 
 
-def _text(findings: Sequence[Finding]) -> str:
-    lines: list[str] = []
-    for finding in findings:
-        level = click.style(f"{finding.level:<{_LEVEL_WIDTH}}", fg=_COLOURS[finding.level])
-        lines.append(f"{level}{finding.topic:<{_TOPIC_WIDTH}}{printable(finding.found)}")
-        if finding.advice:
-            lines.append(" " * (_LEVEL_WIDTH + _TOPIC_WIDTH) + printable(finding.advice))
-    return "\n".join(lines)
+def _print(found: Mapping[str, Sequence[Finding]]) -> None:
+    console = Console(highlight=False)
+    for name, findings in found.items():
+        lines = [Text(name)] if name else []
+        for finding in findings:
+            level = Text(f"{finding.level:<{_LEVEL_WIDTH}}", _COLOURS[finding.level])
+            lines.append(Text.assemble(level, f"{finding.topic:<{_TOPIC_WIDTH}}{printable(finding.found)}"))
+            if finding.advice:
+                lines.append(Text(" " * (_LEVEL_WIDTH + _TOPIC_WIDTH) + printable(finding.advice)))
+        for line in lines:
+            console.print(line, soft_wrap=True)

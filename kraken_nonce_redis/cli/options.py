@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ from kraken_nonce_redis._core import names
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis._texts import printable
 from kraken_nonce_redis._threads.allocator import NonceAllocator
-from kraken_nonce_redis._threads.connections import client_from_url
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.accounts import Reading, read_environment, read_file
 from kraken_nonce_redis.cli.exit_codes import Misuse
+from kraken_nonce_redis.cli.place import connect
 from kraken_nonce_redis.errors import KrakenNonceError
 
 if TYPE_CHECKING:
@@ -55,6 +56,24 @@ def duration(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
     return length
 
 
+def not_empty(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    """Refuse an empty value: it is a mistake, such as a variable that is not set, and never counts as not given."""
+    if value is not None and not value.strip():
+        raise click.BadParameter("it is empty: give a value, or leave the option out")
+    return value
+
+
+class Figure(click.FloatRange):
+    """A number in a range. ``nan`` is in none, whatever `click.FloatRange` makes of it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number."""
+        figure = super().convert(value, param, ctx)
+        if math.isnan(figure):
+            self.fail(f"{value!r} is no number", param, ctx)
+        return figure
+
+
 def examples(*lines: str) -> str:
     """Return the end of a help text, its lines kept as they are."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
@@ -83,6 +102,7 @@ class Target:
 redis_option = click.option(
     "--redis",
     "url",
+    callback=not_empty,
     metavar="URL",
     help="Redis to use: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://. Other users of this "
     "machine can see what a command line holds: a URL with a password belongs in the environment. "
@@ -92,7 +112,11 @@ namespace_option = click.option(
     "--namespace", default=DEFAULT_NAMESPACE, show_default=True, help="What the Redis keys begin with."
 )
 file_option = click.option(
-    "--file", "accounts_file", metavar="PATH", help="TOML file with the accounts, instead of the environment."
+    "--file",
+    "accounts_file",
+    callback=not_empty,
+    metavar="PATH",
+    help="TOML file with the accounts, instead of the environment.",
 )
 
 
@@ -107,12 +131,14 @@ def account_names(ctx: click.Context, _param: click.Parameter, incomplete: str) 
 
 account_option = click.option(
     "--account",
+    callback=not_empty,
     metavar="NAME",
     shell_complete=account_names,
     help="Take the API key of this account: master, or a user's name.",
 )
 key_env_option = click.option(
     "--key-env",
+    callback=not_empty,
     metavar="NAME",
     help="Environment variable that holds the API key. The key itself never goes on a command line. "
     f"[default: {DEFAULT_KEY_VARIABLE}]",
@@ -152,7 +178,7 @@ def target_options(function: Callable[Concatenate[Target, P], T]) -> Callable[..
 
 def accounts_of(file: str | None, names: Sequence[str] = ()) -> Reading:
     """Read the accounts of a file or of the environment, all or those with these names, and print notes."""
-    reading = read_file(file) if file else read_environment(os.environ, single=True)
+    reading = read_environment(os.environ, single=True) if file is None else read_file(file)
     for text in reading.notes:
         note(printable(text))
     if not names:
@@ -200,19 +226,6 @@ def api_key_of(variable: str | None, account: str | None, file: str | None) -> s
         which = "the environment variable named by --key-env" if variable else DEFAULT_KEY_VARIABLE
         raise Misuse(f"{which} is not set: export the API key there, or name another variable with --key-env")
     return api_key
-
-
-def url_or_environment(url: str | None) -> str:
-    """Return what --redis has, or else the URL in the environment."""
-    url = url or urls.from_environment()
-    if url is None:
-        raise Misuse(f"no Redis: give --redis URL or set {urls.VARIABLES[0]}")
-    return url
-
-
-def connect(url: str | None) -> Source:
-    """Return the client for a URL, by default the one in the environment; nothing is sent yet."""
-    return client_from_url(url_or_environment(url))
 
 
 @dataclass(frozen=True, slots=True)

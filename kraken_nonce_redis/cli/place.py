@@ -6,6 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import click
 import redis
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
@@ -18,7 +19,7 @@ from kraken_nonce_redis._redis.words import text
 from kraken_nonce_redis._texts import printable, span
 from kraken_nonce_redis._threads.connections import ClusterAddress, client_from_url
 from kraken_nonce_redis._threads.store import store_for
-from kraken_nonce_redis.cli.options import url_or_environment
+from kraken_nonce_redis.cli.exit_codes import Misuse, StoreFailure
 from kraken_nonce_redis.errors import raise_from_redis
 
 if TYPE_CHECKING:
@@ -27,11 +28,14 @@ if TYPE_CHECKING:
 
     from kraken_nonce_redis._redis.command import Command
     from kraken_nonce_redis._redis.keyspace import Keyspace
+    from kraken_nonce_redis._threads.connections import Source
+    from kraken_nonce_redis.errors import StoreError
 
     T = TypeVar("T")
 
 _COUNT: Final = 1000
 """Keys that the server looks at for one SCAN."""
+_ASKED: Final = "kraken_nonce_redis.place"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +52,22 @@ class Master:
 
 
 class Place:
-    """One Redis: a server, the master behind Sentinels, or a cluster. Nothing is sent before it is asked something."""
+    """One Redis: a server, the master behind Sentinels, or a cluster. Nothing is sent before it is asked something.
+
+    ``url`` is what --redis has; None for the URL in the environment. The running command remembers it: see `asked`.
+    """
 
     def __init__(self, url: str | None) -> None:
-        given = url_or_environment(url)
-        self.source = "--redis" if url else urls.variable() or ""
+        given = urls.from_environment() if url is None else url
+        if given is None:
+            raise Misuse(f"no Redis: give --redis URL or set {urls.VARIABLES[0]}")
+        self.source = "--redis" if url is not None else urls.variable() or ""
         self._url = urls.parse(given)
         self.client = client_from_url(given)
         self._store = store_for(self.client)
+        context = click.get_current_context(silent=True)
+        if context is not None:
+            context.meta[_ASKED] = self
 
     def run(self, command: Command[T]) -> T:
         """Run a command. Raises `StoreError` and what the command's reply says."""
@@ -92,6 +104,10 @@ class Place:
         else:
             parts = [f"{self.hosts}, db {self.database}"]
         return f"{' '.join(parts)}, from {self.source}"
+
+    def failure(self, error: StoreError) -> StoreFailure:
+        """Return how a command ends for an error of Redis: which one it is goes with it."""
+        return StoreFailure(f"{error}; Redis is {self.words()}")
 
     def master(self) -> Master | None:
         """Return the master that Sentinels name, None for another kind. Raises `StoreError`."""
@@ -167,6 +183,17 @@ class Place:
             return [(first, last, text(node[0] or b"") or host, int(node[1])) for first, last, node, *_ in answer]
         assert failure is not None  # noqa: S101 - a cluster's URL has a host
         raise failure
+
+
+def asked(context: click.Context) -> Place | None:
+    """Return the Redis that a command asks; None if it has not come that far."""
+    place: Place | None = context.meta.get(_ASKED)
+    return place
+
+
+def connect(url: str | None) -> Source:
+    """Return the client for a URL, by default the one in the environment; nothing is sent yet."""
+    return Place(url).client
 
 
 def _once() -> Retry:

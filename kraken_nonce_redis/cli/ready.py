@@ -7,7 +7,8 @@ import click
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis._threads.store import store_for
-from kraken_nonce_redis.cli.options import connect, examples, namespace_option, redis_option
+from kraken_nonce_redis.cli.options import examples, namespace_option, redis_option
+from kraken_nonce_redis.cli.place import connect
 
 
 @click.command(

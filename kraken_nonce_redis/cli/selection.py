@@ -10,8 +10,8 @@ import click
 
 from kraken_nonce_redis import _verdict as verdicts
 from kraken_nonce_redis._redis import commands, journal, keyspace
-from kraken_nonce_redis._redis.keyspace import Keyspace
-from kraken_nonce_redis.cli.exit_codes import Misuse, StoreFailure
+from kraken_nonce_redis._redis.keyspace import Keyspace, checked_namespace
+from kraken_nonce_redis.cli.exit_codes import Misuse
 from kraken_nonce_redis.cli.options import (
     account_option,
     accounts_of,
@@ -24,7 +24,7 @@ from kraken_nonce_redis.cli.options import (
     scope_option,
 )
 from kraken_nonce_redis.cli.place import Place
-from kraken_nonce_redis.errors import ForeignValue, StoreError
+from kraken_nonce_redis.errors import ForeignValue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +96,7 @@ class Selection:
     @classmethod
     def of_namespace(cls, place: Place, namespace: str, max_lead: int) -> Self:
         """Return the selection of all API keys of a namespace."""
-        Keyspace.of(namespace, _NO_KEY)
+        checked_namespace(namespace)
         return cls(place, namespace, None, single=False, max_lead=max_lead)
 
     def all(self) -> tuple[Chosen, ...]:
@@ -125,10 +125,6 @@ class Selection:
         """Return what was read, with the verdict."""
         return Look(chosen, state, pending, verdicts.of_state(state, pending, self.max_lead))
 
-    def failure(self, error: StoreError) -> StoreFailure:
-        """Return how a command ends for an error of Redis: which one it is goes with it."""
-        return StoreFailure(f"{error}; Redis is {self.place.words()}")
-
 
 def joint_verdict(looks: list[Look]) -> str:
     """Return one line for several API keys: ``ok``, or the conditions of each. The table has them at length."""
@@ -156,7 +152,7 @@ def selection_options(function: Callable[Concatenate[Selection, P], T]) -> Calla
         max_lead: int,
         **options: Any,
     ) -> T:
-        Keyspace.of(namespace, _NO_KEY)
+        checked_namespace(namespace)
         ways = {
             "--all": everything,
             "--id": digest is not None,

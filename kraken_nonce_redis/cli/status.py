@@ -16,7 +16,6 @@ from kraken_nonce_redis.cli.exit_codes import ExitCode
 from kraken_nonce_redis.cli.lock import lock_in_words
 from kraken_nonce_redis.cli.options import examples, json_option, print_json
 from kraken_nonce_redis.cli.selection import joint_verdict, selection_options
-from kraken_nonce_redis.errors import StoreError
 
 if TYPE_CHECKING:
     from kraken_nonce_redis._redis.commands import Place, State
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 WIDE: Final = 100
 """Columns from which on a table has all of its own."""
 _ANY: Final = "any"
+_COLUMNS: Final = ("lock", "wait", "lead", "pending")
+"""Of the table, those that there is no room for on a narrow terminal; `_cells` fills them."""
 
 
 def _conditions(_ctx: click.Context, _param: click.Parameter, value: str | None) -> frozenset[str]:
@@ -77,13 +78,10 @@ def status(selection: Selection, *, fail_on: frozenset[str], as_json: bool) -> N
     "lock" in the JSON is free, held, offered (to a waiter) or ended (a lease ran out, and nobody has asked for the
     lock since).
     """  # noqa: D301 - click's mark for lines that stay as they are
-    try:
-        master = selection.place.master()
-        found = selection.all()
-        looks = [selection.read(found[0])] if selection.single else [selection.look(chosen) for chosen in found]
-        node = selection.place.node(found[0].keys) if selection.single else None
-    except StoreError as error:
-        raise selection.failure(error) from None
+    master = selection.place.master()
+    found = selection.all()
+    looks = [selection.read(found[0])] if selection.single else [selection.look(chosen) for chosen in found]
+    node = selection.place.node(found[0].keys) if selection.single else None
     verdict = looks[0].verdict.text if selection.single else joint_verdict(looks)
     if not looks:
         verdict = f"no API key is known in the namespace {selection.namespace}"
@@ -104,7 +102,9 @@ def _print(selection: Selection, looks: list[Look], verdict: str, redis: str) ->
         console.print(Text(_text(looks[0], redis)), soft_wrap=whole)
         return
     console.print(Text(f"redis       {redis}"), soft_wrap=whole)
-    if looks:
+    if looks and whole:
+        click.echo(_lines(looks))
+    elif looks:
         console.print(_table(looks, console.width))
 
 
@@ -113,13 +113,21 @@ def _table(looks: list[Look], width: int) -> Table:
     table.add_column("key", no_wrap=True, min_width=16)
     table.add_column("verdict", ratio=1, overflow="fold")
     if width >= WIDE:
-        table.add_column("lock", overflow="fold", max_width=36)
-        for name in ("wait", "lead", "pending"):
+        lock, *figures = _COLUMNS
+        table.add_column(lock, overflow="fold", max_width=36)
+        for name in figures:
             table.add_column(name, justify="right", no_wrap=True)
     for look in looks:
         cells = [look.chosen.label, look.verdict.text, *(_cells(look) if width >= WIDE else ())]
         table.add_row(*map(Text, cells), style="" if look.verdict.conditions else "dim")
     return table
+
+
+def _lines(looks: list[Look]) -> str:
+    """Return the whole table with one line for each API key, however wide."""
+    rows = [("key", "verdict", *_COLUMNS), *((look.chosen.label, look.verdict.text, *_cells(look)) for look in looks)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _cells(look: Look) -> tuple[str, ...]:

@@ -164,10 +164,7 @@ def watch(selection: Selection) -> None:
     """
     console = Console(highlight=False)
     watched = Watched(selection)
-    try:
-        watched.begin()
-    except StoreError as error:
-        raise selection.failure(error) from None
+    watched.begin()
     with children.cleanup_when_terminated():
         if console.is_terminal and not console.is_dumb_terminal:
             _on_screen(console, watched)
