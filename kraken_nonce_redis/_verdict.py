@@ -36,11 +36,23 @@ class Condition:
     text: str
 
 
+OK: Final = "ok"
+UNKNOWN: Final = (
+    "nothing is known of this key in this namespace: it was not used yet, or another key, namespace or Redis is meant"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """All that is wrong, the most urgent first; nothing if all is well."""
+    """All that is wrong, the most urgent first; nothing if all is well.
+
+    Attributes:
+        conditions: what is wrong.
+        known: whether anything is stored.
+    """
 
     conditions: tuple[Condition, ...] = ()
+    known: bool = True
 
     @property
     def names(self) -> tuple[Name, ...]:
@@ -49,13 +61,16 @@ class Verdict:
 
     @property
     def text(self) -> str:
-        """One line: ``ok``, or what is wrong."""
-        return "; ".join(condition.text for condition in self.conditions if condition.text) or "ok"
+        """One line: what is wrong, or `OK`, or `UNKNOWN`."""
+        wrong = "; ".join(condition.text for condition in self.conditions if condition.text)
+        return wrong or (OK if self.known else UNKNOWN)
 
 
 def of_state(state: State, pending: Sequence[Pending], max_lead: int = DEFAULT_MAX_LEAD) -> Verdict:
     """Return the verdict on a state that was read with its waiters, and on its journal; ``max_lead`` in ns."""
-    return Verdict((*_of_nonce(state, max_lead), *_of_lock(state), *_of_cool_down(state), *_of_journal(pending)))
+    conditions = (*_of_nonce(state, max_lead), *_of_lock(state), *_of_cool_down(state), *_of_journal(pending))
+    known = state.last is not None or state.place is not None or bool(state.waiting or conditions)
+    return Verdict(conditions, known)
 
 
 def of_foreign_value(error: ForeignValue) -> Verdict:

@@ -225,11 +225,12 @@ def read_environment(environ: Mapping[str, str], *, single: bool = False) -> Rea
         found[SINGLE] = own
     for name in sorted(found, key=lambda name: (name != MASTER, name)):
         reader.add(name, _stem(found[name]) + "API_KEY", functools.partial(_of_variables, name, found[name], environ))
-    return reader.reading(
-        "environment",
+    several = (
         "KRAKEN_MASTER_API_KEY and KRAKEN_MASTER_API_SECRET, or KRAKEN_USER_<NAME>_API_KEY and "
-        "KRAKEN_USER_<NAME>_API_SECRET",
+        "KRAKEN_USER_<NAME>_API_SECRET"
     )
+    alone = "KRAKEN_API_KEY and KRAKEN_API_SECRET, or for several accounts " if single else ""
+    return reader.reading("environment", alone + several)
 
 
 def _stem(variables: Sequence[str]) -> str:

@@ -329,6 +329,10 @@ _NO_SENTINEL = (
     StoreUnavailable,
     "no Sentinel names a master: they are down, don't know the service, or hold its master for dead",
 )
+_STRANGE_SENTINEL = (
+    StoreUnsupported,
+    "no Sentinel answers at that address but a Redis server, whose URL begins with redis:// or rediss://",
+)
 _NO_MASTER = (StoreUnavailable, "the replica has lost its master")
 _NO_CLUSTER = (StoreUnavailable, "the cluster is down")
 _MOVING = (StoreUnavailable, "the cluster is moving the key")
@@ -386,6 +390,7 @@ _WORDS: tuple[tuple[str, _Reading], ...] = (
     ("noperm", _PERMISSIONS),
     ("no permission", _PERMISSIONS),
     ("the user executing the script can't", _PERMISSIONS),
+    *((f"unknown command {quote}sentinel", _STRANGE_SENTINEL) for quote in "'`"),
     (
         "unknown command",
         (StoreUnsupported, "the server lacks a command (EVAL, EVALSHA; WAIT, WAITAOF if durable)"),

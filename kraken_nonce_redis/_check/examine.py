@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from kraken_nonce_redis._arguments import DEFAULT_MAX_LEAD, LONGEST_LEAD
 from kraken_nonce_redis._check.findings import ADVICE, Finding, Report, failed
-from kraken_nonce_redis._check.troubles import EXPECTED, Trouble, not_kraken, result_of, trouble_of
+from kraken_nonce_redis._check.troubles import EXPECTED, LOST, NOT_LOST, Trouble, not_kraken, result_of, trouble_of
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis._texts import lead, printable, span
@@ -70,6 +70,7 @@ class Examiner:
 
     Args:
         client: of the Redis to use.
+        where: that Redis, in words.
         url: Kraken's address.
         scope: as in `CallLock`.
         namespace: as in `CallLock`.
@@ -81,6 +82,7 @@ class Examiner:
     def __init__(
         self,
         client: Source,
+        where: str,
         *,
         url: str,
         scope: Scope,
@@ -90,6 +92,7 @@ class Examiner:
         tell: Callable[[str], object],
     ) -> None:
         self._client = client
+        self._where = where
         self._url = url
         self._scope: Scope = scope
         self._namespace = namespace
@@ -105,7 +108,8 @@ class Examiner:
             return Report(account.name, (failed("connection", "lockout", text),))
         with contextlib.closing(self._api(account)) as api:
             keys = Keyspace.of(self._namespace, account.key, self._scope)
-            report = _Examination(account, api, lambda: store_for(self._client).run(commands.inspect(keys)), self._hint)
+            inspect = functools.partial(store_for(self._client).run, commands.inspect(keys))
+            report = _Examination(account, api, inspect, self._where, self._hint)
             report.run(self._tell, balances=self._balances)
         self._locked_out = any(finding.cause == "lockout" for finding in report.findings)
         return Report(account.name, tuple(report.findings))
@@ -131,12 +135,13 @@ class _Examination:
     """The examination of one account."""
 
     def __init__(
-        self, account: Account, api: API, inspect: Callable[[], State], hint: Callable[[str, str], str]
+        self, account: Account, api: API, inspect: Callable[[], State], where: str, hint: Callable[[str, str], str]
     ) -> None:
         self.findings: list[Finding] = []
         self._account = account
         self._api = api
         self._inspect = inspect
+        self._where = where
         self._hint = hint
         # One time base, should this machine's clock be set meanwhile.
         self._began = time.time() - time.monotonic()
@@ -304,12 +309,14 @@ class _Examination:
             return attempt()
         except Trouble as trouble:
             where: Step = "nonce" if step == "private call" and trouble.cause == "nonce" else step
-            advice = trouble.advice
+            advice, text = trouble.advice, trouble.text
+            if trouble.cause == "redis":
+                text = f"{text}; Redis is {self._where}"
             if trouble.cause == "lock":
                 advice = (
                     f"{self._hint(self._account.name, 'status')} shows who has the lock; wait, or see that it is dead"
                 )
-            self._add(failed(where, trouble.cause, trouble.text, advice))
+            self._add(failed(where, trouble.cause, text, advice))
             return None
 
     def _add(self, finding: Finding) -> None:
@@ -337,9 +344,14 @@ class _Examination:
             raise trouble_of(error) from None
 
     def _ask(self, call: Callable[[], Any]) -> dict[str, Any]:
-        """Make a call and return its result. Raises `Trouble`."""
+        """Make a call that only reads, once more if its answer gets lost; return its result. Raises `Trouble`."""
         try:
-            answer = call()
+            try:
+                answer = call()
+            except LOST as error:
+                if isinstance(error, NOT_LOST):
+                    raise
+                answer = call()
         except EXPECTED as error:
             raise trouble_of(error) from None
         return result_of(answer)

@@ -22,6 +22,11 @@ from kraken_nonce_redis.errors import (
 EXPECTED: Final = (KrakenNonceError, requests.RequestException, ValueError, TypeError, RecursionError)
 """What a call can raise. The last three come from answers that are not Kraken's."""
 
+LOST: Final = (requests.ConnectionError, requests.ReadTimeout, requests.exceptions.ChunkedEncodingError)
+"""What a call raises whose answer got lost, but for `NOT_LOST`."""
+NOT_LOST: Final = (requests.ConnectTimeout, requests.exceptions.SSLError, requests.exceptions.ProxyError)
+"""Of these, what says that nothing was sent."""
+
 _OURS: Final[tuple[tuple[type[KrakenNonceError], Cause], ...]] = (
     (HoldTimeout, "lock"),
     (LeaseLost, "lock"),

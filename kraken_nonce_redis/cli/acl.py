@@ -12,7 +12,7 @@ import click
 
 from kraken_nonce_redis import permissions
 from kraken_nonce_redis.cli.exit_codes import Misuse
-from kraken_nonce_redis.cli.options import examples, namespace_option, note
+from kraken_nonce_redis.cli.options import examples, namespace_option, not_empty, note
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +57,7 @@ def _user(_ctx: click.Context, _param: click.Parameter, value: str | None) -> st
 @click.option(
     "--password-env",
     "variable",
+    callback=not_empty,
     metavar="NAME",
     help="Environment variable with the password. Its SHA-256 is printed, which is all that a server needs.  "
     f"[default: the word {_PLACEHOLDER}, to be replaced]",

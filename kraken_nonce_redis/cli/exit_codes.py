@@ -24,8 +24,9 @@ class ExitCode(IntEnum):
 
 HELP = """Exit codes:
   0    done
-  1    no: the demo or an account failed, doctor found a problem, there is no last nonce, nothing was
-       unlocked, a call is pending, status found what --fail-on names
+  1    no: the demo or an account failed, doctor found a problem, there is no last nonce, a call is
+       pending, status found what --fail-on names; or nothing was changed: you did not confirm, the lock
+       got another holder, there is nothing to --clear; or a port is in use
   2    usage: an option, a value, the API key or an extra is wrong or missing
   3    Redis is unavailable or can't be used as asked
   4    a nonce would be raised too far ahead of the server's clock

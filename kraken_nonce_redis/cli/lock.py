@@ -38,7 +38,7 @@ def unlock(target: Target, *, cool_down: bool, yes: bool, dry_run: bool, as_json
 
     Use it for a holder that you know to be dead; its lease ends by itself, too, but later. A holder that is alive goes
     on with its call, so two calls are under way at once. Exit code 1 if you don't confirm, or if the holder has
-    changed in the meantime.
+    changed in the meantime; 0 if nobody has the lock.
 
     --cool-down ends a cool-down instead: the pause of all calls after Kraken has refused one of them.
 

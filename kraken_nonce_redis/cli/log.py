@@ -45,6 +45,7 @@ With --all, of bots that note them (trail="all"):
 """
 _NARROWEST: Final = 20
 """Columns."""
+_HIGHEST_LIMIT: Final = 1_000_000
 
 
 def _since(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
@@ -73,7 +74,11 @@ def _since(context: click.Context, parameter: click.Parameter, value: str | None
 )
 @click.option("--since", callback=_since, metavar="DURATION", help="Show only what is younger: 10m, 2h, 7d.")
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Show at most so many, the newest."
+    "--limit",
+    type=click.IntRange(1, _HIGHEST_LIMIT),
+    default=50,
+    show_default=True,
+    help="Show at most so many, the newest.",
 )
 @click.option("--all", "full", is_flag=True, help="Also show each lease and nonce of bots that note them: trail='all'.")
 @click.option("--follow", is_flag=True, help="Go on with what happens from now on, until Ctrl-C.")

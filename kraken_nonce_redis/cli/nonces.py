@@ -9,9 +9,9 @@ import click
 
 from kraken_nonce_redis import migration
 from kraken_nonce_redis._redis import commands
-from kraken_nonce_redis._texts import lead, moment
+from kraken_nonce_redis._texts import lead, moment, printable
 from kraken_nonce_redis.cli.asking import confirm, dry_run_option, yes_option
-from kraken_nonce_redis.cli.exit_codes import ExitCode, TooFar
+from kraken_nonce_redis.cli.exit_codes import ExitCode, Misuse, TooFar
 from kraken_nonce_redis.cli.options import (
     Answer,
     durable_option,
@@ -22,6 +22,7 @@ from kraken_nonce_redis.cli.options import (
     note,
     target_options,
 )
+from kraken_nonce_redis.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,7 +144,10 @@ def advance(
     # A byte more than what is allowed shows that a file is too long.
     content = file.read(migration.LONGEST_FILE + 1) if file else b""
     before = target.run(commands.inspect(target.keys))
-    old = migration.read(content, before.now) if nonce is None else migration.recognise(nonce, before.now)
+    try:
+        old = migration.read(content, before.now) if nonce is None else migration.recognise(nonce, before.now)
+    except InvalidArgument as error:
+        raise (Misuse(f"{printable(file.name)}: {error}") if file else error) from None
     note(f"{old.written} is {moment(old.nonce)} in {old.unit}: as a nonce {old.nonce}.")
     allocator = target.allocator(max_lead, durable=durable)
     change = _Raise(target, before, old.nonce, max_lead)

@@ -10,7 +10,7 @@ from kraken_nonce_redis._redis import name_records
 from kraken_nonce_redis._texts import printable, span
 from kraken_nonce_redis.cli.asking import confirm, dry_run_option, yes_option
 from kraken_nonce_redis.cli.exit_codes import Failure
-from kraken_nonce_redis.cli.options import Answer, examples, json_option, note, target_options
+from kraken_nonce_redis.cli.options import Answer, examples, json_option, not_empty, note, target_options
 
 if TYPE_CHECKING:
     from kraken_nonce_redis._redis.name_records import NameRecord
@@ -26,7 +26,12 @@ if TYPE_CHECKING:
         "kraken-nonce once --clear rebalance-2026-11-27",
     ),
 )
-@click.option("--clear", metavar="NAME", help="Remove the record of this name. The command asks first.")
+@click.option(
+    "--clear",
+    callback=not_empty,
+    metavar="NAME",
+    help="Remove the record of this name. The command asks first.",
+)
 @yes_option
 @dry_run_option
 @target_options

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from kraken_nonce_redis._redis import journal
-from kraken_nonce_redis._texts import moment, printable
+from kraken_nonce_redis._arguments import HIGHEST_NONCE
+from kraken_nonce_redis._redis import commands, journal
+from kraken_nonce_redis._texts import moment, printable, span
+from kraken_nonce_redis._verdict import who
 from kraken_nonce_redis.cli.asking import confirm, dry_run_option, yes_option
 from kraken_nonce_redis.cli.exit_codes import ExitCode, Failure, Misuse
 from kraken_nonce_redis.cli.options import Answer, examples, json_option, note, target_options
+from kraken_nonce_redis.errors import ForeignValue
 
 if TYPE_CHECKING:
+    from kraken_nonce_redis._redis.commands import Place, State
     from kraken_nonce_redis._redis.journal import Pending
     from kraken_nonce_redis.cli.options import Target
+
+_DIGITS: Final = len(str(HIGHEST_NONCE))
 
 
 @click.command(
@@ -40,21 +46,52 @@ def pending(target: Target, *, clear: str | None, yes: bool, dry_run: bool, as_j
     "new" calls need nothing from you: the next process with the same API key looks for their orders. Nor do calls with
     a result, "found", "absent", "partly" or "unknown": a process is about to tell it, or the next one does. "reported"
     calls do: look them up at Kraken, by cl_ord_id or, where there is none, by time, and remove them with --clear.
+    The call of whoever holds the lock is not listed yet: a line of its own says whose it is, and when that ends.
     Exit code 1 when a call is listed, or when --clear finds none with this nonce.
     """
     if clear is not None:
         _clear(target, clear, yes=yes, dry_run=dry_run, as_json=as_json)
         return
+    # In this order: a call whose lease ends in between is in both, and never in neither.
+    state = _state(target)
     entries = target.run(journal.pending(target.keys))
-    Answer("\n".join(map(_line, entries)) or "None.", {"pending": [_data(entry) for entry in entries]}).print(
-        as_json=as_json
-    )
+    lines = list(map(_line, entries)) or ["None."]
+    if state is not None and state.place is not None and state.leased:
+        lines.append(_under_way(state.place, state.left))
+    data: dict[str, object] = {"pending": [_data(entry) for entry in entries], "under_way": _holder(state)}
+    Answer("\n".join(lines), data).print(as_json=as_json)
     if entries:
         raise click.exceptions.Exit(ExitCode.NO)
 
 
+def _state(target: Target) -> State | None:
+    """Return who has the lock; None if that is a value of another program, which the journal has nothing to do with."""
+    try:
+        return target.run(commands.inspect(target.keys, "lock"))
+    except ForeignValue:
+        return None
+
+
+def _under_way(place: Place, left: float) -> str:
+    holder = f"the lock is held by {who(place)}, {span(place.held)} by now"
+    when = f"if its lease ends (within {span(left)}) without an outcome"
+    return f"Under way: {holder}; a call that changes something is listed here {when}."
+
+
+def _holder(state: State | None) -> dict[str, object] | None:
+    if state is None or state.place is None or not state.leased:
+        return None
+    place = state.place
+    return {
+        "name": place.name or None,
+        "method": place.method or None,
+        "seconds_held": place.held,
+        "seconds_left": state.left,
+    }
+
+
 def _clear(target: Target, nonce: str, *, yes: bool, dry_run: bool, as_json: bool) -> None:
-    if not nonce.isascii() or not nonce.isdigit():
+    if not nonce.isascii() or not nonce.isdigit() or len(nonce) > _DIGITS:
         raise Misuse("--clear takes the nonce that `kraken-nonce pending` shows")
     entry = next((entry for entry in target.run(journal.pending(target.keys)) if entry.nonce == int(nonce)), None)
     if entry is not None:

@@ -105,9 +105,13 @@ class Place:
             parts = [f"{self.hosts}, db {self.database}"]
         return f"{' '.join(parts)}, from {self.source}"
 
-    def failure(self, error: StoreError) -> StoreFailure:
-        """Return how a command ends for an error of Redis: which one it is goes with it."""
-        return StoreFailure(f"{error}; Redis is {self.words()}")
+    def failure(self, error: StoreError, *, about_key: bool = True) -> StoreFailure:
+        """Return how a command ends for an error of Redis: which one it is goes with it.
+
+        ``about_key`` is False for a key that is no API key's, which would tell nobody anything.
+        """
+        said = str(error) if about_key or not error.key else str(error).replace(f" {error.key}", "", 1)
+        return StoreFailure(f"{said}; Redis is {self.words()}")
 
     def master(self) -> Master | None:
         """Return the master that Sentinels name, None for another kind. Raises `StoreError`."""

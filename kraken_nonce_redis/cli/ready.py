@@ -6,9 +6,9 @@ import click
 
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
-from kraken_nonce_redis._threads.store import store_for
 from kraken_nonce_redis.cli.options import examples, namespace_option, redis_option
-from kraken_nonce_redis.cli.place import connect
+from kraken_nonce_redis.cli.place import Place
+from kraken_nonce_redis.errors import StoreError
 
 
 @click.command(
@@ -29,4 +29,8 @@ def ready(url: str | None, *, namespace: str) -> None:
 
     Exit code 3 when Redis is away, with the reason on stderr. Nothing is printed when all is well.
     """
-    store_for(connect(url)).run(commands.ping(Keyspace.of(namespace, "ready", "key")))
+    place = Place(url)
+    try:
+        place.run(commands.ping(Keyspace.of(namespace, "ready")))
+    except StoreError as error:
+        raise place.failure(error, about_key=False) from None

@@ -126,6 +126,11 @@ class Selection:
         return Look(chosen, state, pending, verdicts.of_state(state, pending, self.max_lead))
 
 
+def colour(verdict: str) -> str:
+    """Return the style of a verdict on a terminal."""
+    return {verdicts.OK: "green", verdicts.UNKNOWN: "yellow"}.get(verdict, "bold red")
+
+
 def joint_verdict(looks: list[Look]) -> str:
     """Return one line for several API keys: ``ok``, or the conditions of each. The table has them at length."""
     bad = [look for look in looks if look.verdict.conditions]

@@ -15,7 +15,7 @@ from kraken_nonce_redis._verdict import NAMES, who
 from kraken_nonce_redis.cli.exit_codes import ExitCode
 from kraken_nonce_redis.cli.lock import lock_in_words
 from kraken_nonce_redis.cli.options import examples, json_option, print_json
-from kraken_nonce_redis.cli.selection import joint_verdict, selection_options
+from kraken_nonce_redis.cli.selection import colour, joint_verdict, selection_options
 
 if TYPE_CHECKING:
     from kraken_nonce_redis._redis.commands import Place, State
@@ -60,6 +60,8 @@ def _conditions(_ctx: click.Context, _param: click.Parameter, value: str | None)
 def status(selection: Selection, *, fail_on: frozenset[str], as_json: bool) -> None:
     """Say in the first line "ok" or what is wrong, and since when; then show the state. It changes nothing.
 
+    Of a key that was never used in the namespace it says that nothing is known.
+
     \b
     foreign    another program's value is where our state should be
     poisoned   nonces are so far ahead of the clock that they are not raised further
@@ -97,7 +99,7 @@ def status(selection: Selection, *, fail_on: frozenset[str], as_json: bool) -> N
 def _print(selection: Selection, looks: list[Look], verdict: str, redis: str) -> None:
     console = Console(highlight=False)
     whole = not console.is_terminal  # in a pipe a line is one line
-    console.print(Text(verdict, "green" if verdict == "ok" else "bold red"), soft_wrap=whole)
+    console.print(Text(verdict, colour(verdict)), soft_wrap=whole)
     if selection.single:
         console.print(Text(_text(looks[0], redis)), soft_wrap=whole)
         return
@@ -189,6 +191,7 @@ def _data(look: Look) -> dict[str, object]:
         "account": look.chosen.account or None,
         "verdict": look.verdict.text,
         "conditions": list(look.verdict.names),
+        "known": look.verdict.known,
     }
     if state is None:
         return data

@@ -22,7 +22,7 @@ from kraken_nonce_redis._verdict import who
 from kraken_nonce_redis.cli.history import History, Numbers, sparkline
 from kraken_nonce_redis.cli.keyboard import presses
 from kraken_nonce_redis.cli.options import examples
-from kraken_nonce_redis.cli.selection import Look, joint_verdict, selection_options
+from kraken_nonce_redis.cli.selection import Look, colour, joint_verdict, selection_options
 from kraken_nonce_redis.cli.status import WIDE
 from kraken_nonce_redis.errors import ForeignValue, StoreError
 
@@ -219,7 +219,7 @@ def screen(watched: Watched, width: int, height: int) -> RenderableType:
     shown = looks[:room]
     more = len(looks) - len(shown) + watched.left_out
     return Group(
-        Text(watched.verdict, "green" if watched.verdict == "ok" else "bold red"),
+        Text(watched.verdict, colour(watched.verdict)),
         _line(f"redis {watched.redis}", "dim"),
         _line(f"q quits. {_EXPLAINED}", "dim"),
         *([_table(watched, shown)] if wide else [_block(watched, look, width) for look in shown]),
@@ -233,8 +233,8 @@ def _line(text: str, style: str = "") -> Text:
 
 
 def _state(look: Look) -> Text:
-    names = ", ".join(look.verdict.names)
-    return _line(names or "ok", "bold red" if names else "green")
+    names = ", ".join(look.verdict.names) or ("ok" if look.verdict.known else "unknown")
+    return _line(names, colour(look.verdict.text))
 
 
 def _table(watched: Watched, looks: list[Look]) -> Table:

@@ -50,7 +50,7 @@ def _clock(seen: Seen) -> Iterator[Finding]:
     yield Finding(
         "clock",
         level,
-        f"{skew * 1e3:+.1f} ms against this machine's, give or take {error * 1e3:.1f} ms",
+        f"{skew * 1e3:+z.1f} ms against this machine's, give or take {error * 1e3:.1f} ms",
         ""
         if level == "ok"
         else "One of the two clocks is wrong: run NTP on both machines. Nonces come from the server's clock. If it is "
