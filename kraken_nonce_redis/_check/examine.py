@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from kraken_nonce_redis._arguments import DEFAULT_MAX_LEAD, LONGEST_LEAD
 from kraken_nonce_redis._check.findings import ADVICE, Finding, Report, failed
-from kraken_nonce_redis._check.troubles import EXPECTED, LOST, NOT_LOST, Trouble, not_kraken, result_of, trouble_of
+from kraken_nonce_redis._check.troubles import EXPECTED, Trouble, not_kraken, result_of, trouble_of
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis._texts import lead, printable, span
@@ -174,7 +174,14 @@ class _Examination:
 
     def _connection(self) -> Offset:
         before = self._now()
-        result = self._ask(lambda: self._api.query_public("Time", timeout=CALL_TIMEOUT))
+        try:
+            result = self._ask(self._time)
+        except Trouble as trouble:
+            if not trouble.lost:
+                raise
+            # Private calls that only read are repeated by themselves.
+            before = self._now()
+            result = self._ask(self._time)
         after = self._now()
         moment = result.get("unixtime")
         if not isinstance(moment, int | float):
@@ -183,6 +190,9 @@ class _Examination:
         self._add(Finding("connection", "ok", f"Kraken answered in {took:.2f} s", data={"seconds": round(took, 3)}))
         # Kraken's time is in whole seconds, rounded down.
         return Offset(moment - after, moment + 1 - before)
+
+    def _time(self) -> Any:
+        return self._api.query_public("Time", timeout=CALL_TIMEOUT)
 
     def _redis(self) -> Offset:
         before = self._now()
@@ -344,14 +354,9 @@ class _Examination:
             raise trouble_of(error) from None
 
     def _ask(self, call: Callable[[], Any]) -> dict[str, Any]:
-        """Make a call that only reads, once more if its answer gets lost; return its result. Raises `Trouble`."""
+        """Make a call and return its result. Raises `Trouble`."""
         try:
-            try:
-                answer = call()
-            except LOST as error:
-                if isinstance(error, NOT_LOST):
-                    raise
-                answer = call()
+            answer = call()
         except EXPECTED as error:
             raise trouble_of(error) from None
         return result_of(answer)

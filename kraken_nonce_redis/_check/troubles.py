@@ -22,10 +22,10 @@ from kraken_nonce_redis.errors import (
 EXPECTED: Final = (KrakenNonceError, requests.RequestException, ValueError, TypeError, RecursionError)
 """What a call can raise. The last three come from answers that are not Kraken's."""
 
-LOST: Final = (requests.ConnectionError, requests.ReadTimeout, requests.exceptions.ChunkedEncodingError)
-"""What a call raises whose answer got lost, but for `NOT_LOST`."""
-NOT_LOST: Final = (requests.ConnectTimeout, requests.exceptions.SSLError, requests.exceptions.ProxyError)
-"""Of these, what says that nothing was sent."""
+_LOST: Final = (requests.ConnectionError, requests.ReadTimeout, requests.exceptions.ChunkedEncodingError)
+"""What a call raises whose answer got lost."""
+_NOT_SENT: Final = (requests.ConnectTimeout, requests.exceptions.SSLError, requests.exceptions.ProxyError)
+"""Of these, what says that there was no connection to Kraken at all."""
 
 _OURS: Final[tuple[tuple[type[KrakenNonceError], Cause], ...]] = (
     (HoldTimeout, "lock"),
@@ -39,10 +39,14 @@ _NOT_KRAKEN: Final = "what answers there is not Kraken's API"
 
 
 class Trouble(Exception):
-    """Why a step failed; the advice is empty where the usual one for the cause will do."""
+    """Why a step failed; the advice is empty where the usual one for the cause will do.
 
-    def __init__(self, cause: Cause, text: str, advice: str = "") -> None:
+    ``lost`` is set when Kraken's answer may have got lost on its way, so that the same question may get one.
+    """
+
+    def __init__(self, cause: Cause, text: str, advice: str = "", *, lost: bool = False) -> None:
         super().__init__(text)
+        self.lost: Final = lost
         self.cause: Final[Cause] = cause
         self.text: Final = text
         self.advice: Final = advice
@@ -61,17 +65,18 @@ def trouble_of(error: Exception) -> Trouble:
         causes: list[Cause] = [cause for kind, cause in _OURS if isinstance(error, kind)]
         cause = causes[0] if causes else "kraken"
         return Trouble(cause, str(error), "replace the API key at Kraken" if cause == "nonce" else "")
+    lost = isinstance(error, _LOST) and not isinstance(error, _NOT_SENT)
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return _trouble_of_status(error.response.status_code)
     if isinstance(error, requests.Timeout):
-        return Trouble("network", "no answer in time")
+        return Trouble("network", "no answer in time", lost=lost)
     if isinstance(error, ValueError | TypeError | RecursionError):
         return not_kraken()
     reason, deeper = "", error.__cause__ or error.__context__
     while deeper is not None:
         reason = (deeper.strerror if isinstance(deeper, OSError) else None) or str(deeper)
         deeper = deeper.__cause__ or deeper.__context__
-    return Trouble("network", f"Kraken can't be reached: {reason or type(error).__name__}"[:_LONGEST_SHOWN])
+    return Trouble("network", f"Kraken can't be reached: {reason or type(error).__name__}"[:_LONGEST_SHOWN], lost=lost)
 
 
 def _trouble_of_status(status: int) -> Trouble:

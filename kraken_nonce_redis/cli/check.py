@@ -20,6 +20,7 @@ from kraken_nonce_redis.cli.options import (
     file_option,
     json_option,
     namespace_option,
+    not_empty,
     note,
     print_json,
     redis_option,
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 _WIDTH: Final = max(map(len, STEPS)) + 2
 
 
-def _address(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+def _address(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    not_empty(ctx, param, value)
     try:
         return address.checked(value)
     except InvalidArgument as error:

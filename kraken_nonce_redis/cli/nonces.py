@@ -147,7 +147,10 @@ def advance(
     try:
         old = migration.read(content, before.now) if nonce is None else migration.recognise(nonce, before.now)
     except InvalidArgument as error:
-        raise (Misuse(f"{printable(file.name)}: {error}") if file else error) from None
+        if file is None:
+            raise
+        path = printable(str(getattr(file, "name", "-")))
+        raise Misuse(f"{path}: {str(error).removeprefix('file: ')}") from None
     note(f"{old.written} is {moment(old.nonce)} in {old.unit}: as a nonce {old.nonce}.")
     allocator = target.allocator(max_lead, durable=durable)
     change = _Raise(target, before, old.nonce, max_lead)

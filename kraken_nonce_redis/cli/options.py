@@ -16,7 +16,7 @@ import click
 from kraken_nonce_redis import urls
 from kraken_nonce_redis._arguments import DEFAULT_MAX_LEAD, DEFAULT_NAMESPACE, LONGEST_LEAD
 from kraken_nonce_redis._core import names
-from kraken_nonce_redis._redis.keyspace import Keyspace
+from kraken_nonce_redis._redis.keyspace import Keyspace, checked_namespace
 from kraken_nonce_redis._texts import printable
 from kraken_nonce_redis._threads.allocator import NonceAllocator
 from kraken_nonce_redis._threads.store import store_for
@@ -109,7 +109,11 @@ redis_option = click.option(
     f"[env var: {', '.join(urls.VARIABLES)}]",
 )
 namespace_option = click.option(
-    "--namespace", default=DEFAULT_NAMESPACE, show_default=True, help="What the Redis keys begin with."
+    "--namespace",
+    default=DEFAULT_NAMESPACE,
+    show_default=True,
+    callback=lambda _ctx, _param, value: checked_namespace(value),
+    help="What the Redis keys begin with.",
 )
 file_option = click.option(
     "--file",

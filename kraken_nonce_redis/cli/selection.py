@@ -10,7 +10,7 @@ import click
 
 from kraken_nonce_redis import _verdict as verdicts
 from kraken_nonce_redis._redis import commands, journal, keyspace
-from kraken_nonce_redis._redis.keyspace import Keyspace, checked_namespace
+from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.cli.exit_codes import Misuse
 from kraken_nonce_redis.cli.options import (
     account_option,
@@ -96,7 +96,6 @@ class Selection:
     @classmethod
     def of_namespace(cls, place: Place, namespace: str, max_lead: int) -> Self:
         """Return the selection of all API keys of a namespace."""
-        checked_namespace(namespace)
         return cls(place, namespace, None, single=False, max_lead=max_lead)
 
     def all(self) -> tuple[Chosen, ...]:
@@ -157,7 +156,6 @@ def selection_options(function: Callable[Concatenate[Selection, P], T]) -> Calla
         max_lead: int,
         **options: Any,
     ) -> T:
-        checked_namespace(namespace)
         ways = {
             "--all": everything,
             "--id": digest is not None,

@@ -143,7 +143,7 @@ def _cells(look: Look) -> tuple[str, ...]:
 
 
 def _signed(seconds: float) -> str:
-    return f"{'-' if seconds < 0 else ''}{span(abs(seconds))}"
+    return f"{'-' if round(seconds, 1) < 0 else ''}{span(abs(seconds))}"
 
 
 def _text(look: Look, redis: str) -> str:

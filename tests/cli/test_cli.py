@@ -215,6 +215,16 @@ def test_advance_wants_one_nonce(cli: Cli, args: tuple[str, ...]) -> None:
     assert "either NONCE or --from-file" in result.stderr
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe1", b"", b"soon"])
+def test_advance_names_the_file_that_it_cannot_read(cli: Cli, tmp_path: Path, content: bytes) -> None:
+    """Whatever is wrong with it."""
+    file = tmp_path / "nonce.txt"
+    file.write_bytes(content)
+    result = cli("advance", "--from-file", str(file))
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"kraken-nonce: {file}: ")
+
+
 @pytest.mark.parametrize("text", ["12345", "99999999999999999999", "1.7e18", "soon"])
 def test_advance_refuses_what_is_no_nonce(cli: Cli, allocator: NonceAllocator, text: str) -> None:
     """Absurd values change nothing, and the reason is given."""
@@ -389,13 +399,19 @@ def test_unlock_ends_a_cool_down(cli: Cli, valkey: Server, api_key: str) -> None
 
 
 def leave_pending(
-    valkey: Server, api_key: str, number: int = 1, *, ids: tuple[str, ...] = ("an-id",), ttl: float = 0
+    valkey: Server,
+    api_key: str,
+    number: int = 1,
+    *,
+    ids: tuple[str, ...] = ("an-id",),
+    ttl: float = 0,
+    bot: str = "",
 ) -> int:
     """Do what a bot does that is gone before it hears of its order; return the nonce of that.
 
     With a ttl it is gone before it releases the lock.
     """
-    keys, member = Keyspace.of("kraken-nonce", api_key), f"process:{number}"
+    keys, member = Keyspace.of("kraken-nonce", api_key), f"process:{number}{bot and f'|{bot}|AddOrder'}"
     intent = journal.intent(digest(api_key), "AddOrder", ids)
     store = store_for(valkey.client())
     acquire = commands.acquire(keys, member, ttl or 30, ticket=None, priority="normal", pace="", intent=intent)
@@ -411,6 +427,7 @@ def test_pending_lists_what_nobody_knows_the_outcome_of(cli: Cli, valkey: Server
     """An operator sees what to look for, and a script can tell by the exit code whether there is anything."""
     none = cli("pending")
     assert (none.exit_code, none.stdout) == (0, "None.\n")
+    assert json.loads(cli("pending", "--json").stdout) == {"pending": [], "under_way": None}
     nonce = leave_pending(valkey, api_key)
     result = cli("pending")
     assert result.exit_code == 1
@@ -422,6 +439,38 @@ def test_pending_lists_what_nobody_knows_the_outcome_of(cli: Cli, valkey: Server
     assert "1 call; see kraken-nonce pending" in cli("status").stdout
 
 
+def test_pending_says_what_is_under_way(cli: Cli, valkey: Server, api_key: str) -> None:
+    """The call of whoever holds the lock, who may have been killed, is not listed yet, and nobody takes it for none."""
+    nonce = leave_pending(valkey, api_key, 1)
+    leave_pending(valkey, api_key, 2, bot="a%1B-bot", ttl=20)
+    result = cli("pending")
+    listed, under_way = result.stdout.splitlines()
+    assert (result.exit_code, listed.split()[0]) == (1, str(nonce))
+    assert re.fullmatch(
+        r"Under way: the lock is held by a\?-bot for AddOrder, \d\.\d s by now; a call that changes something is "
+        r"listed here if its lease ends \(within (20.0|1\d\.\d) s\) without an outcome\.",
+        under_way,
+    )
+    held = json.loads(cli("pending", "--json").stdout)["under_way"]
+    assert 0 <= held.pop("seconds_held") < 10
+    assert 10 < held.pop("seconds_left") <= 20
+    assert held == {"name": "a\x1b-bot", "method": "AddOrder"}
+    cli("pending", "--clear", str(nonce))
+    alone = cli("pending")
+    assert (alone.exit_code, alone.stdout.splitlines()[0]) == (0, "None.")
+    assert alone.stdout.splitlines()[1].startswith("Under way: ")
+
+
+def test_pending_beside_a_lock_of_another_program(cli: Cli, valkey: Server, api_key: str) -> None:
+    """What is listed is shown all the same."""
+    nonce = leave_pending(valkey, api_key)
+    valkey.client().hset(Keyspace.of("kraken-nonce", api_key).state, "lock", "theirs")
+    result = cli("pending")
+    assert result.exit_code == 1
+    assert result.stdout.startswith(f"{nonce} ")
+    assert result.stdout.count("\n") == 1
+
+
 def test_pending_clear(cli: Cli, valkey: Server, api_key: str) -> None:
     """What was looked up is taken off the list, once, and nothing else is."""
     first, second = leave_pending(valkey, api_key, 1), leave_pending(valkey, api_key, 2)
@@ -431,7 +480,10 @@ def test_pending_clear(cli: Cli, valkey: Server, api_key: str) -> None:
     assert f"no call with nonce {first} is listed" in again.stderr
     assert [entry["nonce"] for entry in json.loads(cli("pending", "--json").stdout)["pending"]] == [str(second)]
     assert cli("pending", "--clear", "-1").exit_code == 2
-    assert cli("pending", "--clear", "all").exit_code == 2
+    for wrong in ("all", "9" * 5000, ""):
+        refused = cli("pending", "--clear", wrong)
+        assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert cli("pending", "--clear").stderr.endswith("; see kraken-nonce pending --help\n")
 
 
 def test_pending_before_anybody_asks(cli: Cli, valkey: Server, api_key: str) -> None:
@@ -585,6 +637,22 @@ def test_trouble_is_one_line_with_an_exit_code_and_no_secret(cli: Cli, command: 
     assert KEY not in result.output
     assert "s3cr3t" not in result.output
     assert (result.stdout, result.stderr.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(("status", option, "") for option in ("--redis", "--key-env", "--account", "--file", "--id", "--namespace")),
+        *(("last", option, "") for option in ("--redis", "--key-env", "--account", "--file", "--namespace")),
+        *(("check", option, "") for option in ("--redis", "--account", "--file", "--namespace", "--url")),
+        *(("ready", "--redis", " "), ("doctor", "--redis", ""), ("exporter", "--redis", ""), ("demo", "--redis", "")),
+        *(("once", "--clear", ""), ("acl", "--password-env", ""), ("acl", "--namespace", "")),
+    ],
+)
+def test_an_empty_value_is_a_mistake(cli: Cli, args: tuple[str, ...]) -> None:
+    """A variable that is not set on the command line never means the environment's Redis or API key."""
+    result = cli(*args)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
 
 
 def test_a_wrong_password_is_named_and_not_shown(cli: Cli, valkey: Server) -> None:
@@ -834,24 +902,42 @@ def test_simulator_prints_what_a_bot_needs(start: Start, valkey: Server, tmp_pat
     ended = simulator.ended()
     assert ended.code == 0
     assert "Traceback" not in ended.err
+    assert "Read these lines in the terminal of your bot, such as by `. ./simulator.env`" in ended.err
+    assert "Copy" not in ended.err
     assert simulator.relatives() == []
 
 
 @pytest.mark.parametrize(
-    "args", [("--lost-answers", "2"), ("--latency", "-1"), ("--port", "70000"), ("--tier", "gold")]
+    "args",
+    [
+        ("simulator", "--lost-answers", "2"),
+        ("simulator", "--lost-answers", "nan"),
+        ("simulator", "--lost-requests", "nan"),
+        ("simulator", "--lost-answers", "0.7", "--lost-requests", "0.7"),
+        ("simulator", "--latency", "-1"),
+        ("simulator", "--latency", "nan"),
+        ("simulator", "--latency", "inf"),
+        ("simulator", "--port", "70000"),
+        ("simulator", "--tier", "gold"),
+        ("demo", "--seconds", "nan"),
+        ("log", "--limit", "99999999999999999999"),
+        ("exporter", "--max-keys", "99999999999999999999"),
+    ],
 )
-def test_simulator_with_wrong_options(cli: Cli, args: tuple[str, ...]) -> None:
-    """One line says what is wrong."""
-    result = cli("simulator", *args)
-    assert (result.exit_code, result.stdout) == (2, "")
+def test_figures_out_of_range(cli: Cli, args: tuple[str, ...]) -> None:
+    """One line says what is wrong, also of what is no number."""
+    result = cli(*args)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.endswith(f"; see kraken-nonce {args[0]} --help\n")
 
 
 def test_simulator_on_a_taken_port(cli: Cli, valkey: Server) -> None:
     """The same for a port that is taken."""
     result = cli("simulator", "--port", str(valkey.port))
-    assert result.exit_code == 2
+    assert result.exit_code == 1
     assert "Traceback" not in result.output
     assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.count("could not start") == 1
 
 
 def test_simulator_that_loses_calls(start: Start) -> None:
@@ -880,6 +966,17 @@ def test_server_refuses_a_folder_with_blanks(cli: Cli) -> None:
     result = cli("server", "--dir", "my nonces")
     assert result.exit_code == 2
     assert "must not contain spaces" in result.stderr
+
+
+def test_server_with_a_folder_that_cannot_be(start: Start, cli: Cli, tmp_path: Path) -> None:
+    """One line says why no data can be kept there, and nothing was started."""
+    (tmp_path / "file").write_text("")
+    for folder, why in (("/proc/x", "No such file or directory"), (tmp_path / "file" / "x", "Not a directory")):
+        result = cli("server", "--dir", str(folder))
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == f"kraken-nonce: no data can be kept in {folder}: {why}\n"
+    assert cli("server", "--dir", str(tmp_path / "file")).exit_code == 2
+    assert cli("server", "--dir", "").exit_code == 2
 
 
 @pytest.mark.test_all

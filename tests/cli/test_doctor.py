@@ -20,6 +20,7 @@ from kraken_nonce_redis.doctor import LEVELS, Finding, Keys, Refused, Seen, Tick
 from kraken_nonce_redis.doctor.trial import Trial
 from kraken_nonce_redis.permissions import least_permissions
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
+from tests.support.command import Terminal
 from tests.support.faces import KEY
 from tests.support.helpers import eventually
 from tests.support.servers import REDIS_6, REDIS_7, VALKEY, Server
@@ -176,6 +177,7 @@ CASES = {
     "clock": Case({}, "clock", "ok", "+0.0 ms against this machine's, give or take 0.5 ms"),
     "clock ahead": Case({"ticks": ticks(1002.0, 1003.0)}, "clock", "warning", "+2000.0 ms"),
     "clock behind": Case({"ticks": ticks(900.0, 901.0)}, "clock", "problem", "-100000.0 ms"),
+    "clock a hair behind": Case({"ticks": ticks(999.99999, 1001.0)}, "clock", "ok", "+0.0 ms against this machine's"),
     "clock far away": Case({"ticks": ticks(1002.0, 1003.0, trip=4.0)}, "clock", "ok", "give or take 2000.0 ms"),
     "clock set ahead": Case({"ticks": ticks(1000.0, 1001.2, 1002.2)}, "clock", "warning", "set 200 ms ahead"),
     "clock set back": Case({"ticks": ticks(1000.0, 1000.9, 1001.9)}, "clock", "warning", "set 100 ms back"),
@@ -579,6 +581,18 @@ def test_text(valkey: Server) -> None:
             assert re.match(r"(note|warning|problem) +[a-z]+ +\S", line)
             assert re.match(r" {22}\S", following)
     assert "\x1b" not in "".join(lines)
+
+
+def test_colours(valkey: Server) -> None:
+    """Only on a terminal that has them, and not for somebody who wants none."""
+    with Terminal("doctor", "--redis", valkey.url) as terminal:
+        terminal.ended()
+        assert "\x1b[32mok" in terminal.raw
+    for variables in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        with Terminal("doctor", "--redis", valkey.url, **variables) as terminal:
+            terminal.ended()
+            assert "ok       server       Valkey" in terminal.raw
+            assert not re.search(r"\x1b\[[0-9;]*3[0-9]", terminal.raw)
 
 
 def test_any_client(valkey: Server) -> None:

@@ -15,7 +15,7 @@ import redis
 from click.testing import CliRunner
 
 import kraken_nonce_redis
-from kraken_nonce_redis import CallLock, NonceAllocator, StoreReadOnly, StoreUnavailable
+from kraken_nonce_redis import CallLock, InvalidArgument, NonceAllocator, StoreReadOnly, StoreUnavailable
 from kraken_nonce_redis._redis import commands, journal
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.cli.app import app
@@ -82,6 +82,13 @@ def test_users_can_be_made_of_what_is_printed(valkey: Server, role: str, form: s
     user.close()
 
 
+def test_the_example_makes_no_user_with_a_known_password() -> None:
+    """Whoever copies a line of the help that a server takes as it is gives a password of their own."""
+    for line in call("acl", "--help").stdout.splitlines():
+        if "redis-cli $" in line or ">>" in line:
+            assert "--password-env" in line
+
+
 def test_an_aclfile_is_loaded(valkey: Server) -> None:
     """A line is a whole line, without anything that ACL LOAD would refuse."""
     line = call("acl", "--format", "aclfile", "--password-env", "SECRET", SECRET=PASSWORD).stdout
@@ -107,13 +114,22 @@ def test_more_permissions() -> None:
 
 @pytest.mark.parametrize(
     "args",
-    [("--user", "two words"), ("--for", "root"), ("--password-env", "NOT_SET"), ("--format", "x"), ("--user", "")],
+    [
+        *(("--user", "two words"), ("--for", "root"), ("--password-env", "NOT_SET"), ("--format", "x"), ("--user", "")),
+        *(("--namespace", wrong) for wrong in ("*", "", "a b", "a\nuser evil on nopass +@all ~*", "x" * 65)),
+    ],
 )
 def test_wrong_input_of_acl(args: tuple[str, ...]) -> None:
     """One line says what is wrong."""
     result = call("acl", *args)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "Traceback" not in result.output
+
+
+def test_permissions_for_a_namespace_that_none_is() -> None:
+    """It can't add words of its own to what a server is told."""
+    with pytest.raises(InvalidArgument, match="namespace: must be"):
+        least_permissions("mine:* +@all ~")
 
 
 # ready, ping
@@ -127,6 +143,7 @@ def test_ready(valkey: Server) -> None:
     away = call("ready", "--redis", f"redis://127.0.0.1:{free_port()}")
     assert (away.exit_code, away.stdout) == (3, "")
     assert len(away.stderr.splitlines()) == 1
+    assert away.stderr.startswith("kraken-nonce: ping: Redis can't be reached")
 
 
 def test_ready_with_a_bots_permissions(valkey: Server) -> None:
