@@ -14,7 +14,7 @@ from kraken_nonce_redis._texts import printable
 from kraken_nonce_redis._threads.connections import ClusterAddress
 from kraken_nonce_redis.cli.exit_codes import ExitCode
 from kraken_nonce_redis.cli.options import examples, json_option, namespace_option, print_json, redis_option
-from kraken_nonce_redis.cli.place import connect
+from kraken_nonce_redis.cli.place import Place
 from kraken_nonce_redis.doctor import LEVELS, diagnose, examine
 from kraken_nonce_redis.errors import raise_from_redis
 
@@ -50,7 +50,9 @@ def doctor(url: str | None, *, strict: bool, namespace: str, as_json: bool) -> N
     No API key is needed. The command reads the keys of your bots and never changes them. It writes to three keys of its
     own, and deletes them afterwards.
     """
-    found = {name: diagnose(examine(client, namespace)) for name, client in _servers(connect(url))}
+    place = Place(url)
+    place.master()  # without Sentinels nothing could be seen
+    found = {name: diagnose(examine(client, namespace)) for name, client in _servers(place.client)}
     worst = max((finding.level for findings in found.values() for finding in findings), key=LEVELS.index)
     if as_json:
         rows = [

@@ -174,7 +174,7 @@ def test_a_redis_that_is_not_there_is_named(api_keys: list[str]) -> None:
 def test_a_server_in_the_place_of_sentinels(real_server: Server, api_keys: list[str]) -> None:
     """It is said that no Sentinel answers there, and not that a command is missing."""
     url = f"redis+sentinel://127.0.0.1:{real_server.port}/the-master"
-    for command in ("status", "next"):
+    for command in ("status", "next", "doctor"):
         result = run(command, "--redis", url, KRAKEN_API_KEY=api_keys[0])
         assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
         assert "no Sentinel answers at that address" in result.stderr
