@@ -941,15 +941,16 @@ def test_simulator_on_a_taken_port(cli: Cli, valkey: Server) -> None:
 
 
 def test_simulator_that_loses_calls(start: Start) -> None:
-    """Answers are lost as asked for."""
-    simulator = start("simulator", "--latency", "0", "--lost-answers", "1")
+    """Answers and requests are lost as asked for: half of all calls and the other half are all of them."""
+    simulator = start("simulator", "--latency", "0", "--lost-answers", "0.5", "--lost-requests", "0.5")
     assert simulator.process.stdout is not None
     lines = [simulator.process.stdout.readline().strip().removeprefix("export ") for _ in range(3)]
     access = dict(line.split("=", 1) for line in lines)
     api = krakenex.API(access["KRAKEN_API_KEY"], access["KRAKEN_API_SECRET"])
     api.uri = access["KRAKEN_API_URL"]
-    with pytest.raises(requests.ConnectionError):
-        api.query_private("Balance")
+    for _ in range(10):
+        with pytest.raises(requests.ConnectionError):
+            api.query_private("Balance")
     api.close()
 
 
