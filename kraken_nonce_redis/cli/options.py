@@ -99,6 +99,10 @@ class Target:
         return self._store.run(command)
 
 
+def _namespace(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    return checked_namespace(value)
+
+
 redis_option = click.option(
     "--redis",
     "url",
@@ -112,7 +116,7 @@ namespace_option = click.option(
     "--namespace",
     default=DEFAULT_NAMESPACE,
     show_default=True,
-    callback=lambda _ctx, _param, value: checked_namespace(value),
+    callback=_namespace,
     help="What the Redis keys begin with.",
 )
 file_option = click.option(
