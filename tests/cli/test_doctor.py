@@ -20,7 +20,7 @@ from kraken_nonce_redis.doctor import LEVELS, Finding, Keys, Refused, Seen, Tick
 from kraken_nonce_redis.doctor.trial import Trial
 from kraken_nonce_redis.permissions import least_permissions
 from kraken_nonce_redis.urls import SOCKET_TIMEOUT
-from tests.support.command import Terminal
+from tests.support.command import run as kraken_nonce
 from tests.support.faces import KEY
 from tests.support.helpers import eventually
 from tests.support.servers import REDIS_6, REDIS_7, VALKEY, Server
@@ -585,14 +585,12 @@ def test_text(valkey: Server) -> None:
 
 def test_colours(valkey: Server) -> None:
     """Only on a terminal that has them, and not for somebody who wants none."""
-    with Terminal("doctor", "--redis", valkey.url) as terminal:
-        terminal.ended()
-        assert "\x1b[32mok" in terminal.raw
-    for variables in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
-        with Terminal("doctor", "--redis", valkey.url, **variables) as terminal:
-            terminal.ended()
-            assert "ok       server       Valkey" in terminal.raw
-            assert not re.search(r"\x1b\[[0-9;]*3[0-9]", terminal.raw)
+    variables = {"KRAKEN_NONCE_REDIS_URL": valkey.url, "FORCE_COLOR": "1", "TERM": "xterm"}
+    assert "\x1b[32mok       \x1b[0mserver" in kraken_nonce("doctor", **variables).stdout
+    for none in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        shown = kraken_nonce("doctor", **variables | none).stdout
+        assert "ok       server       Valkey" in shown
+        assert "\x1b" not in shown
 
 
 def test_any_client(valkey: Server) -> None:
