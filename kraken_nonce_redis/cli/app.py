@@ -30,6 +30,7 @@ _COMMANDS: Final = {
     "once": "once",
     "exporter": "exporter",
     "ready": "ready",
+    "bench": "bench",
     "run": "run",
     "server": "server",
     "simulator": "simulator",

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-from redis.exceptions import RedisError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
@@ -19,19 +18,19 @@ from rich.table import Table
 from kraken_nonce_redis import _children as children
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._redis.keyspace import Keyspace
-from kraken_nonce_redis._threads.connections import ClusterAddress, client_from_url
-from kraken_nonce_redis._threads.store import store_for
+from kraken_nonce_redis._threads.connections import client_from_url
 from kraken_nonce_redis.cli import embedded
 from kraken_nonce_redis.cli.demo_figures import Figures, FlatOut, figures, flat_out
 from kraken_nonce_redis.cli.exit_codes import Failure
 from kraken_nonce_redis.cli.options import Figure, examples, not_empty, print_json
+from kraken_nonce_redis.cli.own_keys import removed_afterwards
 from kraken_nonce_redis.cli.place import Place
 from kraken_nonce_redis.cli.requirements import require
-from kraken_nonce_redis.errors import StoreError, raise_from_redis
+from kraken_nonce_redis.errors import StoreError
 from kraken_nonce_redis.testing import Fault, KrakenSimulator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Iterator
 
 LATENCY: Final = (0.005, 0.025)
 """Least and most seconds that a request takes, each way."""
@@ -45,7 +44,6 @@ _FLAT_OUT: Final = 2.0
 _PATIENCE: Final = 30.0
 _HEAD_START: Final = 0.1
 """Seconds for all processes to hear when they begin."""
-_KEY_LIFE: Final = 3_600  # seconds after which the demo's keys expire if it is killed
 STOCK, OURS = "stock krakenex", "kraken-nonce-redis"
 
 
@@ -132,7 +130,9 @@ def _compare(processes: int, seconds: float, url: str | None) -> tuple[Result, R
             crew.start(processes)
             exchange = _exchange(stack)
             url = url or stack.enter_context(embedded.running()).url
-            namespace = stack.enter_context(_own_namespace(url, exchange.key))
+            namespace = f"kraken-nonce-demo-{secrets.token_hex(6)}"
+            keys = Keyspace.of(namespace, exchange.key)
+            stack.enter_context(removed_afterwards(client_from_url(url), keys))
             # Registered once more, so that the processes end before what they use.
             stack.callback(crew.end)
             crew.tell(
@@ -161,23 +161,6 @@ def _exchange(stack: contextlib.ExitStack) -> KrakenSimulator:
             return stack.enter_context(KrakenSimulator(latency=LATENCY))
     except (OSError, RuntimeError) as error:
         raise Failure(f"can't start the simulated Kraken: {error}") from error
-
-
-@contextlib.contextmanager
-def _own_namespace(url: str, api_key: str) -> Generator[str]:
-    """Return a new namespace, and remove its keys afterwards."""
-    namespace = f"kraken-nonce-demo-{secrets.token_hex(6)}"
-    keys, source = Keyspace.of(namespace, api_key), client_from_url(url)
-    store_for(source).run(commands.reserve(keys, 1))
-    try:
-        client = source.connect() if isinstance(source, ClusterAddress) else source
-        try:
-            client.expire(keys.state, _KEY_LIFE)
-            yield namespace
-        finally:
-            client.delete(*keys.for_the_lock)
-    except RedisError as error:
-        raise_from_redis(error, "clean up", keys.state)
 
 
 class Show:

@@ -1185,3 +1185,18 @@ def test_an_empty_run_is_a_problem() -> None:
     """A demo in which nothing happened does not count as passed."""
     assert figures([], [], {0: {}}).problems() == ["it wanted no orders"]
     assert figures([request(1, 0.0, 0.1)], [order("0.1")], {0: {"0.1": 1.0}}).problems() == []
+
+
+# bench
+
+
+@needs_proc
+def test_ctrl_c_ends_bench(start: Start, valkey: Server) -> None:
+    """It removes its keys, and says nothing."""
+    running = start("bench", "--seconds", "20", "--redis", valkey.url)
+    eventually(lambda: any(valkey.client().keys("kraken-nonce:*")))
+    running.press_ctrl_c()
+    ended = running.ended()
+    assert (ended.code, ended.out) == (130, "")
+    assert "Traceback" not in ended.err
+    assert valkey.client().keys("*") == []
