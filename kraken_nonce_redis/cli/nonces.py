@@ -19,8 +19,8 @@ from kraken_nonce_redis.cli.options import (
     examples,
     json_option,
     max_lead_option,
+    nonce_options,
     note,
-    target_options,
 )
 from kraken_nonce_redis.errors import InvalidArgument
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kraken_nonce_redis._redis.commands import State
-    from kraken_nonce_redis.cli.options import Target
+    from kraken_nonce_redis.cli.options import NonceTarget
 
 
 @click.command(
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
         "nonce=$(kraken-nonce next)",
     ),
 )
-@target_options
+@nonce_options
 @json_option
-def next_nonce(target: Target, *, as_json: bool) -> None:
+def next_nonce(target: NonceTarget, *, as_json: bool) -> None:
     """Print the next nonce. No other caller gets it.
 
     It is for a call that you make by hand. Other programs' requests with the same API key can overtake that call.
@@ -54,9 +54,9 @@ def next_nonce(target: Target, *, as_json: bool) -> None:
         "kraken-nonce last --key-env MASTER_API_KEY",
     ),
 )
-@target_options
+@nonce_options
 @json_option
-def last_nonce(target: Target, *, as_json: bool) -> None:
+def last_nonce(target: NonceTarget, *, as_json: bool) -> None:
     """Print the last nonce that was handed out. It changes nothing.
 
     Exit code 1 when there is none.
@@ -82,10 +82,10 @@ def last_nonce(target: Target, *, as_json: bool) -> None:
 @durable_option
 @yes_option
 @dry_run_option
-@target_options
+@nonce_options
 @json_option
 def jump(
-    target: Target, *, distance: int, max_lead: int, durable: bool, yes: bool, dry_run: bool, as_json: bool
+    target: NonceTarget, *, distance: int, max_lead: int, durable: bool, yes: bool, dry_run: bool, as_json: bool
 ) -> None:
     """Raise the last nonce by DURATION, or to that far ahead of the server's clock if that is higher.
 
@@ -120,10 +120,10 @@ def jump(
 @durable_option
 @yes_option
 @dry_run_option
-@target_options
+@nonce_options
 @json_option
 def advance(
-    target: Target,
+    target: NonceTarget,
     *,
     nonce: str | None,
     file: IO[bytes] | None,
@@ -162,7 +162,7 @@ def advance(
 class _Raise:
     """The last nonce is to be raised to an aim at least; both in ns."""
 
-    target: Target
+    target: NonceTarget
     before: State
     aim: int
     max_lead: int

@@ -16,6 +16,7 @@ import click
 from kraken_nonce_redis import urls
 from kraken_nonce_redis._arguments import DEFAULT_MAX_LEAD, DEFAULT_NAMESPACE, LONGEST_LEAD
 from kraken_nonce_redis._core import names
+from kraken_nonce_redis._redis import keyspace
 from kraken_nonce_redis._redis.keyspace import Keyspace, checked_namespace
 from kraken_nonce_redis._texts import printable
 from kraken_nonce_redis._threads.allocator import NonceAllocator
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+NO_KEY: Final = "none needed"
 DEFAULT_KEY_VARIABLE: Final = "KRAKEN_API_KEY"
 NANOSECONDS: Final = {
     "ms": 10**6,
@@ -82,21 +84,27 @@ def examples(*lines: str) -> str:
 class Target:
     """One API key's state, or that of all API keys of a namespace, on one Redis."""
 
-    def __init__(self, client: Source, api_key: str, scope: Scope, namespace: str) -> None:
-        self.keys = Keyspace.of(namespace, api_key, scope)
-        names.chosen(None, api_key)
+    def __init__(self, client: Source, keys: Keyspace) -> None:
+        self.keys = keys
         self.name = names.of_process()
         """What the log calls whoever uses the command, as it stands in Redis."""
         self._store = store_for(client)
+
+    def run(self, command: Command[T]) -> T:
+        """Run a command. Raises `StoreError` and what the command's reply says."""
+        return self._store.run(command)
+
+
+class NonceTarget(Target):
+    """The same, known by the API key itself, for nonces of it."""
+
+    def __init__(self, client: Source, api_key: str, scope: Scope, namespace: str) -> None:
+        super().__init__(client, Keyspace.of(namespace, api_key, scope))
         self._allocator = functools.partial(NonceAllocator, client, api_key, scope=scope, namespace=namespace)
 
     def allocator(self, max_lead: int = DEFAULT_MAX_LEAD, *, durable: bool = False) -> NonceAllocator:
         """Return an allocator; ``max_lead`` in ns."""
         return self._allocator(max_lead=max_lead, durable=durable)
-
-    def run(self, command: Command[T]) -> T:
-        """Run a command. Raises `StoreError` and what the command's reply says."""
-        return self._store.run(command)
 
 
 def _namespace(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
@@ -161,8 +169,17 @@ scope_option = click.option(
 )
 
 
-def target_options(function: Callable[Concatenate[Target, P], T]) -> Callable[..., T]:
-    """Add the options that say which key is meant; the function gets a `Target` first."""
+digest_option = click.option(
+    "--id",
+    "digest",
+    metavar="DIGEST",
+    help="The API key with this digest, 16 hex digits as in logs and in kraken-nonce:{...}; no API key needed.",
+)
+_TARGET: Final = (scope_option, namespace_option, file_option, account_option, key_env_option, redis_option)
+
+
+def nonce_options(function: Callable[Concatenate[NonceTarget, P], T]) -> Callable[..., T]:
+    """Add the options that say which API key's nonces are meant; the function gets a `NonceTarget` first."""
 
     @functools.wraps(function)
     def with_target(
@@ -175,13 +192,58 @@ def target_options(function: Callable[Concatenate[Target, P], T]) -> Callable[..
         scope: Scope,
         **options: Any,
     ) -> T:
-        api_key = "none needed" if scope == "global" else api_key_of(key_env, account, accounts_file)
-        return function(Target(connect(url), api_key, scope, namespace), *args, **options)
+        api_key = chosen_key(scope, key_env, account, accounts_file)
+        return function(NonceTarget(connect(url), api_key, scope, namespace), *args, **options)
 
-    command: Callable[..., T] = with_target
-    for option in (scope_option, namespace_option, file_option, account_option, key_env_option, redis_option):
-        command = option(command)
-    return command
+    return _with(with_target, *_TARGET)
+
+
+def target_options(function: Callable[Concatenate[Target, P], T]) -> Callable[..., T]:
+    """Add the options that say which key is meant, by API key or digest; the function gets a `Target` first."""
+
+    @functools.wraps(function)
+    def with_target(
+        *args: Any,
+        url: str | None,
+        digest: str | None,
+        key_env: str | None,
+        account: str | None,
+        accounts_file: str | None,
+        namespace: str,
+        scope: Scope,
+        **options: Any,
+    ) -> T:
+        if digest is None:
+            keys = Keyspace.of(namespace, chosen_key(scope, key_env, account, accounts_file), scope)
+        elif key_env is not None or account is not None or accounts_file is not None or scope == "global":
+            raise Misuse("give only one of --id, --key-env, --account and --scope global: each says which key is meant")
+        else:
+            keys = Keyspace(namespace, tag_of(digest))
+        return function(Target(connect(url), keys), *args, **options)
+
+    return _with(with_target, *_TARGET, digest_option)
+
+
+def _with(function: Callable[..., T], *options: Callable[[Callable[..., T]], Callable[..., T]]) -> Callable[..., T]:
+    for option in options:
+        function = option(function)
+    return function
+
+
+def chosen_key(scope: Scope, key_env: str | None, account: str | None, accounts_file: str | None) -> str:
+    """Return the API key that is meant, checked against the name that the environment gives this process."""
+    api_key = NO_KEY if scope == "global" else api_key_of(key_env, account, accounts_file)
+    names.chosen(None, api_key)
+    return api_key
+
+
+def tag_of(digest: str) -> str:
+    """Return the digest of ``--id`` as it stands in the names of keys. Raises `Misuse`."""
+    tag = digest.strip().lower()
+    if not keyspace.TAG.fullmatch(tag):
+        # Never the value: it may be the API key itself.
+        raise Misuse("--id takes the 16 hex digits between the braces of kraken-nonce:{...}, and never an API key")
+    return tag
 
 
 def accounts_of(file: str | None, names: Sequence[str] = ()) -> Reading:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 import click
 
 from kraken_nonce_redis import _verdict as verdicts
-from kraken_nonce_redis._redis import commands, journal, keyspace
+from kraken_nonce_redis._redis import commands, journal
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.cli.exit_codes import Misuse
 from kraken_nonce_redis.cli.options import (
     account_option,
     accounts_of,
-    api_key_of,
+    chosen_key,
+    digest_option,
     file_option,
     key_env_option,
     max_lead_option,
     namespace_option,
     redis_option,
     scope_option,
+    tag_of,
 )
 from kraken_nonce_redis.cli.place import Place
 from kraken_nonce_redis.errors import ForeignValue
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_NO_KEY: Final = "none needed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +170,12 @@ def selection_options(function: Callable[Concatenate[Selection, P], T]) -> Calla
         if everything:
             chosen = None
         elif digest is not None:
-            chosen = (Chosen(Keyspace(namespace, _tag(digest))),)
+            chosen = (Chosen(Keyspace(namespace, tag_of(digest))),)
         elif accounts_file is not None and account is None:
             accounts = accounts_of(accounts_file).all()
             chosen = tuple(Chosen(Keyspace.of(namespace, each.key), each.name) for each in accounts)
         else:
-            api_key = _NO_KEY if scope == "global" else api_key_of(key_env, account, accounts_file)
+            api_key = chosen_key(scope, key_env, account, accounts_file)
             chosen = (Chosen(Keyspace.of(namespace, api_key, scope), account or ""),)
         single = not everything and (accounts_file is None or account is not None)
         selection = Selection(Place(url), namespace, chosen, single=single, max_lead=max_lead)
@@ -189,22 +189,9 @@ def selection_options(function: Callable[Concatenate[Selection, P], T]) -> Calla
         file_option,
         account_option,
         key_env_option,
-        click.option(
-            "--id",
-            "digest",
-            metavar="DIGEST",
-            help="The API key with this digest, 16 hex digits as in logs and in kraken-nonce:{...}; no API key needed.",
-        ),
+        digest_option,
         click.option("--all", "everything", is_flag=True, help="All API keys of the namespace; no API key needed."),
         redis_option,
     ):
         command = option(command)
     return command
-
-
-def _tag(digest: str) -> str:
-    tag = digest.strip().lower()
-    if not keyspace.TAG.fullmatch(tag):
-        # Never the value: it may be the API key itself.
-        raise Misuse("--id takes the 16 hex digits between the braces of kraken-nonce:{...}, and never an API key")
-    return tag

@@ -313,7 +313,7 @@ def test_following_a_reader_that_leaves(following: Following, client: redis.Redi
 
 def test_a_look_that_fails_halfway(valkey: Server, client: redis.Redis) -> None:
     """What was read of one stream before Redis went away is shown when it is back."""
-    target = Target(valkey.client(), API_KEY, "key", "kraken-nonce")
+    target = Target(valkey.client(), Keyspace.of("kraken-nonce", API_KEY))
     reader = command._Reader(target, [KEYS.log, KEYS.leases], frozenset())
     run(client, commands.cool_down(KEYS, 5, "reason"))
     client.set(KEYS.leases, "theirs")

@@ -15,7 +15,7 @@ import redis
 from click.testing import CliRunner
 
 import kraken_nonce_redis
-from kraken_nonce_redis import CallLock, InvalidArgument, NonceAllocator, StoreReadOnly, StoreUnavailable
+from kraken_nonce_redis import CallLock, InvalidArgument, LeaseLost, NonceAllocator, StoreReadOnly, StoreUnavailable
 from kraken_nonce_redis._redis import commands, journal
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.cli.app import app
@@ -293,3 +293,29 @@ def test_completion_knows_the_accounts() -> None:
     assert complete("kraken-nonce status --account al", **accounts) == "plain,alice"
     assert complete("kraken-nonce status --account x", **accounts) == ""
     assert complete("kraken-nonce status --account al", KRAKEN_USER_ALICE_API_KEY="b") == ""
+
+
+# by digest
+
+
+def test_by_the_digest_that_a_log_names(valkey: Server, api_key: str) -> None:
+    """Who has no API key can look at the log, and end a lease; a nonce is for who has it."""
+    lock = CallLock.from_url(valkey.url, api_key)
+    digest = hashlib.sha256(api_key.encode()).hexdigest()[:16]
+
+    def by_id(*args: str) -> Result:
+        return call(*args, "--id", digest, "--redis", valkey.url)
+
+    lock.acquire()
+    assert "Under way" in by_id("pending").output
+    assert by_id("unlock", "--yes").exit_code == 0
+    with pytest.raises(LeaseLost):
+        lock.release()
+    assert "unlocked" in by_id("log").stdout
+    assert by_id("once").exit_code == 0
+    assert by_id("next").exit_code == 2
+    result = call("log", "--id", digest, "--scope", "global", "--redis", valkey.url)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    result = call("log", "--id", api_key, "--redis", valkey.url)
+    assert result.exit_code == 2
+    assert api_key not in result.stderr
