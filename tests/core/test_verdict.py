@@ -13,7 +13,7 @@ from kraken_nonce_redis import Retries
 from kraken_nonce_redis import _verdict as verdicts
 from kraken_nonce_redis._redis.commands import Place, State
 from kraken_nonce_redis._redis.journal import Pending
-from kraken_nonce_redis._verdict import LONG, NAMES, of_foreign_value, of_state
+from kraken_nonce_redis._verdict import LONG, NAMES, OK, UNKNOWN, of_foreign_value, of_state
 from kraken_nonce_redis.errors import ForeignValue
 
 pytestmark = pytest.mark.once
@@ -84,7 +84,7 @@ def lead(seconds: float) -> State:
 
 
 CASES: dict[str, tuple[State, tuple[Pending, ...], tuple[str, ...], str]] = {
-    "fresh": (replace(FREE, last=None), (), (), "ok"),
+    "fresh": (replace(FREE, last=None), (), (), "nothing is known of this key"),
     "free": (FREE, (), (), "ok"),
     "held for a moment": (held(1.0, waiters=(place(asked=0.5),)), (), (), "ok"),
     "hung": (
@@ -174,10 +174,11 @@ journals = st.lists(st.builds(call, st.integers(1), age=durations, reported=st.b
 
 @given(states, journals)
 def test_a_verdict_is_one_line_and_its_names_are_in_order(state: State, pending: tuple[Pending, ...]) -> None:
-    """Whatever is stored: known names, each once, the most urgent first, and ``ok`` for no condition alone."""
+    """Whatever is stored: known names, each once, the most urgent first, and ``ok`` for no condition of a known key."""
     verdict = of_state(state, pending)
     assert list(verdict.names) == sorted(set(verdict.names), key=NAMES.index)
-    assert (verdict.text == "ok") == (not verdict.names)
+    assert (verdict.text in {OK, UNKNOWN}) == (not verdict.names)
+    assert (verdict.text == UNKNOWN) <= (state.last is None)
     assert verdict.text.isprintable()
     assert not verdict.text.startswith(";")
     assert not {"poisoned", "lead"} <= set(verdict.names)
