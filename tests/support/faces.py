@@ -258,13 +258,15 @@ async def _cancel_the_others() -> set[asyncio.Task[Any]]:
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()
-    if not others:
-        return set()
-    _, stubborn = await asyncio.wait(others, timeout=3)
+    stubborn: set[asyncio.Task[Any]] = set()
+    if others:
+        _, stubborn = await asyncio.wait(others, timeout=3)
     for task in stubborn:
         task.cancel()
     if stubborn:
         await asyncio.wait(stubborn)
+    for _ in range(5):  # a TLS connection takes some turns to close; else Python warns of it, in any later test
+        await asyncio.sleep(0)
     return stubborn
 
 
