@@ -42,7 +42,8 @@ class _Guarded(krakenex.API):  # type: ignore[misc] # it has no types
 
         Raises, besides what krakenex does: `HoldTimeout` when it timed out waiting for the lock, `LeaseLost` and
         `StoreError`, with nothing carried out; `NoncePoisoned`; for a call that changes something and got no answer
-        `OutcomeUnknown` or `NotCarriedOut`, and what krakenex does only if nothing was sent.
+        `OutcomeUnknown` or `NotCarriedOut`, and what krakenex does only if nothing was sent. What
+        other code raises after the answer (a hook of the session) comes as it is; the event `OrderSettled` tells then.
         """
         if not self.key or not self.secret:
             return super().query_private(method, data, timeout)  # which says what is missing

@@ -82,6 +82,8 @@ class Attempt:
         """That of the last request, in Unix seconds by Kraken's clock; None if it has none."""
         wants_one = calls.deadline is not None or call.once is not None
         self._dates = wants_one and call.ages and not call.params.get("deadline")
+        self._lost_answer = False
+        """Whether it was told that the caller does not get Kraken's answer."""
         self._resent = 0
         """How often the order was sent after it was proved to be absent."""
 
@@ -101,11 +103,14 @@ class Attempt:
         except Exception as error:
             yield from self._ending()
             if isinstance(error, CallUnsettled) or not self._nonce or lease.grant.record.known:
+                self.tell_of_lost_answer(error)
                 raise
             # Whatever kept us from finding out: a client's exceptions may hold a key, so only ours are quoted.
             known = str(error) if isinstance(error, KrakenNonceError) else type(error).__name__
             raise self._unknown(self._nonce, known) from error
         yield from self._ending()
+        if self._heard.failure is not None:
+            self.tell_of_lost_answer(self._heard.failure)
         return self._heard
 
     def _looking_up(self) -> CallFlow[Heard | None]:
@@ -124,9 +129,10 @@ class Attempt:
         """Write down what became of an order with a name, unless that is unknown."""
         if self._keeping is None or self._lease.grant.record.stage is Stage.SENT:
             return
-        if self._heard is None or self._heard.verdict.outcome is not Outcome.CARRIED_OUT:
+        heard = self._heard or self._last
+        if heard is None or heard.verdict.outcome is not Outcome.CARRIED_OUT:
             yield from self._keeping.ending(placed=None)
-        elif txids := _txids(self._heard):
+        elif txids := _txids(heard):
             yield from self._keeping.ending(placed=txids[0])
 
     def tell_of_interruption(self) -> None:
@@ -139,6 +145,17 @@ class Attempt:
             self._note_settled(self._nonce, "found", orders, f"{known}; it was carried out")
         else:
             self._unknown(self._nonce, known)
+
+    def tell_of_lost_answer(self, error: BaseException) -> None:
+        """Tell, once, of a call that was carried out, but whose caller gets an exception of other code for it."""
+        heard = self._heard or self._last
+        if not self._call.changes or heard is None or heard.verdict.outcome is not Outcome.CARRIED_OUT:
+            return
+        if not self._lost_answer:
+            self._lost_answer = True
+            orders = dict(zip(self._call.cl_ord_ids, _txids(heard), strict=False))
+            known = f"it was carried out, but its caller got {type(error).__name__} in the place of Kraken's answer"
+            self._note_settled(self._nonce, "found", orders, known)
 
     def _making(self) -> CallFlow[Heard]:
         call, lease = self._call, self._lease
@@ -229,24 +246,28 @@ class Attempt:
             yield from self._keeping.trying(nonce, self._deadline)
         if call.changes:
             self._note(Stage.SENT, nonce)  # from now on, whatever may happen
+        step = Send(call.method, self._params, nonce, lease, call.seconds, latest)
         try:
-            heard = yield from self._questions.hearing(
-                Send(call.method, self._params, nonce, lease, call.seconds, latest)
-            )
+            heard = yield from self._questions.hearing(step)
         except Exception:
-            self._note(*before)  # nothing was sent, this time
+            if not step.left:
+                self._note(*before)
             raise
-        self._last = heard
-        if call.changes and heard.lacks_result:
-            if kraken.method_named(call.method).places:
-                heard = replace(heard, doubt="an answer without a result")
-            else:
-                note(self._news, events.ResultMissing(**self._questions.who(call.method), nonce=nonce))
+        self._last = heard = self._with_doubt(heard, nonce)
         if call.changes and heard.verdict.outcome is not Outcome.UNKNOWN:
             self._note(Stage.KNOWN, nonce)
         if heard.verdict.outcome is Outcome.NOT_CARRIED_OUT:
             self.refusal = heard
         yield from self._questions.learning(call.method, nonce, heard)
+        return heard
+
+    def _with_doubt(self, heard: Heard, nonce: int) -> Heard:
+        """Return what was heard. Without a result it says nothing about an order; of other changes it is told."""
+        if not self._call.changes or not heard.lacks_result:
+            return heard
+        if kraken.method_named(self._call.method).places:
+            return replace(heard, doubt="an answer without a result")
+        note(self._news, events.ResultMissing(**self._questions.who(self._call.method), nonce=nonce))
         return heard
 
     def _raising_the_nonce(self, refused: int) -> CallFlow[None]:

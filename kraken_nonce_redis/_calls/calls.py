@@ -118,15 +118,25 @@ class Calls:
             raise InvalidArgument(PARAMETER, f"needs on_unknown='settle', not {self.on_unknown!r}")
         news: list[News] = []
         closed = False
+        answered: list[Attempt] = []
         try:
-            return (yield from self._trying(lock, owner, call, news))
+            return (yield from self._trying(lock, owner, call, news, answered))
         except GeneratorExit:
             closed = True  # nothing can be said to Redis any more: the next holder tells it once more
             raise
         finally:
-            yield from self._telling(lock, news, closed=closed)
+            try:
+                yield from self._telling(lock, news, closed=closed)
+            except BaseException as error:
+                for attempt in answered:
+                    attempt.tell_of_lost_answer(error)
+                for each in news:
+                    telling.tell(each.event, self._on_event)
+                raise
 
-    def _trying(self, lock: LockCore[Any], owner: object, call: Call, news: list[News]) -> CallFlow[Heard]:
+    def _trying(
+        self, lock: LockCore[Any], owner: object, call: Call, news: list[News], answered: list[Attempt]
+    ) -> CallFlow[Heard]:
         until = None if self._wait_timeout is None else clock.now() + self._wait_timeout
         latest = self.latest(call)
         check_patience(call.method, latest)
@@ -160,6 +170,7 @@ class Calls:
             if wait is None:
                 if isinstance(last, CoolDown):
                     raise last
+                answered.append(attempt)
                 return last
             yield from self._telling(lock, news)
             if telling.wanted(events.CallTriedAgain):

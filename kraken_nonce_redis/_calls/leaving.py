@@ -55,14 +55,12 @@ class Request:
     Attributes:
         step: the step.
         entered: whether it was handed to the client's code that sends; before that, nothing can have been sent.
-        left: whether it has begun to leave.
         answer: Kraken's answer to it, decoded from JSON, with its warnings; None while there is none.
     """
 
     def __init__(self, client: object, api_key: str, call: Call, step: Send) -> None:
         self.step: Final = step
         self.entered = False
-        self.left = False
         self.answer: Mapping[str, Any] | None = None
         self._client = type(client).__qualname__
         self._call = call
@@ -84,6 +82,15 @@ class Request:
     def __exit__(self, *_: object) -> None:
         _current.reset(self._token)
         _under_way.pop(self._place, None)
+
+    @property
+    def left(self) -> bool:
+        """Whether it has begun to leave."""
+        return self.step.left
+
+    @left.setter
+    def left(self, left: bool) -> None:
+        self.step.left = left
 
     def leave(self, fields: Mapping[str, Any]) -> None:
         """Begin to send it, with these parameters in its body; to be called last before.

@@ -76,7 +76,7 @@ class Questions:
         try:
             heard: Heard = yield step
         except BaseException as error:
-            self._ended(step, sent, "not sent" if isinstance(error, Exception) else "unknown")
+            self._ended(step, sent, "not sent" if isinstance(error, Exception) and not step.left else "unknown")
             raise
         self.calls.exchange_clock.learn(sent, clock.now(), heard.date)
         outcome = _OUTCOMES[heard.verdict.outcome]

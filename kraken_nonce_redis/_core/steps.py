@@ -54,12 +54,12 @@ class Pause:
     until: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Send:
     """Sign a request, `check` the lease, send; a `Heard` is sent back.
 
-    Run twice with the same nonce, it sends the same bytes. An exception other than an interruption says that nothing
-    was sent.
+    Run twice with the same nonce, it sends the same bytes. Raised instead is what kept it from being sent, or whatever
+    strikes in between: ``left`` tells.
 
     Attributes:
         method: Kraken's name.
@@ -68,6 +68,7 @@ class Send:
         lease: under which it is sent.
         seconds: that it takes at most.
         latest: until when on `clock.now` it may begin; None for no limit.
+        left: whether it has begun to leave; set by whoever sends it.
     """
 
     method: str
@@ -76,6 +77,7 @@ class Send:
     lease: LeaseCore
     seconds: float
     latest: float | None = None
+    left: bool = False
 
     def check(self, elapsed: float = 0.0) -> None:
         """Raise `LeaseLost` if the lease may end before the answer comes. To be called last before sending.
