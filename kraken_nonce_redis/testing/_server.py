@@ -183,7 +183,7 @@ class Server:
         return web.json_response([asdict(withdrawal) for withdrawal in self._exchange.withdrawals()])
 
     async def _configure(self, request: web.Request) -> web.Response:
-        given = await request.json()
+        given = await _told(request)
         self._exchange.settings = Settings.read(given["settings"])
         if given["same_window"]:
             self._exchange.forget_windows()
@@ -192,10 +192,10 @@ class Server:
         return web.json_response({})
 
     async def _raise_nonce(self, request: web.Request) -> web.Response:
-        return web.json_response({"before": self._exchange.raise_nonce(**await request.json())})
+        return web.json_response({"before": self._exchange.raise_nonce(**await _told(request))})
 
     async def _set_window(self, request: web.Request) -> web.Response:
-        given = await request.json()
+        given = await _told(request)
         self._exchange.set_window(given["key"], NonceWindow(given["ticks"], given["repeats"]))
         return web.json_response({})
 
@@ -203,6 +203,11 @@ class Server:
         self._exchange.reset(self._now())
         self._plan.restart()
         return web.json_response({})
+
+
+async def _told(request: web.Request) -> Any:
+    """Return what our own handle says, which may be longer than what Kraken takes."""
+    return await request.clone(client_max_size=0).json()
 
 
 def _show(shown: Page, headers: Mapping[str, str] | None = None) -> web.Response:

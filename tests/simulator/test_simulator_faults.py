@@ -336,6 +336,12 @@ class TestSetting:
             KrakenSimulator(faults=faults)
         assert api.send("Balance")[0] == 502
 
+    def test_many_calls(self, sim: KrakenSimulator, api: Api) -> None:
+        """A list of calls may be long."""
+        sim.configure(faults=[Fault("502", "reading", calls=range(2, 100_000))])
+        assert api.error("Balance") == ""
+        assert api.send("Balance")[0] == 502
+
     def test_reset_forgets_held_calls(self, sim: KrakenSimulator, api: Api) -> None:
         """A call that was held while everything was reset does nothing afterwards."""
         for before in ("reading", "acting"):
