@@ -41,11 +41,19 @@ LONGEST_LEAD: Final = 90 * 86_400 * 10**9
 LONGEST_TOKEN: Final = 200
 
 
+def shown(value: object) -> str:
+    """Return what an error shows of a wrong value: numbers alone, since a text that was mixed up may be a secret."""
+    if value is None or isinstance(value, int | float | Decimal):
+        return repr(value)
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
+
+
 def _number(name: str, value: object) -> float:
     if isinstance(value, Decimal):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InvalidArgument(name, f"must be a finite number, not {value!r}")
+        raise InvalidArgument(name, f"must be a finite number, not {shown(value)}")
     return value
 
 
@@ -75,7 +83,7 @@ def timeout(value: object, name: str = "timeout") -> float | None:
 def whole(name: str, value: object, lowest: int, highest: int) -> int:
     """Return a whole number in a range."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidArgument(name, f"must be an int, not {value!r}")
+        raise InvalidArgument(name, f"must be an int, not {shown(value)}")
     if not lowest <= value <= highest:
         raise InvalidArgument(name, f"must be {lowest} to {highest}, not {value}")
     return value
@@ -95,7 +103,7 @@ def priority(value: object) -> Priority:
         return "normal"
     if value == "high":
         return "high"
-    raise InvalidArgument("priority", f"must be 'normal' or 'high', not {value!r}")
+    raise InvalidArgument("priority", "must be 'normal' or 'high'")
 
 
 def credential(name: str, value: object) -> str:
@@ -139,5 +147,5 @@ def token(value: object) -> str | None:
 def instance(name: str, value: T | None, kind: type[T]) -> T | None:
     """Return a value of a kind, or None."""
     if value is not None and not isinstance(value, kind):
-        raise InvalidArgument(name, f"must be a {kind.__name__} or None, not {value!r}")
+        raise InvalidArgument(name, f"must be a {kind.__name__} or None, not {shown(value)}")
     return value

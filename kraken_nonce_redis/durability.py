@@ -55,7 +55,7 @@ class Durability:
             return None
         if isinstance(durable, cls):
             return durable
-        raise InvalidArgument("durable", f"must be True, False or a Durability, not {durable!r}")
+        raise InvalidArgument("durable", f"must be True, False or a Durability, not {arguments.shown(durable)}")
 
     @property
     def words(self) -> tuple[str | int, ...]:

@@ -88,9 +88,11 @@ class Pace:
         elif isinstance(self.tier, Tier):
             _check_figures(self.tier)
         elif self.tier is not None:
-            raise InvalidArgument("tier", f"must be one of {', '.join(TIERS)}, a Tier or None, not {self.tier!r}")
+            raise InvalidArgument("tier", f"must be one of {', '.join(TIERS)} or None, or a Tier")
         if not isinstance(self.costs, Mapping):
-            raise InvalidArgument("costs", f"must be a mapping from methods to costs, not {self.costs!r}")
+            raise InvalidArgument(
+                "costs", f"must be a mapping from methods to costs, not {arguments.shown(self.costs)}"
+            )
         for method, cost in self.costs.items():
             arguments.cost(cost, f"costs[{method!r}]")
 

@@ -52,7 +52,9 @@ class Retries:
         ):
             values = getattr(self, name)
             if not isinstance(values, tuple) or len(values) > _MOST:
-                raise InvalidArgument(name, f"must be a tuple of at most {_MOST} numbers, not {values!r}")
+                raise InvalidArgument(
+                    name, f"must be a tuple of at most {_MOST} numbers, not {arguments.shown(values)}"
+                )
             for value in values:
                 arguments.seconds(name, value, 0, highest)
         if list(self.leads) != sorted(set(self.leads)):

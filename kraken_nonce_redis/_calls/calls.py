@@ -78,7 +78,7 @@ class Calls:
         on_absent: OnAbsent = "raise",
     ) -> None:
         if on_unknown not in ON_UNKNOWN:
-            raise InvalidArgument("on_unknown", f"must be one of {', '.join(ON_UNKNOWN)}, not {on_unknown!r}")
+            raise InvalidArgument("on_unknown", f"must be one of {', '.join(ON_UNKNOWN)}")
         self.retries: Final = arguments.instance("retries", retries, Retries) or Retries()
         self.on_unknown: Final = on_unknown
         self.cool_downs: Final = arguments.instance("cool_downs", cool_downs, CoolDowns) or CoolDowns()
@@ -90,10 +90,10 @@ class Calls:
         if on_unknown == "replay" and nonce_window:
             raise no_replay(nonce_window)
         if deadline not in {None, "auto"}:
-            raise InvalidArgument("deadline", f"must be 'auto' or None, not {deadline!r}")
+            raise InvalidArgument("deadline", "must be 'auto' or None")
         self.deadline: Final = deadline
         if on_absent not in ON_ABSENT:
-            raise InvalidArgument("on_absent", f"must be one of {', '.join(ON_ABSENT)}, not {on_absent!r}")
+            raise InvalidArgument("on_absent", f"must be one of {', '.join(ON_ABSENT)}")
         if on_absent == "resend" and (deadline != "auto" or on_unknown != "settle"):
             raise InvalidArgument("on_absent", "'resend' needs deadline='auto' and on_unknown='settle'")
         self.on_absent: Final = on_absent

@@ -165,7 +165,7 @@ def bounded(timeout: Timeout, default: float) -> float | tuple[float, float] | A
 
     if isinstance(timeout, tuple):
         if len(timeout) != 2:  # noqa: PLR2004 - a pair
-            raise InvalidArgument("timeout", f"must be seconds or a pair of them, not {timeout!r}")
+            raise InvalidArgument("timeout", f"must be seconds or a pair of them, not a tuple of {len(timeout)}")
         return limited(timeout[0]), limited(timeout[1])
     if not hasattr(timeout, "connect_timeout"):
         return limited(timeout)

@@ -48,12 +48,12 @@ class Keyspace:
     def of(cls, namespace: str, api_key: str, scope: Scope = "key", trail: Trail = "rare") -> Keyspace:
         """Return the names for an API key. Raises `InvalidArgument`."""
         checked_namespace(namespace)
+        # Wrong values are never shown: each may be an API key in the wrong place.
         if scope not in ("key", "global"):
-            raise InvalidArgument("scope", f"must be 'key' or 'global', not {scope!r}")
+            raise InvalidArgument("scope", "must be 'key' or 'global'")
         if trail not in ("rare", "all"):
-            raise InvalidArgument("trail", f"must be 'rare' or 'all', not {trail!r}")
+            raise InvalidArgument("trail", "must be 'rare' or 'all'")
         if not isinstance(api_key, str) or not api_key.strip():
-            # Never the value: it may be a key with a slip in it.
             raise InvalidArgument("api_key", f"must be a non-empty str, got {_kind(api_key)}")
         if scope == "global":
             return cls(namespace, "global", trail)
