@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from typing import TYPE_CHECKING, Final
+from asyncio import CancelledError
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from kraken_nonce_redis import events
 from kraken_nonce_redis._logging import level_of, log, logger
@@ -14,11 +16,15 @@ if TYPE_CHECKING:
 
     from kraken_nonce_redis.events import Event, Hook, News, Step
 
+T = TypeVar("T")
+
 
 _observing: Final[set[int]] = set()
 """The threads, or greenlets, that are telling observers."""
 _observers: Final = events._observers  # noqa: SLF001 - the two modules are halves of one thing
 _hooks: Final = events._hooks  # noqa: SLF001
+_STRAY: Final = (Exception, SystemExit, CancelledError)
+"""What must not strike the caller. The others come from outside: Ctrl-C, or the end of a greenlet."""
 
 
 def wanted(kind: type[Step], wait: float = 0.0) -> bool:
@@ -39,12 +45,9 @@ def note(event: Event) -> None:
         return  # a signal has interrupted an observer
     try:
         _observing.add(thread)
-        log(event)
+        _give(event, log, "The log")
         for observer in list(_observers):
-            try:
-                observer(event)
-            except Exception:  # noqa: BLE001 - whatever it is, it must not strike the caller
-                logger.exception("An observer failed for a %s", type(event).__name__)
+            _give(event, observer, "An observer")
     finally:
         _observing.discard(thread)
 
@@ -53,10 +56,7 @@ def tell(event: News, hook: Hook | None = None) -> None:
     """Give news to the process's hook and to an object's."""
     for each in (*_hooks, hook):
         if each is not None:
-            try:
-                each(event)
-            except Exception:  # noqa: BLE001 - whatever it is, it must not strike the caller
-                logger.exception("on_event failed for a %s", type(event).__name__)
+            _give(event, each, "on_event")
 
 
 def announce(event: News, later: Callable[[Callable[[], object]], object], hook: Hook | None = None) -> None:
@@ -64,3 +64,12 @@ def announce(event: News, later: Callable[[Callable[[], object]], object], hook:
     note(event)
     if _hooks or hook is not None:
         later(lambda: tell(event, hook))
+
+
+def _give(event: T, listener: Callable[[T], object], name: str) -> None:
+    """Give an event to a listener; log its failure, if a filter or handler of the log does not fail as well."""
+    try:
+        listener(event)
+    except _STRAY:
+        with contextlib.suppress(*_STRAY):
+            logger.exception("%s failed for a %s", name, type(event).__name__)

@@ -11,7 +11,8 @@ It runs in the thread or task that makes the call, after that has released the l
 The call returns only after its hooks, so keep them short. News that is noticed outside of a client's call, such as by
 the answer to a release, comes from a separate thread or from the event loop.
 
-An exception from an observer or a hook is logged.
+An exception from an observer, a hook, or a filter or handler of the log is logged and has no other effect. A
+KeyboardInterrupt, of Ctrl-C, goes on to the caller.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
+from kraken_nonce_redis import _arguments as arguments
 from kraken_nonce_redis.errors import InvalidArgument
 
 
@@ -469,7 +471,7 @@ def add_observer(observer: Observer) -> None:
     Raises `InvalidArgument`.
     """
     if not callable(observer):
-        raise InvalidArgument("observer", f"must be callable, not {observer!r}")
+        raise InvalidArgument("observer", f"must be callable, not {arguments.shown(observer)}")
     if observer not in _observers:
         _observers.append(observer)
 
@@ -483,5 +485,5 @@ def remove_observer(observer: Observer) -> None:
 def checked(hook: Hook | None) -> Hook | None:
     """Return a hook or None. Raises `InvalidArgument`."""
     if hook is not None and not callable(hook):
-        raise InvalidArgument("on_event", f"must be callable or None, not {hook!r}")
+        raise InvalidArgument("on_event", f"must be callable or None, not {arguments.shown(hook)}")
     return hook

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -345,6 +346,88 @@ def test_an_observer_that_fails(lock: CallLock, listener: Listener, caplog: pyte
     assert listener.kinds() == [events.LockGranted, events.LockReleased] * 2
     assert caplog.text.count("An observer failed for a Lock") == 2
     assert "ZeroDivisionError" in caplog.text
+
+
+STRAY = [ValueError, SystemExit, asyncio.CancelledError]
+
+
+@pytest.mark.parametrize("kind", STRAY)
+def test_nothing_that_an_observer_or_hook_raises(
+    face: Face,
+    server: AnyServer,
+    redis_client: redis.Redis,
+    listener: Listener,
+    caplog: pytest.LogCaptureFixture,
+    kind: type[BaseException],
+) -> None:
+    """It strikes neither the holder, nor what else the process does, whatever its type."""
+
+    def fail(event: events.Event) -> None:
+        raise kind
+
+    lock = face.lock(face.client(server), on_event=fail)
+    events.add_observer(fail)
+    events.set_hook(fail)
+    try:
+        with fails(LeaseLost), lock.hold():
+            redis_client.delete(KEYS.state)
+            lock.extend(1)
+        eventually(lambda: caplog.text.count("on_event failed for a LeaseEndedEarly") == 2)
+        with lock.hold(timeout=5):
+            pass
+    finally:
+        events.remove_observer(fail)
+        events.set_hook(None)
+    assert "An observer failed for a LeaseEndedEarly" in caplog.text
+    assert listener.kinds().count(events.LeaseEndedEarly) == 1
+
+
+@pytest.mark.once
+def test_a_keyboard_interrupt_in_an_observer() -> None:
+    """Ctrl-C goes on to the caller, whatever it strikes."""
+
+    def interrupt(event: events.Event) -> None:
+        raise KeyboardInterrupt
+
+    event = events.CoolDownOver(key="key")
+    with pytest.raises(KeyboardInterrupt):
+        telling.tell(event, interrupt)
+    events.add_observer(interrupt)
+    try:
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                telling.note(event)
+    finally:
+        events.remove_observer(interrupt)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("kind", STRAY)
+@pytest.mark.parametrize("always", [True, False])
+def test_a_log_that_fails(
+    lock: CallLock,
+    listener: Listener,
+    caplog: pytest.LogCaptureFixture,
+    kind: type[BaseException],
+    always: bool,  # noqa: FBT001
+) -> None:
+    """What a filter raises strikes nobody; it is logged where that is possible."""
+
+    def filtering(record: logging.LogRecord) -> bool:
+        if always or hasattr(record, "kraken_nonce_event"):
+            raise kind
+        return True
+
+    caplog.set_level(logging.DEBUG, telling.logger.name)
+    telling.logger.addFilter(filtering)
+    try:
+        with lock.hold():
+            pass
+        telling.tell(events.CoolDownOver(key="key"), lambda _: int("x"))
+    finally:
+        telling.logger.removeFilter(filtering)
+    assert listener.kinds() == [events.LockGranted, events.LockReleased]
+    assert caplog.text.count("The log failed for a Lock") == (0 if always else 2)
 
 
 def test_an_observer_that_uses_the_lock(face: Face, valkey: Server, view: View, listener: Listener) -> None:
