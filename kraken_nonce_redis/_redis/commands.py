@@ -431,7 +431,7 @@ def end_cool_down(keys: Keyspace, name: str = "") -> Command[str]:
 
 def ping(keys: Keyspace) -> Command[None]:
     """Find out whether the server runs scripts on the key and takes writes."""
-    return Command("ping", (keys.state,), (), lambda _: None)
+    return Command("ping", keys.for_the_lock[:2], (), lambda _: None)
 
 
 def reset_startup(keys: Keyspace) -> Command[None]:

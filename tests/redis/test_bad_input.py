@@ -17,12 +17,15 @@ from kraken_nonce_redis import (
     KrakenNonceError,
     NonceAllocator,
     NonceTooFarAhead,
+    Pace,
+    Retries,
     StoreError,
     StoreOutOfMemory,
     StorePermissionDenied,
     StoreReadOnly,
     StoreUnavailable,
     StoreUnsupported,
+    krakenex,
 )
 from kraken_nonce_redis.errors import from_redis
 from kraken_nonce_redis.permissions import COMMANDS, least_permissions
@@ -84,6 +87,40 @@ def test_settings_of_a_lock(face: Face, valkey: Server, untouched: None, paramet
     with fails(InvalidArgument, parameter) as caught:
         face.lock(face.client(valkey), **{parameter: value})
     assert caught.value.parameter == parameter
+
+
+MIXED_UP = ("durable", "name", "namespace", "on_event", "pace", "scope", "trail", "ttl")
+
+
+@pytest.mark.parametrize("parameter", MIXED_UP)
+@pytest.mark.parametrize("value", [KEY, KEY.encode(), [KEY], {KEY: 1}], ids=lambda value: type(value).__name__)
+def test_an_api_key_in_the_wrong_place(face: Face, valkey: Server, untouched: None, parameter: str, value: Any) -> None:
+    """What is passed as another parameter by mistake may be a secret, so the error does not show it."""
+    with fails(InvalidArgument, parameter):
+        face.lock(face.client(valkey), **{parameter: value})
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("kind", "parameter"),
+    [
+        (Pace, "tier"),
+        (Pace, "costs"),
+        (Pace, "startup_rate"),
+        (Retries, "waits"),
+        (krakenex.API, "deadline"),
+        (krakenex.API, "on_absent"),
+        (krakenex.API, "on_event"),
+        (krakenex.API, "on_unknown"),
+        (krakenex.API, "retries"),
+        (krakenex.API, "wait_timeout"),
+    ],
+)
+def test_an_api_key_in_the_place_of_an_option(valkey: Server, kind: Any, parameter: str) -> None:
+    """The same goes for the options of clients."""
+    options = {"redis": valkey.url} if kind is krakenex.API else {}
+    with fails(InvalidArgument, parameter):
+        kind(**options, **{parameter: KEY})
 
 
 @pytest.mark.parametrize("ttl", [1, 1.0, 3600])
@@ -292,7 +329,8 @@ def every_call(face: Face, client: Any) -> list[Callable[[], Any]]:
 def test_a_read_only_replica(face: Face, valkey: Server, private_server: PrivateServer, kind: Any) -> None:
     """A replica says that the master is to be used, and no nonce comes from it."""
     replica = private_server(kind, "--replicaof", "127.0.0.1", str(valkey.port) if kind is VALKEY else "1")
-    for call in every_call(face, face.client(replica)):
+    client = face.client(replica)
+    for call in [*every_call(face, client), face.lock(client).ping]:
         # One that never had its master's data may refuse for that reason first.
         with fails(StoreReadOnly, KEYS.state, "master"):
             call()
@@ -383,7 +421,8 @@ def test_out_of_memory(face: Face, real_server: Server) -> None:
         view.client.config_set("maxmemory-policy", "noeviction")
         view.client.config_set("maxmemory", "1")
         before = view.everything()
-        for call in every_call(face, face.client(real_server)):
+        client = face.client(real_server)
+        for call in [*every_call(face, client), face.lock(client).ping]:
             with fails(StoreOutOfMemory, KEYS.state, "nothing was changed"):
                 call()
         assert view.everything() == before
