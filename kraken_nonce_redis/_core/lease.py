@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from kraken_nonce_redis._redis.command import Command
     from kraken_nonce_redis._redis.commands import Extended
 
+GIVEN_UP: Final = "This process is shutting down and has released it"
+"""What is said of a lease that its holder had to give up."""
 # Seconds by which a lease is at least longer than the call that it is extended for: until that is sent, a distant Redis
 # has to answer and a busy machine to get back to it.
 _SLACK: Final = 1.0
@@ -50,6 +52,7 @@ class Grant:
         deadline: its end on `clock.now`.
         holds: how many holds of it have not ended; the last one releases it.
         over: whether it was released or lost.
+        given_up: whether it was released for its holder, since this process is shutting down.
         mark: its first item is 0 in a forked child, which does not own the lease.
         began: when it was granted, on `clock.now`.
         told_lost: whether its loss was told.
@@ -71,6 +74,7 @@ class Grant:
         self.record = NO_CALL
         self.holds = 1
         self.over = False
+        self.given_up = False
         self.began: Final = clock.now()
         self.told_lost = False
         self.told_over = False
@@ -164,8 +168,9 @@ class LeaseCore:
         left = self.remaining()
         if left <= seconds:
             found = f"has {left:.1f} s left, and more than {seconds:g} s are needed" if left else "has ended"
+            advice = GIVEN_UP if self.grant.given_up else "Choose a longer ttl"
             raise LeaseLost(
-                f"the lease on {self._lock.keys.state} {found}; sign and send nothing under it. Choose a longer ttl",
+                f"the lease on {self._lock.keys.state} {found}; sign and send nothing under it. {advice}",
                 self._lock.keys.state,
             )
 

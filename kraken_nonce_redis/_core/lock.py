@@ -13,7 +13,7 @@ from kraken_nonce_redis import _telling as telling
 from kraken_nonce_redis import events
 from kraken_nonce_redis._arguments import DEFAULT_NAMESPACE, DEFAULT_TTL
 from kraken_nonce_redis._core import names
-from kraken_nonce_redis._core.lease import Renewal, logger
+from kraken_nonce_redis._core.lease import GIVEN_UP, Renewal, logger
 from kraken_nonce_redis._core.record import NO_CALL, CallRecord
 from kraken_nonce_redis._core.steps import Pause, Run, Tell, running
 from kraken_nonce_redis._core.waiters import Waiter
@@ -303,8 +303,11 @@ class LockCore(Generic[L]):
         # A release sent twice may have worked the first time. After a single one, another caller has ended the lease.
         if release == "lost" or (release == "gone" and not (command.repeated and left)):
             self.lost(lease, left)
-            # Who renews it can't be helped by that: Redis was away, or the process stood still.
-            advice = "" if grant.renewal is not None else ". Choose a longer ttl, or auto_renew=True"
+            if grant.given_up:
+                advice = f". {GIVEN_UP}"
+            else:
+                # Who renews it can't be helped by that: Redis was away, or the process stood still.
+                advice = "" if grant.renewal is not None else ". Choose a longer ttl, or auto_renew=True"
             problem = (
                 f"the lease on {self.keys.state} ended before it was released; another caller may have held the "
                 f"lock in the meantime{advice}"
@@ -363,6 +366,7 @@ class LockCore(Generic[L]):
         grant, left = lease.grant, lease.grant.remaining()
         if grant.over or not grant.end():
             return False
+        grant.given_up = True
         self._give_back(lease, left)
         grant.told_lost = True  # its holder will be told of that by its error
         self._let_go(grant)

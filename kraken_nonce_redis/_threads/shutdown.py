@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any, Final
 
@@ -78,16 +79,26 @@ def shutdown_on_signal(
         signals: by default SIGTERM alone.
 
     Raises:
-        InvalidArgument: the seconds are out of range, or this is not the main thread.
+        InvalidArgument: the seconds are out of range, a signal can have no handler, or this is not the main thread.
     """
     closing.checked(seconds)
+    numbers = _checked(signals)
     if threading.current_thread() is not threading.main_thread():
         raise InvalidArgument("signals", "handlers can be set in the main thread only")
-    for number in signals:
+    for number in numbers:
         _handle(number, seconds, signal.getsignal(number))
 
 
-def _handle(number: signal.Signals, seconds: float, before: Any) -> None:
+def _checked(signals: object) -> tuple[int, ...]:
+    """Return signals that can have handlers. Raises `InvalidArgument`."""
+    numbers: tuple[Any, ...] = tuple(signals) if isinstance(signals, Iterable) else (None,)
+    can = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+    if not all(isinstance(number, int) and number in can for number in numbers):
+        raise InvalidArgument("signals", "must be a list of signals that can have handlers, such as [signal.SIGTERM]")
+    return numbers
+
+
+def _handle(number: int, seconds: float, before: Any) -> None:
     def end() -> None:
         shutdown(seconds)
         time.sleep(_HEARING)

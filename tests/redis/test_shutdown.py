@@ -147,17 +147,21 @@ def in_child(program: str, *arguments: str) -> str:
 
 OWN = """
 import sys, time
-from contextlib import suppress
+from contextlib import contextmanager
 import kraken_nonce_redis
 from kraken_nonce_redis import CallLock, LeaseLost, NonceAllocator, ShuttingDown
 lock = CallLock.from_url(sys.argv[1], "key")
-with suppress(LeaseLost), lock.hold() as lease:
+@contextmanager
+def losing():
+    try:
+        yield
+    except LeaseLost as error:
+        print("lost" if "is shutting down" in str(error) and "ttl" not in str(error) else error)
+with losing(), lock.hold() as lease:
     start = time.monotonic()
     print(kraken_nonce_redis.shutdown(20), time.monotonic() - start < 5, lease.lost)
-    try:
+    with losing():
         lease.next_nonce()
-    except LeaseLost:
-        print("lost")
 try:
     lock.acquire()
 except ShuttingDown:
@@ -168,7 +172,7 @@ print(NonceAllocator.from_url(sys.argv[1], "key").next() > 0)
 
 def test_in_the_thread_that_holds(valkey: Server) -> None:
     """What the caller itself holds can't end meanwhile, so it is given up at once. Nonces alone are still given."""
-    assert in_child(OWN, valkey.url) == "False True True\nlost\nrefused\nTrue\n"
+    assert in_child(OWN, valkey.url) == "False True True\nlost\nlost\nrefused\nTrue\n"
     with kraken_nonce_redis.CallLock.from_url(valkey.url, "key").hold(timeout=0):
         pass
 
@@ -320,6 +324,25 @@ def test_wrong_seconds(seconds: Any) -> None:
     for end in (kraken_nonce_redis.shutdown, kraken_nonce_redis.shutdown_on_signal):
         with pytest.raises(InvalidArgument, match="seconds"):
             end(seconds)
+
+
+@pytest.mark.parametrize(
+    "signals",
+    [signal.SIGTERM, None, [signal.SIGUSR1, signal.SIGKILL], [signal.SIGUSR1, 999], "SIGUSR1", [None]],
+    ids=repr,
+)
+def test_wrong_signals(signals: Any) -> None:
+    """What is no list of signals, or has one that can have no handler, is refused, and no handler is set."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        with pytest.raises(InvalidArgument, match=r"^signals: ") as caught:
+            kraken_nonce_redis.shutdown_on_signal(signals=signals)
+        assert caught.value.parameter == "signals"
+        assert [signal.getsignal(number) for number in numbers] == before
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def test_in_the_wrong_place() -> None:
