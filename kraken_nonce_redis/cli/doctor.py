@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
@@ -11,17 +12,15 @@ from rich.console import Console
 from rich.text import Text
 
 from kraken_nonce_redis._texts import printable
-from kraken_nonce_redis._threads.connections import ClusterAddress
 from kraken_nonce_redis.cli.exit_codes import ExitCode
 from kraken_nonce_redis.cli.options import examples, json_option, namespace_option, print_json, redis_option
-from kraken_nonce_redis.cli.place import Place
+from kraken_nonce_redis.cli.place import Place, joined
 from kraken_nonce_redis.doctor import LEVELS, diagnose, examine
-from kraken_nonce_redis.errors import raise_from_redis
+from kraken_nonce_redis.errors import StoreUnavailable, raise_from_redis
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from kraken_nonce_redis._threads.connections import Source
     from kraken_nonce_redis.doctor import Finding
 
 _COLOURS: Final = {"ok": "green", "note": "blue", "warning": "yellow", "problem": "red"}
@@ -52,7 +51,8 @@ def doctor(url: str | None, *, strict: bool, namespace: str, as_json: bool) -> N
     """
     place = Place(url)
     place.master()  # without Sentinels nothing could be seen
-    found = {name: diagnose(examine(client, namespace)) for name, client in _servers(place.client)}
+    with contextlib.ExitStack() as opened:
+        found = {name: diagnose(examine(client, namespace)) for name, client in _servers(place, opened)}
     worst = max((finding.level for findings in found.values() for finding in findings), key=LEVELS.index)
     if as_json:
         rows = [
@@ -68,17 +68,21 @@ def doctor(url: str | None, *, strict: bool, namespace: str, as_json: bool) -> N
         raise click.exceptions.Exit(ExitCode.NO)
 
 
-def _servers(source: Source) -> Iterator[tuple[str, redis.Redis]]:
-    """Yield a client for the one server, without a name, or for each master of a cluster. Raises `StoreError`."""
-    if isinstance(source, redis.Redis):
-        yield "", source
-        return
+def _servers(place: Place, opened: contextlib.ExitStack) -> list[tuple[str, redis.Redis]]:
+    """Return a client for the one server, without a name, or for each master of a cluster. Raises `StoreError`."""
     try:
-        cluster = source.connect() if isinstance(source, ClusterAddress) else source
-        masters = [(str(node.name), cluster.get_redis_connection(node)) for node in cluster.get_primaries()]
+        masters = list(place.masters(opened))
     except (redis.RedisError, OSError) as error:
         raise_from_redis(error, "doctor", "")
-    yield from masters
+    if not masters:
+        raise StoreUnavailable("doctor", "", "no node of the cluster has any hash slots")
+    if place.kind != "cluster":
+        return [("", master) for master in masters]
+    named = []
+    for master in masters:
+        options = master.connection_pool.connection_kwargs
+        named.append((joined(options["host"], options["port"]), master))
+    return named
 
 
 def _print(found: Mapping[str, Sequence[Finding]]) -> None:

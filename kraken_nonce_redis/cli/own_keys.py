@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 from kraken_nonce_redis._redis import commands
 from kraken_nonce_redis._threads.connections import ClusterAddress
@@ -33,5 +33,5 @@ def removed_afterwards(source: Source, keys: Keyspace) -> Generator[None]:
             yield
         finally:
             client.delete(*keys.for_the_lock)
-    except RedisError as error:
+    except (RedisError, RedisClusterException) as error:
         raise_from_redis(error, "clean up", keys.state)

@@ -83,8 +83,8 @@ class Place:
         """Hosts and ports, or the path of a socket, as the URL has them; never a login."""
         options = self._url.options
         if self._url.kind == "server":
-            return printable(options["path"] if "path" in options else _joined(options["host"], options["port"]))
-        return printable(",".join(_joined(*host) for host in self._url.hosts))
+            return printable(options["path"] if "path" in options else joined(options["host"], options["port"]))
+        return printable(",".join(joined(*host) for host in self._url.hosts))
 
     @property
     def database(self) -> int:
@@ -129,7 +129,7 @@ class Place:
             known = pool.sentinel_manager.sentinels[0].sentinel_master(service)
             if int(known["config-epoch"]) and "failover_in_progress" not in str(known["flags"]):
                 elected = int(known["role-reported-time"]) / 1000
-        return Master(_joined(host, int(port)), elected)
+        return Master(joined(host, int(port)), elected)
 
     def node(self, keys: Keyspace) -> str | None:
         """Return the node of a cluster that has a key, None for another kind or if no node tells."""
@@ -139,7 +139,7 @@ class Place:
         with contextlib.suppress(RedisError, OSError):
             for first, last, host, port in self._slots(self.client):
                 if first <= slot <= last:
-                    return _joined(host, port)
+                    return joined(host, port)
         return None
 
     def scanning(self, namespace: str) -> Generator[set[str]]:
@@ -149,7 +149,7 @@ class Place:
         """
         try:
             with contextlib.ExitStack() as opened:
-                for client in self._masters(opened):
+                for client in self.masters(opened):
                     cursor, begun = 0, False
                     while cursor or not begun:
                         begun = True
@@ -159,8 +159,8 @@ class Place:
         except (RedisError, OSError) as error:
             raise_from_redis(error, "scan", f"{namespace}:*")
 
-    def _masters(self, opened: contextlib.ExitStack) -> Iterator[redis.Redis]:
-        """Yield a client for the one server, or for each master of a cluster."""
+    def masters(self, opened: contextlib.ExitStack) -> Iterator[redis.Redis]:
+        """Yield a client for the one server, or for each master of a cluster. Raises what redis-py raises."""
         if isinstance(self.client, redis.Redis):
             yield self.client
         elif isinstance(self.client, ClusterAddress):
@@ -204,5 +204,6 @@ def _once() -> Retry:
     return Retry(NoBackoff(), 0)
 
 
-def _joined(host: str, port: int) -> str:
+def joined(host: str, port: int) -> str:
+    """Return a host and port as URLs have them."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

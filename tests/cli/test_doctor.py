@@ -525,12 +525,21 @@ def test_a_node_of_a_cluster(private_server: PrivateServer) -> None:
         assert of(found, "scripts") == {"ok": "all run"}
 
 
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
 @pytest.mark.parametrize("user", ["", f":{PASSWORD}@"])
-def test_no_server(user: str) -> None:
+def test_no_server(user: str, scheme: str) -> None:
     """A Redis that can't be reached is exit code 3, as with every command."""
-    result = run(url=f"redis://{user}127.0.0.1:1/0")
+    result = run(url=f"{scheme}://{user}127.0.0.1:1")
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (3, "", 1)
     assert "Redis can't be reached" in result.stderr
+
+
+def test_no_cluster(private_server: PrivateServer) -> None:
+    """Neither is a server that is no cluster, nor one that has no hash slots yet, and what is wrong is said."""
+    for options, said in ((), "the server is no cluster"), (("--cluster-enabled", "yes"), "has any hash slots"):
+        result = run(url=f"redis+cluster://127.0.0.1:{private_server(VALKEY, *options).port}")
+        assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (3, "", 1)
+        assert said in result.stderr
 
 
 def test_a_server_that_hangs(private_server: PrivateServer) -> None:

@@ -15,20 +15,33 @@ import redis
 from click.testing import CliRunner
 
 import kraken_nonce_redis
-from kraken_nonce_redis import CallLock, InvalidArgument, LeaseLost, NonceAllocator, StoreReadOnly, StoreUnavailable
+from kraken_nonce_redis import (
+    CallLock,
+    InvalidArgument,
+    LeaseLost,
+    NonceAllocator,
+    StoreError,
+    StoreOutOfMemory,
+    StoreReadOnly,
+    StoreUnavailable,
+)
 from kraken_nonce_redis._redis import commands, journal
 from kraken_nonce_redis._redis.keyspace import Keyspace
+from kraken_nonce_redis._threads.connections import ClusterAddress, client_from_url
 from kraken_nonce_redis.cli.app import app
+from kraken_nonce_redis.cli.own_keys import removed_afterwards
 from kraken_nonce_redis.permissions import ROLES, least_permissions
 from tests.support.command import Terminal
-from tests.support.helpers import environment, run
+from tests.support.helpers import Rival, View, environment, run
 from tests.support.servers import free_port
 
 if TYPE_CHECKING:
     from click.testing import Result
 
+    from tests.conftest import PrivateServer
     from tests.support.faces import Face
-    from tests.support.servers import Server
+    from tests.support.servers import AnyServer, Server
+    from tests.support.topologies import ClusterTopology
 
 pytestmark = pytest.mark.once
 
@@ -152,6 +165,52 @@ def test_ready_with_a_bots_permissions(valkey: Server) -> None:
     admin.execute_command("ACL", "SETUSER", "bot", "reset", "on", f">{PASSWORD}", *least_permissions())
     assert call("ready", "--redis", f"redis://bot:{PASSWORD}@127.0.0.1:{valkey.port}").exit_code == 0
     admin.execute_command("ACL", "DELUSER", "bot")
+
+
+def test_ping_of_a_full_server(face: Face, private_server: PrivateServer, api_key: str) -> None:
+    """Who is over its maxmemory takes no writes, so neither the command nor the method says yes; a lease goes on."""
+    server = private_server()
+    lock, admin = face.lock(face.client(server), api_key), server.client()
+    with lock.hold():
+        before = {key: admin.dump(key) for key in admin.keys("*")}
+        lock.ping()
+        admin.config_set("maxmemory-policy", "noeviction")
+        admin.config_set("maxmemory", "1")
+        with pytest.raises(StoreOutOfMemory, match="maxmemory"):
+            lock.ping()
+        full = call("ready", "--redis", server.url)
+        assert (full.exit_code, full.stdout) == (3, "")
+        assert full.stderr.startswith("kraken-nonce: ping: the server is over its maxmemory")
+        assert {key: admin.dump(key) for key in admin.keys("*")} == before
+    admin.config_set("maxmemory", "0")
+    assert lock.ping() > 0
+    assert call("ready", "--redis", server.url).exit_code == 0
+
+
+def test_a_cluster_that_is_lost_before_the_cleaning_up(
+    cluster: ClusterTopology, api_key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `bench` and `demo` meet then is an error of the library, though redis-py's is no RedisError."""
+
+    def fail(_: ClusterAddress) -> None:
+        raise redis.exceptions.RedisClusterException("Redis Cluster cannot be connected")
+
+    monkeypatch.setattr(ClusterAddress, "connect", fail)
+    keys = Keyspace.of("kraken-nonce", api_key)
+    source = client_from_url(cluster.url)
+    with pytest.raises(StoreError, match="clean up"), removed_afterwards(source, keys):
+        pass
+
+
+def test_ping_beside_waiters(face: Face, server: AnyServer, redis_client: redis.Redis) -> None:
+    """It changes neither the state nor the queue, on fakeredis either."""
+    rival, waiter = Rival(redis_client), Rival(redis_client)
+    rival.take()
+    waiter.queue_up()
+    view = View(redis_client)
+    before = view.everything()
+    face.lock(face.client(server)).ping()
+    assert view.everything() == before
 
 
 def test_ping(face: Face, valkey: Server, api_key: str) -> None:
