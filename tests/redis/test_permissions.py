@@ -141,6 +141,7 @@ def test_in_a_cluster(face: Face, cluster: ClusterTopology) -> None:
             nonces = face.allocator_from_url(url)
             if not missing:
                 before = nonces.next()
+                assert face.lock_from_url(url).ping() > 0
             source, target = cluster.begin_migration(KEYS.state)
             try:
                 cluster.move_keys(KEYS.state, source, target)
