@@ -92,7 +92,8 @@ def shutdown_on_signal(
 def _checked(signals: object) -> tuple[int, ...]:
     """Return signals that can have handlers. Raises `InvalidArgument`."""
     numbers: tuple[Any, ...] = tuple(signals) if isinstance(signals, Iterable) else (None,)
-    can = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+    never = {getattr(signal, name, None) for name in ("SIGKILL", "SIGSTOP")}  # Windows has neither
+    can = signal.valid_signals() - never
     if not all(isinstance(number, int) and number in can for number in numbers):
         raise InvalidArgument("signals", "must be a list of signals that can have handlers, such as [signal.SIGTERM]")
     return numbers
