@@ -20,9 +20,12 @@ class _Request(_Stock):  # type: ignore[misc]
 
     async def send(self, conn: Any) -> Any:
         body = getattr(self.body, "_value", self.body)
-        with leaving.sending(self.headers, body, clock.now() - self._begun):
-            response = await super().send(conn)
-        response.sent = leaving.request_of(self.headers, leaving.fields_of(body))
+        sent = leaving.request_of(self.headers, leaving.fields_of(body))
+        # Its timeout counts for connecting and all the rest together.
+        seconds = None if sent is None else max(0.0, sent.step.seconds - (clock.now() - self._begun))
+        leaving.leave(self.headers, body, seconds, seen=True)
+        response = await super().send(conn)
+        response.sent = sent
         return response
 
 

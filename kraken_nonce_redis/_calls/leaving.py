@@ -92,46 +92,52 @@ class Request:
     def left(self, left: bool) -> None:
         self.step.left = left
 
-    def leave(self, fields: Mapping[str, Any]) -> None:
+    def leave(self, fields: Mapping[str, Any], seconds: float | None = None, *, seen: bool = False) -> None:
         """Begin to send it, with these parameters in its body; to be called last before.
 
-        This is for a transport that can't be looked at from inside; else it is `leaving`, which may follow. Raises
-        `IncompatibleClient` for a second time, and for another ``cl_ord_id``; `LeaseLost` if the answer might come
-        after the lease.
+        Raises `IncompatibleClient` for a second time, and for another ``cl_ord_id``; `LeaseLost` if the answer might
+        come after the lease; `HoldTimeout` when it is too late.
+
+        Args:
+            fields: the parameters.
+            seconds: as in `Send.check`.
+            seen: whether the transport is looked at from inside, when it has a connection. That may follow for a
+                request that another transport has begun to send before.
         """
         with self._turn:
-            self._leave(fields, allowed=not self.left)
+            self._check_or_refuse(fields, seconds, allowed=not (self._seen if seen else self.left))
+            self.left = True
+            self._seen = self._seen or seen
 
-    def _leave(self, fields: Mapping[str, Any], elapsed: float = 0.0, *, allowed: bool) -> None:
+    def _check_or_refuse(self, fields: Mapping[str, Any], seconds: float | None = None, *, allowed: bool) -> None:
         if not allowed:
             self._refuse_again()
         try:
-            self._check(fields, elapsed)
+            self._check(fields, seconds)
         except Exception as error:
             self._refusal = error
             raise
-        self.left = True
 
-    def _check(self, fields: Mapping[str, Any], elapsed: float) -> None:
+    def _check(self, fields: Mapping[str, Any], seconds: float | None) -> None:
         cl_ord_id = self.step.params.get("cl_ord_id")
         if isinstance(cl_ord_id, str) and str(fields.get("cl_ord_id")) != cl_ord_id:
             raise IncompatibleClient(self._client, _OTHER_ORDER)
-        self.step.check(elapsed)
+        self.step.check(seconds)
 
     @contextlib.contextmanager
-    def leaving(self, fields: Mapping[str, Any], elapsed: float) -> Generator[None]:
-        """Send it inside of this block, which ends with an exception of its own if there was no connection.
+    def connecting(self, fields: Mapping[str, Any]) -> Generator[None]:
+        """Look for a connection and send it inside of this block, by a transport that is looked at from inside.
 
-        ``elapsed`` is as in `Send.check`. Raises as `leave`.
+        The block may be nested: a transport that got no connection may try again. Raises as `leave`, before there is
+        a connection.
         """
         with self._turn:
-            self._leave(fields, elapsed, allowed=not self._seen)
-            self._seen = True
+            self._check_or_refuse(fields, allowed=not self._seen)
         try:
             yield
         except Exception as error:
             if outcomes.of_failure(error).outcome is Outcome.NOT_CARRIED_OUT:
-                self.left = self._seen = False
+                self.left = self._seen
             raise
 
     def refuse_foreign(self) -> NoReturn:
@@ -232,23 +238,20 @@ def request_of(headers: Mapping[Any, Any], fields: Mapping[str, Any]) -> Request
     return _under_way.get((str(headers.get("API-Key")), str(fields.get("nonce"))))
 
 
-def sending(
-    headers: Mapping[Any, Any] | None, body: object, elapsed: float = 0.0
-) -> contextlib.AbstractContextManager[None]:
-    """Send a request inside of this block; a public one as it is, or one of another client with its own API key.
+def connecting(headers: Mapping[Any, Any] | None, body: object) -> contextlib.AbstractContextManager[None]:
+    """Look for a connection and send a request inside of this block, as `Request.connecting`. Raises as `leave`."""
+    request = _meant(headers, body)
+    return contextlib.nullcontext() if request is None else request.connecting(fields_of(body))
 
-    ``elapsed`` is as in `Send.check`. Raises `IncompatibleClient` for a signed one that is not that of a step under
-    way, and as `Request.leave`.
+
+def leave(headers: Mapping[Any, Any] | None, body: object, seconds: float | None = None, *, seen: bool = False) -> None:
+    """Begin to send a request, as `Request.leave`; a public one as it is, or one of another client with its own key.
+
+    Raises `IncompatibleClient` for a signed one that is not that of a step under way, and as `Request.leave`.
     """
     request = _meant(headers, body)
-    return contextlib.nullcontext() if request is None else request.leaving(fields_of(body), elapsed)
-
-
-def leave(headers: Mapping[Any, Any] | None, body: object) -> None:
-    """Begin to send a request by a transport that can't be looked at from inside. Raises as `sending`."""
-    request = _meant(headers, body)
     if request is not None:
-        request.leave(fields_of(body))
+        request.leave(fields_of(body), seconds, seen=seen)
 
 
 def _meant(headers: Mapping[Any, Any] | None, body: object) -> Request | None:

@@ -1,7 +1,8 @@
 """What the adapters for clients that send by requests have in common.
 
-The last look at a request is in urllib3's pool, below all that a session, its adapters or a subclass of them may do. So
-the classes of a session's adapters and pools are replaced by subclasses, made here of whatever they are.
+The last look at a request is in urllib3's connection, below all that a session, its adapters or a subclass of them may
+do: connecting may take long, since urllib3 tries each of a host's addresses for the whole timeout. So the classes of a
+session's adapters, pools and connections are replaced by subclasses, made here of whatever they are.
 """
 
 from __future__ import annotations
@@ -32,8 +33,30 @@ class _Pool(_Stock):  # type: ignore[misc]
     """What is different in a urllib3 pool."""
 
     def urlopen(self, method: str, url: str, body: Any = None, headers: Any = None, *rest: Any, **more: Any) -> Any:
-        with leaving.sending(headers, body):
+        with leaving.connecting(headers, body):
             return super().urlopen(method, url, body, headers, *rest, **more)
+
+    def _make_request(self, conn: Any, *args: Any, timeout: Any, **kwargs: Any) -> Any:
+        limits = self._get_timeout(timeout)
+        limits.start_connect()
+        _watched(conn, _Connection).limits = limits
+        return super()._make_request(conn, *args, timeout=timeout, **kwargs)
+
+
+class _Connection(_Stock):  # type: ignore[misc]
+    """What is different in a connection of a urllib3 pool.
+
+    Attributes:
+        limits: urllib3's Timeout of the request that is about to be sent.
+    """
+
+    limits: Any
+
+    def request(self, method: str, url: str, body: Any = None, headers: Any = None, *rest: Any, **more: Any) -> Any:
+        if self.sock is None:
+            self.connect()  # as it would by itself, but before the last look
+        leaving.leave(headers, body, _number(self.limits.read_timeout), seen=True)
+        return super().request(method, url, body, headers, *rest, **more)
 
 
 class _Transport(_Stock):  # type: ignore[misc]

@@ -79,14 +79,14 @@ class Send:
     latest: float | None = None
     left: bool = False
 
-    def check(self, elapsed: float = 0.0) -> None:
+    def check(self, seconds: float | None = None) -> None:
         """Raise `LeaseLost` if the lease may end before the answer comes. To be called last before sending.
 
-        ``elapsed`` is how many seconds the request has taken already, to connect. Raises `HoldTimeout` when it is too
-        late for the request.
+        ``seconds`` is how long the answer may take when there is a connection; None for all of the request. Raises
+        `HoldTimeout` when it is too late for the request.
         """
         check_patience(self.method, self.latest)
-        self.lease.check(max(0.0, self.seconds - elapsed))
+        self.lease.check(self.seconds if seconds is None else seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -18,6 +20,7 @@ import aiohttp
 import krakenex
 import pytest
 import requests
+import urllib3
 from kraken import spot
 from requests.adapters import BaseAdapter, HTTPAdapter
 
@@ -25,9 +28,11 @@ import kraken_nonce_redis.ccxt
 import kraken_nonce_redis.ccxt.async_support
 from kraken_nonce_redis import (
     CallLock,
+    HoldTimeout,
     IncompatibleClient,
     InvalidArgument,
     KrakenNonceError,
+    LeaseLost,
     NonceAllocator,
     NotCarriedOut,
     OutcomeUnknown,
@@ -529,23 +534,228 @@ class TestSentTwice:
         assert_nothing_is_pending(sim, valkey)
         api.close()
 
+
+# Connecting takes long
+
+
+def after(seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function, or one of a coroutine, that begins later."""
+
+    def later(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(seconds)
+        return function(*args, **kwargs)
+
+    async def later_in_a_loop(*args: Any, **kwargs: Any) -> Any:
+        await asyncio.sleep(seconds)
+        return await function(*args, **kwargs)
+
+    return later_in_a_loop if inspect.iscoroutinefunction(function) else later
+
+
+class TestSlowToConnect:
+    """The last look is when there is a connection, whatever it took to get it."""
+
+    @staticmethod
+    def slow_down(patch: pytest.MonkeyPatch, seconds: float) -> None:
+        """Have each connection of a client take a time; no timeout of requests counts that if an address is silent."""
+        for kind, name in (
+            (urllib3.util.connection, "create_connection"),
+            (aiohttp.TCPConnector, "connect"),
+        ):
+            patch.setattr(kind, name, after(seconds, getattr(kind, name)))
+
     @pytest.mark.long
-    @pytest.mark.parametrize("name", ["ccxt-async", "sdk-async"])
-    def test_slow_to_connect(
+    @pytest.mark.parametrize("name", BOTS)
+    def test_in_time(self, sim: KrakenSimulator, valkey: Server, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        """A request that took some of its time to connect needs no more of its lease than the rest of it."""
+        with BOTS[name](*access(sim), redis=valkey.url, ttl=1, call_timeout=20, retries=QUICK) as bot:
+            self.slow_down(monkeypatch, 2.5)
+            assert place(bot)
+
+    @pytest.mark.parametrize("name", BOTS)
+    def test_out_of_patience(
         self, sim: KrakenSimulator, valkey: Server, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
-        """A request that took some of its time to connect needs no more of its lease than the rest of it."""
-        connect = aiohttp.TCPConnector.connect
+        """An order does not leave when its patience is over."""
+        with BOTS[name](*access(sim), redis=valkey.url, patience=0.4, retries=QUICK) as bot:
+            with monkeypatch.context() as patch:
+                self.slow_down(patch, 0.6)
+                with pytest.raises(HoldTimeout, match="patience ended"):
+                    place(bot)
+            assert sim.requests() == []
+            assert_nothing_is_pending(sim, valkey)
+            assert place(bot)
 
-        async def slowly(*args: Any, **kwargs: Any) -> Any:
-            connection = await connect(*args, **kwargs)
-            await asyncio.sleep(2.5)
-            return connection
+    @pytest.mark.parametrize("name", ["krakenex", "ccxt", "sdk"])
+    def test_silent_addresses(
+        self, sim: KrakenSimulator, valkey: Server, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        """Silent addresses before the right one, for each of which the timeout begins anew, take the lease's time."""
+        lookup, port = socket.getaddrinfo, int(sim.url.rpartition(":")[2])
+        with contextlib.ExitStack() as silent:
+            addresses = []
+            for _ in range(3):
+                listening = silent.enter_context(socket.create_server((HOST, 0), backlog=0))
+                addresses.append(listening.getsockname())
+                for _ in range(2):  # more than it queues
+                    waiting = silent.enter_context(socket.socket())
+                    waiting.settimeout(0)
+                    waiting.connect_ex(addresses[-1])
+            found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in [*addresses, (HOST, port)]]
+            monkeypatch.setattr(
+                socket, "getaddrinfo", lambda host, *args: found if host == "kraken.test" else lookup(host, *args)
+            )
+            options: dict[str, Any] = {"redis": valkey.url, "ttl": 2.5, "patience": None, "retries": QUICK}
+            options |= {"timeout": 1000} if name == "ccxt" else {"call_timeout": 1}
+            with BOTS[name]("http://kraken.test", sim.key, sim.secret, **options) as bot:
+                with pytest.raises(LeaseLost, match="has ended"):
+                    place(bot)
+                assert sim.requests() == []
+                assert_nothing_is_pending(sim, valkey)
+                found[:3] = []
+                assert place(bot)
 
-        with BOTS[name](*access(sim), redis=valkey.url, ttl=1, call_timeout=20, retries=QUICK) as bot:
-            prepare(bot)
-            monkeypatch.setattr(aiohttp.TCPConnector, "connect", slowly)
-            assert bot.order("limit")
+    @pytest.mark.parametrize("name", ["krakenex", "ccxt", "sdk"])
+    def test_used_again(self, sim: KrakenSimulator, valkey: Server, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        """A connection that is used again may have been waited for, too."""
+        with BOTS[name](*access(sim), redis=valkey.url, patience=0.4, retries=QUICK) as bot:
+            assert place(bot)
+            pool = urllib3.connectionpool.HTTPConnectionPool
+            monkeypatch.setattr(pool, "_get_conn", after(0.6, pool._get_conn))
+            with pytest.raises(HoldTimeout, match="patience ended"):
+                place(bot)
+        assert len(sim.orders()) == len(sim.requests()) == 1
+        assert_nothing_is_pending(sim, valkey)
+
+    @pytest.mark.parametrize("proxied", [False, True])
+    def test_tls(self, sim: KrakenSimulator, valkey: Server, monkeypatch: pytest.MonkeyPatch, *, proxied: bool) -> None:
+        """TLS comes before the last look, directly and through a proxy."""
+        with contextlib.ExitStack() as stack:
+            front = stack.enter_context(HttpsFront(int(sim.url.rpartition(":")[2])))
+            proxy = stack.enter_context(Tunnel())
+            bot = stack.enter_context(
+                BOTS["krakenex"](front.url, sim.key, sim.secret, redis=valkey.url, patience=0.4, retries=QUICK)
+            )
+            monkeypatch.setenv("REQUESTS_CA_BUNDLE", front.authority)
+            if proxied:
+                set_proxy(bot, proxy.url)
+            with monkeypatch.context() as patch:
+                patch.setattr(ssl.SSLContext, "wrap_socket", after(0.6, ssl.SSLContext.wrap_socket))
+                with pytest.raises(HoldTimeout, match="patience ended"):
+                    place(bot)
+            assert sim.requests() == []
+            assert place(bot)
+
+
+class TestRetriesOfConnecting:
+    """urllib3 may try again by itself to connect, as ``HTTPAdapter(max_retries=3)`` has it: nothing has left."""
+
+    @pytest.fixture(params=["krakenex", "ccxt", "sdk"])
+    def bot(self, request: pytest.FixtureRequest, sim: KrakenSimulator, valkey: Server) -> Iterator[Any]:
+        """Return each kind of bot with such a session."""
+        with BOTS[request.param](*access(sim), redis=valkey.url, patience=1, retries=QUICK) as bot:
+            self.mount(bot, 3)
+            yield bot
+
+    @staticmethod
+    def mount(bot: Any, retries: int | urllib3.Retry) -> None:
+        """Have a bot's session try again."""
+        session = getattr(bot.client, "session", None) or bot.client._session
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, HTTPAdapter(max_retries=retries))
+
+    @staticmethod
+    def refuse(patch: pytest.MonkeyPatch, times: int) -> list[int]:
+        """Have the first connections of a client refused; return where they are counted."""
+        create, refused = urllib3.util.connection.create_connection, [0]
+
+        def connect(*args: Any, **kwargs: Any) -> Any:
+            if refused[0] < times:
+                refused[0] += 1
+                raise ConnectionRefusedError
+            return create(*args, **kwargs)
+
+        patch.setattr(urllib3.util.connection, "create_connection", connect)
+        return refused
+
+    def test_connected_later(
+        self, sim: KrakenSimulator, valkey: Server, monkeypatch: pytest.MonkeyPatch, bot: Any
+    ) -> None:
+        """A request leaves with the connection that there is at last, in the same attempt."""
+        refused = self.refuse(monkeypatch, 2)
+        assert place(bot)
+        assert refused == [2]
+        assert len(sim.orders()) == len(sim.requests()) == 1
+        assert_nothing_is_pending(sim, valkey)
+
+    def test_never_connected(
+        self, sim: KrakenSimulator, valkey: Server, monkeypatch: pytest.MonkeyPatch, bot: Any
+    ) -> None:
+        """A request that never left is the client's own error, and nothing is pending."""
+        self.refuse(monkeypatch, 1000)
+        with pytest.raises(REFUSALS) as caught:
+            bot.balance()
+        assert not isinstance(caught.value, KrakenNonceError)
+        with pytest.raises(REFUSALS) as caught:
+            place(bot)
+        assert not isinstance(caught.value, OutcomeUnknown | NotCarriedOut | IncompatibleClient)
+        assert sim.requests() == []
+        assert_nothing_is_pending(sim, valkey)
+
+    def test_after_its_patience(
+        self, sim: KrakenSimulator, valkey: Server, monkeypatch: pytest.MonkeyPatch, bot: Any
+    ) -> None:
+        """An order for which there is a connection too late does not leave."""
+        self.mount(bot, urllib3.Retry(3, read=False, backoff_factor=0.4))
+        self.refuse(monkeypatch, 3)  # urllib3 sleeps 0.8 + 1.6 s between them
+        with pytest.raises(HoldTimeout, match="patience ended"):
+            place(bot)
+        assert sim.requests() == []
+        assert_nothing_is_pending(sim, valkey)
+
+    def test_no_tls(self, sim: KrakenSimulator, valkey: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A connection that ends before TLS is there has let nothing out."""
+        wrap, ended = ssl.SSLContext.wrap_socket, []
+
+        def cut(*args: Any, **kwargs: Any) -> Any:
+            if not ended:
+                ended.append(args)
+                raise ssl.SSLEOFError
+            return wrap(*args, **kwargs)
+
+        with (
+            HttpsFront(int(sim.url.rpartition(":")[2])) as front,
+            BOTS["krakenex"](front.url, sim.key, sim.secret, redis=valkey.url, retries=QUICK) as bot,
+        ):
+            monkeypatch.setenv("REQUESTS_CA_BUNDLE", front.authority)
+            self.mount(bot, 3)
+            monkeypatch.setattr(ssl.SSLContext, "wrap_socket", cut)
+            assert place(bot)
+        assert len(ended) == len(sim.orders()) == len(sim.requests()) == 1
+        assert_nothing_is_pending(sim, valkey)
+
+    def test_broken_tls(self, sim: KrakenSimulator, valkey: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An answer that TLS could not read, after which urllib3 would send again: the request has left."""
+        read, broken = ssl.SSLSocket.recv_into, []
+
+        def spoil(*args: Any, **kwargs: Any) -> Any:
+            count = read(*args, **kwargs)
+            if not broken:
+                broken.append(count)
+                raise ssl.SSLError
+            return count
+
+        with (
+            HttpsFront(int(sim.url.rpartition(":")[2])) as front,
+            BOTS["krakenex"](front.url, sim.key, sim.secret, redis=valkey.url, retries=QUICK) as bot,
+        ):
+            monkeypatch.setenv("REQUESTS_CA_BUNDLE", front.authority)
+            self.mount(bot, 3)
+            monkeypatch.setattr(ssl.SSLSocket, "recv_into", spoil)
+            assert place(bot)
+        assert len(broken) == len(sim.orders()) == 1
+        assert [request.method for request in sim.requests()].count("AddOrder") == 1
+        assert_nothing_is_pending(sim, valkey)
 
 
 # Nonces of other people's
@@ -715,6 +925,38 @@ class Refusing:
         self._listening.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listening.close()
+
+
+class Tunnel(Refusing):
+    """A proxy that connects to whatever it is asked for."""
+
+    def _answer(self) -> None:
+        ends: list[socket.socket] = []
+        with ThreadPoolExecutor() as threads:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = self._listening.accept()
+                    ends.append(client)
+                    host, _, port = client.recv(65536).split()[1].decode().rpartition(":")
+                    ends.append(server := socket.create_connection((host, int(port))))
+                    client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                    threads.submit(self._pass_on, client, server)
+                    threads.submit(self._pass_on, server, client)
+            self._shut(*ends)
+        for end in ends:
+            end.close()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        self._shut(source, target)
+
+    @staticmethod
+    def _shut(*ends: socket.socket) -> None:
+        for end in ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 def place(bot: Any) -> Any:
