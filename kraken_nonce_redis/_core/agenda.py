@@ -52,7 +52,7 @@ class Agenda:
         self._changed = changed
         self._heap: list[tuple[float, int, Chore]] = []
         self._numbers = itertools.count()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may end a hold in the middle of this
         self._look_at = _MANY
 
     def add(self, due: float, chore: Chore) -> None:

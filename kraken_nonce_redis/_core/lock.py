@@ -15,7 +15,7 @@ from kraken_nonce_redis._arguments import DEFAULT_NAMESPACE, DEFAULT_TTL
 from kraken_nonce_redis._core import names
 from kraken_nonce_redis._core.lease import GIVEN_UP, Renewal, logger
 from kraken_nonce_redis._core.record import NO_CALL, CallRecord
-from kraken_nonce_redis._core.steps import Pause, Run, Tell, running
+from kraken_nonce_redis._core.steps import Pause, Run, Tell, is_interruption, running
 from kraken_nonce_redis._core.waiters import Waiter
 from kraken_nonce_redis._core.waiting import Acquired, acquiring
 from kraken_nonce_redis._redis import commands
@@ -114,7 +114,12 @@ class LockCore(Generic[L]):
         return left
 
     def _held(self, owner: object) -> L | None:
-        lease: L | None = self._process_state().held.get((owner, self.keys.state))
+        return self._not_ended(self._process_state().held.get((owner, self.keys.state)))
+
+    def _not_ended(self, lease: L | None) -> L | None:
+        """Return an owner's hold, or the one around it if the garbage collector has ended it in the middle of ours."""
+        while lease is not None and lease.ended:
+            lease = lease.outer if lease._depth > 1 else None
         return lease
 
     def _around(self) -> L | None:
@@ -157,7 +162,7 @@ class LockCore(Generic[L]):
         except BaseException as error:
             if self._depth(owner) > depth:
                 lease = self._own(owner, "release")
-                if not isinstance(error, Exception) and lease.grant.record != before:
+                if is_interruption(error) and lease.grant.record != before:
                     lease.grant.record = lease.grant.record.unheard()  # of this flow's call, not of one before it
                 if isinstance(error, GeneratorExit):
                     self._abandon(owner, depth)
@@ -192,7 +197,7 @@ class LockCore(Generic[L]):
                 process_state, self.keys, member, wishes, ttl=self.ttl, pace=pace, durability=durability, keep=keep
             )
         except BaseException as error:
-            if not isinstance(error, Exception | GeneratorExit):
+            if is_interruption(error) and not isinstance(error, GeneratorExit):
                 # It may have struck after the grant, where nobody else gives the lock back.
                 process_state.give_back(commands.release(self.keys, member, late=True), self.ttl)
             raise
@@ -244,16 +249,16 @@ class LockCore(Generic[L]):
         telling.note(event)
 
     def _nesting(self, owner: object, outer: L, timeout: float | None) -> Flow[L | None]:
-        """Get a hold nested in another one when it is this caller's turn, or None when that has ended before.
+        """Get a hold nested in another one, or None when that has ended, or got another nested one, before.
 
         Raises `HoldTimeout`, `LeaseLost` and `StoreError`.
         """
         if outer._inner is not None or outer._line:
             yield from self._taking_turns(outer, timeout)
-        if outer.ended:
-            return None
         nested, key, held = outer._nested(owner), (owner, self.keys.state), self._process_state().held
-        outer._inner = held[key] = nested  # here and in the next line no interruption strikes
+        if outer.ended or outer._inner is not None:
+            return None
+        outer._inner = held[key] = nested  # since the line above nothing is called, so no interruption strikes
         outer.grant.holds += 1
         try:
             nested._nonce = yield from nested._fresh_nonce()
@@ -295,7 +300,7 @@ class LockCore(Generic[L]):
             if isinstance(error, KrakenNonceError):
                 about_no_call(error)
             if not grant.holds:
-                if not isinstance(error, Exception):
+                if is_interruption(error):
                     grant.record = grant.record.unheard()
                 self._give_back(lease, left)
                 self._let_go(grant)
@@ -329,24 +334,26 @@ class LockCore(Generic[L]):
         When an interruption strikes in here, the owner still has its hold, or it has ended as a whole.
         """
         held, key = self._process_state().held, (lease._owner, self.keys.state)
-        innermost = held.get(key)
+        innermost = self._not_ended(held.get(key))
         if innermost is not None and innermost.grant is lease.grant:
             lease = innermost
         outer, grant = lease.outer, lease.grant
-        if not lease.ended:
-            lease.ended = True
-            if lease is innermost:  # not so in a forked child
-                if lease._depth > 1:
-                    held[key] = outer
-                else:
-                    del held[key]
-            if outer is not None:
-                outer._inner = None
-            grant.holds -= 1  # up to here no interruption strikes, since nothing is called
-            for hold in (lease, outer):
-                if hold is not None and hold._line:
-                    hold._let_in()
-        return not grant.holds and grant.end()
+        if lease.ended:
+            return not grant.holds and grant.end()
+        lease.ended = True
+        if lease is innermost:  # not so in a forked child
+            if lease._depth > 1:
+                held[key] = outer
+            else:
+                del held[key]
+        if outer is not None:
+            outer._inner = None
+        grant.holds -= 1
+        last = not grant.holds  # up to here no interruption strikes, since nothing is called
+        for hold in (lease, outer):
+            if hold is not None and hold._line:
+                hold._let_in()
+        return last and grant.end()
 
     def _release(self, lease: L) -> Command[Release]:
         grant, call = lease.grant, lease.grant.record
@@ -421,7 +428,7 @@ class LockCore(Generic[L]):
         except BaseException as error:
             if grant.holds:
                 raise
-            if not isinstance(error, Exception):
+            if is_interruption(error):
                 grant.record = grant.record.unheard()
             lost()
             self._let_go(grant)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from kraken_nonce_redis import _clock as clock
-from kraken_nonce_redis.errors import HoldTimeout
+from kraken_nonce_redis.errors import HoldTimeout, KrakenNonceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -107,6 +107,14 @@ def check_patience(method: str, latest: float | None) -> None:
 Step: TypeAlias = Run | Tell | Listen | Pause
 Flow: TypeAlias = Generator[Step, Any, T]
 CallFlow: TypeAlias = Generator[Step | Send | Sleep, Any, T]
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Return whether a flow has not failed by itself, but was interrupted, whatever the exception's base class.
+
+    A signal handler may raise any exception at any point, such as celery's SoftTimeLimitExceeded.
+    """
+    return not isinstance(error, KrakenNonceError)
 
 
 def running(command: Command[T]) -> Flow[T]:

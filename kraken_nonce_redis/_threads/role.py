@@ -25,7 +25,7 @@ class Role:
 
     def __init__(self) -> None:
         self._holder: dict[None, Holder] = {}
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()  # a signal handler may come here in the middle of this
 
     @property
     def taken(self) -> bool:

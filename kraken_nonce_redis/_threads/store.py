@@ -154,7 +154,9 @@ class Store:
         self._connections: Connections
         self._listener: _OfferListener
         self._busy: set[int]
-        """The threads that run a command."""
+        """The threads that run a command, or begin to listen."""
+        self._chores_threads: set[int]
+        """The threads that do chores."""
         self._chores_turn: threading.Condition
         self._chores: threading.Thread | None
         self._tend_at: float | None
@@ -189,6 +191,7 @@ class Store:
         self._connections = self._target.connect(process.places, self._process_state)
         self._listener = _OfferListener(self._connections, self._process_state)
         self._busy = set()
+        self._chores_threads = set()
         self._chores_turn = threading.Condition()
         self._chores = None
         self._tend_at = None
@@ -208,13 +211,8 @@ class Store:
         self._look_at_process()
         telling.refuse_observers(command.name, command.keys[0])
         thread = threading.get_ident()
-        if thread in self._busy:
-            raise StoreUnavailable(
-                command.name,
-                command.keys[0],
-                "a signal handler has interrupted another command of this thread, which can't go on meanwhile; let the "
-                "handler take a note only, and make the call outside of it",
-            )
+        if thread in self._busy or thread in self._chores_threads:
+            raise _interrupted(command)
         try:
             self._busy.add(thread)
             if self._chores is None:
@@ -266,6 +264,9 @@ class Store:
 
     def tell(self, step: Tell) -> None:
         """Hand a command to the kernel and go on; what it comes to is told the step when it is known."""
+        thread = threading.get_ident()
+        if thread in self._busy or thread in self._chores_threads:
+            raise _interrupted(step.command)
         pipe = self._connections.pipe(step.command)
         if pipe is None or self._process_state.owed(step.command):
             step.answered(self.run(step.command))
@@ -286,7 +287,6 @@ class Store:
         whole = step.command.name not in pipe.scripts
         request = functools.partial(self._process_state.request, step.command, whole=whole)
         slot = Slot(request(), step.command.due, on_done, request)
-        thread = threading.get_ident()
         try:
             self._busy.add(thread)
             self._told[step.command.keys[0]] = pipe, slot
@@ -318,9 +318,12 @@ class Store:
             return self._pause(step.waiter, step.until)
         if other is not None and not isinstance(step, Listen):
             return other(step)
+        thread = threading.get_ident()
         try:
+            self._busy.add(thread)
             return self._listener.open()
         finally:
+            self._busy.discard(thread)
             self._process_state.rouse()  # one who wanted to listen meanwhile has gone to sleep instead
 
     def _pause(self, waiter: Waiter, until: float | None) -> None:
@@ -349,7 +352,11 @@ class Store:
     def _chores_changed(self) -> None:
         with self._chores_turn:
             if self._chores is None or not self._chores.is_alive():
-                chores = threading.Thread(target=self._keep, name="kraken-nonce-chores", daemon=True)
+                if sys.is_finalizing():
+                    return  # up to Python 3.11 it would wait for ever for a thread to start
+                chores = threading.Thread(
+                    target=self._in_chores_thread, args=(self._keep,), name="kraken-nonce-chores", daemon=True
+                )
                 try:
                     chores.start()
                 except RuntimeError as error:
@@ -358,6 +365,14 @@ class Store:
                     return
                 self._chores = chores
             self._chores_turn.notify()
+
+    def _in_chores_thread(self, function: Callable[..., object], *args: Any) -> None:
+        thread, threads = threading.get_ident(), self._chores_threads
+        try:
+            threads.add(thread)
+            function(*args)
+        finally:
+            threads.discard(thread)
 
     def _keep(self) -> None:
         """Do the chores, until there are none, nobody runs a command, and every connection is closed.
@@ -423,7 +438,9 @@ class Store:
         """Call a function that may wait for a node, or for a slot that moves: nothing of other nodes waits for it."""
         if not self._connections.fail_as_one:
             with contextlib.suppress(RuntimeError):  # the interpreter ends, or has too many threads
-                threading.Thread(target=function, args=args, name="kraken-nonce-chore", daemon=True).start()
+                threading.Thread(
+                    target=self._in_chores_thread, args=(function, *args), name="kraken-nonce-chore", daemon=True
+                ).start()
                 return
         function(*args)
 
@@ -551,6 +568,16 @@ def _close(*, end: bool) -> None:
     for closed in [store.begin_to_close(end=end) for store in list(_process.current().stores.values())]:
         if closed is not None:
             closed.wait(max(0.0, until - clock.now()))
+
+
+def _interrupted(command: Command[Any]) -> StoreUnavailable:
+    """Return the error of a command in the middle of another one of its thread: to wait for that would never end."""
+    return StoreUnavailable(
+        command.name,
+        command.keys[0],
+        "a signal handler (or the garbage collector) has interrupted another command of this thread, which can't go on "
+        "meanwhile; let the handler take a note only, and make the call outside of it",
+    )
 
 
 def _in_a_thread(function: Callable[[], object]) -> None:

@@ -11,6 +11,8 @@ from contextvars import Context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 import kraken_nonce_redis
 from kraken_nonce_redis.asyncio import CallLock
 from tests.support.faces import KEY
@@ -53,11 +55,19 @@ def test_no_cancellation_is_swallowed(valkey: Server) -> None:
         asyncio.run(one_round(number))
 
 
-class Interruption:
-    """Ctrl-C when the library's functions have been entered and left so many times."""
+class TimeLimit(Exception):
+    """What a signal handler raises, such as celery's for its soft time limit."""
 
-    def __init__(self, number: int) -> None:
+
+INTERRUPTIONS = (KeyboardInterrupt, TimeLimit)
+
+
+class Interruption:
+    """Ctrl-C, or what else a signal handler raises, when the library's functions were entered and left so often."""
+
+    def __init__(self, number: int, kind: type[BaseException] = KeyboardInterrupt) -> None:
         self.left = number
+        self._kind = kind
 
     def __enter__(self) -> None:
         sys.settrace(self._trace)
@@ -73,22 +83,23 @@ class Interruption:
         if event == "call" or (event == "return" and not frame.f_code.co_flags & inspect.CO_GENERATOR):
             self.left -= 1
             if self.left == 0:
-                raise KeyboardInterrupt
+                raise self._kind
         return self._trace
 
 
-def test_interrupted_at_any_point(valkey: Server) -> None:
-    """Wherever Ctrl-C strikes in a hold, the lock is free for others at once, and the thread has nothing any more."""
+@pytest.mark.parametrize("kind", INTERRUPTIONS)
+def test_interrupted_at_any_point(valkey: Server, kind: type[BaseException]) -> None:
+    """Wherever an interruption strikes in a hold, the lock is free for others at once, and the thread has nothing."""
     client, view = valkey.client(), View(valkey.client())
     lock = kraken_nonce_redis.CallLock(client, KEY)
     number, interrupted = 0, True
     while interrupted:
         number += 1
-        interruption = Interruption(number)
+        interruption = Interruption(number, kind)
         try:
             with interruption, lock.hold(5):
                 pass
-        except KeyboardInterrupt:
+        except INTERRUPTIONS:
             pass
         interrupted = interruption.left <= 0
         assert lock.lease is None, f"after {number} steps"
@@ -96,16 +107,17 @@ def test_interrupted_at_any_point(valkey: Server) -> None:
     assert number > 200
 
 
-def test_a_nested_hold_interrupted_at_any_point(valkey: Server) -> None:
-    """Wherever Ctrl-C strikes in a nested hold, the outer one is as before, and its end frees the lock."""
+@pytest.mark.parametrize("kind", INTERRUPTIONS)
+def test_a_nested_hold_interrupted_at_any_point(valkey: Server, kind: type[BaseException]) -> None:
+    """Wherever an interruption strikes in a nested hold, the outer one is as before, and its end frees the lock."""
     view = View(valkey.client())
     lock = kraken_nonce_redis.CallLock(valkey.client(), KEY)
     number, interrupted = 0, True
     while interrupted:
         number += 1
-        interruption = Interruption(number)
+        interruption = Interruption(number, kind)
         with lock.hold(5) as outer:
-            with contextlib.suppress(KeyboardInterrupt), interruption, lock.hold(5):
+            with contextlib.suppress(*INTERRUPTIONS), interruption, lock.hold(5):
                 pass
             interrupted = interruption.left <= 0
             assert lock.lease is outer, f"after {number} steps"

@@ -263,6 +263,29 @@ def program(source: str, *arguments: str, tmp_path: Path) -> Iterator[Callable[[
         process.wait()
 
 
+SUSPENDED = """
+import sys
+from kraken_nonce_redis import CallLock
+
+lock = CallLock.from_url(sys.argv[1], sys.argv[2])
+
+def working():
+    with lock.hold():
+        yield
+
+work = working()
+next(work)
+sys.stdin.readline()
+"""
+
+
+def test_end_of_an_interpreter_with_a_suspended_hold(valkey: Server, view: View, tmp_path: Path) -> None:
+    """A generator that was left in the middle of its block ends when no thread can be started any more."""
+    with program(SUSPENDED, valkey.url, KEY, tmp_path=tmp_path) as end:
+        eventually(lambda: view.state.leased, 20)
+        end()  # which fails if that takes long
+
+
 @pytest.mark.parametrize("source", [WAIT, WAIT_IN_A_CHILD], ids=["interpreter", "child of multiprocessing"])
 def test_end_of_a_process(valkey: Server, view: View, tmp_path: Path, source: str) -> None:
     """`sys.exit` while daemon threads wait: their places are gone when the process is."""
