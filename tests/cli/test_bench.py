@@ -15,7 +15,7 @@ from kraken_nonce_redis.permissions import least_permissions
 if TYPE_CHECKING:
     from click.testing import Result
 
-    from tests.support.servers import AnyServer, Server
+    from tests.support.servers import Server
 
 pytestmark = pytest.mark.once
 QUICK = ("bench", "--seconds", "0.1", "--callers", "3")
@@ -32,17 +32,17 @@ def test_figures() -> None:
     assert found == Measured(100, 50.5, pytest.approx(99.01), pytest.approx(100 / 5.05))
 
 
-def test_in_words(server: AnyServer) -> None:
+def test_in_words(real_server: Server) -> None:
     """Each is told with how many round trips it takes, and nothing is left in Redis."""
-    server.client().set("theirs", "1")
-    result = bench(server.url)
+    real_server.client().set("theirs", "1")
+    result = bench(real_server.url)
     assert result.exit_code == 0, result.stderr
     first, head, *rows = result.stdout.splitlines()
     assert first.startswith("redis  ")
     assert head.split("  ")[-1] == "round trips"
     assert [row[:13].strip() for row in rows] == ["round trip", "nonce", "lock", "lock, passed"]
     assert rows[0].endswith(" 1.0")
-    assert server.client().keys("*") == [b"theirs"]
+    assert real_server.client().keys("*") == [b"theirs"]
 
 
 def test_for_programs_with_a_bots_permissions(valkey: Server) -> None:

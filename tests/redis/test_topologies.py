@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 from click.testing import CliRunner
 
-from kraken_nonce_redis import LeaseLost, StoreError, StoreUnavailable
+from kraken_nonce_redis import LeaseLost, StoreError, StoreReadOnly, StoreUnavailable
 from kraken_nonce_redis._core import waiters
 from kraken_nonce_redis._redis.keyspace import Keyspace
 from kraken_nonce_redis.cli.app import app
@@ -57,7 +57,7 @@ def when_back(call: Callable[[], T]) -> T:
     while True:
         try:
             return call()
-        except StoreUnavailable:
+        except (StoreUnavailable, StoreReadOnly):  # a replica that is to be the master is none yet
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)

@@ -265,8 +265,11 @@ async def _cancel_the_others() -> set[asyncio.Task[Any]]:
         task.cancel()
     if stubborn:
         await asyncio.wait(stubborn)
-    for _ in range(5):  # a TLS connection takes some turns to close; else Python warns of it, in any later test
-        await asyncio.sleep(0)
+    selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
+    for _ in range(50):  # connections take some turns to close; else Python warns of them, in any later test
+        if len(selector.get_map()) <= 1:  # the loop's own
+            break
+        await asyncio.sleep(0.002)
     return stubborn
 
 
