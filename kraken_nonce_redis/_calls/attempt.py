@@ -139,10 +139,9 @@ class Attempt:
         """Tell of a call whose caller will not get what was heard."""
         if not self._nonce or self._lease.grant.record.known:
             return
-        call, heard, known = self._call, self._heard, "its caller was interrupted after it was sent"
+        heard, known = self._heard, "its caller was interrupted after it was sent"
         if heard is not None and heard.verdict.outcome is Outcome.CARRIED_OUT:
-            orders = dict(zip(call.cl_ord_ids, _txids(heard), strict=False))
-            self._note_settled(self._nonce, "found", orders, f"{known}; it was carried out")
+            self._note_carried_out(heard, f"{known}; it was carried out")
         else:
             self._unknown(self._nonce, known)
 
@@ -153,9 +152,15 @@ class Attempt:
             return
         if not self._lost_answer:
             self._lost_answer = True
-            orders = dict(zip(self._call.cl_ord_ids, _txids(heard), strict=False))
-            known = f"it was carried out, but its caller got {type(error).__name__} in the place of Kraken's answer"
-            self._note_settled(self._nonce, "found", orders, known)
+            got = type(error).__name__
+            self._note_carried_out(
+                heard, f"it was carried out, but its caller got {got} in the place of Kraken's answer"
+            )
+
+    def _note_carried_out(self, heard: Heard, known: str) -> None:
+        """Tell of a call whose answer was heard."""
+        orders = dict(zip(self._call.cl_ord_ids, _txids(heard), strict=False))
+        self._note_settled(self._nonce, "found", orders, known)
 
     def _making(self) -> CallFlow[Heard]:
         call, lease = self._call, self._lease

@@ -180,51 +180,44 @@ _TARGET: Final = (scope_option, namespace_option, file_option, account_option, k
 
 def nonce_options(function: Callable[Concatenate[NonceTarget, P], T]) -> Callable[..., T]:
     """Add the options that say which API key's nonces are meant; the function gets a `NonceTarget` first."""
-
-    @functools.wraps(function)
-    def with_target(
-        *args: Any,
-        url: str | None,
-        key_env: str | None,
-        account: str | None,
-        accounts_file: str | None,
-        namespace: str,
-        scope: Scope,
-        **options: Any,
-    ) -> T:
-        api_key = chosen_key(scope, key_env, account, accounts_file)
-        return function(NonceTarget(connect(url), api_key, scope, namespace), *args, **options)
-
-    return _with(with_target, *_TARGET)
+    return with_options(_with_target(function), *_TARGET)
 
 
 def target_options(function: Callable[Concatenate[Target, P], T]) -> Callable[..., T]:
     """Add the options that say which key is meant, by API key or digest; the function gets a `Target` first."""
+    return with_options(_with_target(function), *_TARGET, digest_option)
+
+
+def _with_target(function: Callable[..., T]) -> Callable[..., T]:
+    """Give a function its target: a `NonceTarget`, unless a digest is given."""
 
     @functools.wraps(function)
     def with_target(
         *args: Any,
         url: str | None,
-        digest: str | None,
         key_env: str | None,
         account: str | None,
         accounts_file: str | None,
         namespace: str,
         scope: Scope,
+        digest: str | None = None,
         **options: Any,
     ) -> T:
         if digest is None:
-            keys = Keyspace.of(namespace, chosen_key(scope, key_env, account, accounts_file), scope)
-        elif key_env is not None or account is not None or accounts_file is not None or scope == "global":
+            api_key = chosen_key(scope, key_env, account, accounts_file)
+            return function(NonceTarget(connect(url), api_key, scope, namespace), *args, **options)
+        if key_env is not None or account is not None or accounts_file is not None or scope == "global":
             raise Misuse("give only one of --id, --key-env, --account and --scope global: each says which key is meant")
-        else:
-            keys = Keyspace(namespace, tag_of(digest))
+        keys = Keyspace(namespace, tag_of(digest))
         return function(Target(connect(url), keys), *args, **options)
 
-    return _with(with_target, *_TARGET, digest_option)
+    return with_target
 
 
-def _with(function: Callable[..., T], *options: Callable[[Callable[..., T]], Callable[..., T]]) -> Callable[..., T]:
+def with_options(
+    function: Callable[..., T], *options: Callable[[Callable[..., T]], Callable[..., T]]
+) -> Callable[..., T]:
+    """Add options to a command; help shows the last one first."""
     for option in options:
         function = option(function)
     return function

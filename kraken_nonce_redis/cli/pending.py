@@ -16,7 +16,7 @@ from kraken_nonce_redis.cli.options import Answer, examples, json_option, note, 
 from kraken_nonce_redis.errors import ForeignValue
 
 if TYPE_CHECKING:
-    from kraken_nonce_redis._redis.commands import Place, State
+    from kraken_nonce_redis._redis.commands import Place
     from kraken_nonce_redis._redis.journal import Pending
     from kraken_nonce_redis.cli.options import Target
 
@@ -53,23 +53,28 @@ def pending(target: Target, *, clear: str | None, yes: bool, dry_run: bool, as_j
         _clear(target, clear, yes=yes, dry_run=dry_run, as_json=as_json)
         return
     # In this order: a call whose lease ends in between is in both, and never in neither.
-    state = _state(target)
+    holding = _holding(target)
     entries = target.run(journal.pending(target.keys))
     lines = list(map(_line, entries)) or ["None."]
-    if state is not None and state.place is not None and state.leased:
-        lines.append(_under_way(state.place, state.left))
-    data: dict[str, object] = {"pending": [_data(entry) for entry in entries], "under_way": _holder(state)}
+    data: dict[str, object] = {"pending": [_data(entry) for entry in entries], "under_way": None}
+    if holding is not None:
+        lines.append(_under_way(*holding))
+        data["under_way"] = _holder(*holding)
     Answer("\n".join(lines), data).print(as_json=as_json)
     if entries:
         raise click.exceptions.Exit(ExitCode.NO)
 
 
-def _state(target: Target) -> State | None:
-    """Return who has the lock; None if that is a value of another program, which the journal has nothing to do with."""
+def _holding(target: Target) -> tuple[Place, float] | None:
+    """Return who holds the lock, and for how many seconds at most; None if nobody does, as far as that can be seen.
+
+    A value of another program is none of the journal's business.
+    """
     try:
-        return target.run(commands.inspect(target.keys, "lock"))
+        state = target.run(commands.inspect(target.keys, "lock"))
     except ForeignValue:
         return None
+    return (state.place, state.left) if state.place is not None and state.leased else None
 
 
 def _under_way(place: Place, left: float) -> str:
@@ -78,15 +83,12 @@ def _under_way(place: Place, left: float) -> str:
     return f"Under way: {holder}; a call that changes something is listed here {when}."
 
 
-def _holder(state: State | None) -> dict[str, object] | None:
-    if state is None or state.place is None or not state.leased:
-        return None
-    place = state.place
+def _holder(place: Place, left: float) -> dict[str, object]:
     return {
         "name": place.name or None,
         "method": place.method or None,
         "seconds_held": place.held,
-        "seconds_left": state.left,
+        "seconds_left": left,
     }
 
 

@@ -24,6 +24,7 @@ from kraken_nonce_redis.cli.options import (
     redis_option,
     scope_option,
     tag_of,
+    with_options,
 )
 from kraken_nonce_redis.cli.place import Place
 from kraken_nonce_redis.errors import ForeignValue
@@ -134,7 +135,7 @@ def joint_verdict(looks: list[Look]) -> str:
     """Return one line for several API keys: ``ok``, or the conditions of each. The table has them at length."""
     bad = [look for look in looks if look.verdict.conditions]
     if not bad:
-        return "ok"
+        return verdicts.OK
     words = "; ".join(f"{look.chosen.label} {', '.join(look.verdict.names)}" for look in bad)
     return f"{len(bad)} of {len(looks)} API keys: {words}"
 
@@ -181,8 +182,8 @@ def selection_options(function: Callable[Concatenate[Selection, P], T]) -> Calla
         selection = Selection(Place(url), namespace, chosen, single=single, max_lead=max_lead)
         return function(selection, *args, **options)
 
-    command: Callable[..., T] = with_selection
-    for option in (
+    return with_options(
+        with_selection,
         scope_option,
         namespace_option,
         max_lead_option,
@@ -192,6 +193,4 @@ def selection_options(function: Callable[Concatenate[Selection, P], T]) -> Calla
         digest_option,
         click.option("--all", "everything", is_flag=True, help="All API keys of the namespace; no API key needed."),
         redis_option,
-    ):
-        command = option(command)
-    return command
+    )

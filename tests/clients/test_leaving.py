@@ -713,6 +713,17 @@ class TestRetriesOfConnecting:
         assert sim.requests() == []
         assert_nothing_is_pending(sim, valkey)
 
+    @contextlib.contextmanager
+    def over_tls(self, sim: KrakenSimulator, valkey: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bot]:
+        """Make a bot that reaches the exchange by TLS and tries three times more to connect."""
+        with (
+            HttpsFront(int(sim.url.rpartition(":")[2])) as front,
+            BOTS["krakenex"](front.url, sim.key, sim.secret, redis=valkey.url, retries=QUICK) as bot,
+        ):
+            monkeypatch.setenv("REQUESTS_CA_BUNDLE", front.authority)
+            self.mount(bot, 3)
+            yield bot
+
     def test_no_tls(self, sim: KrakenSimulator, valkey: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         """A connection that ends before TLS is there has let nothing out."""
         wrap, ended = ssl.SSLContext.wrap_socket, []
@@ -723,12 +734,7 @@ class TestRetriesOfConnecting:
                 raise ssl.SSLEOFError
             return wrap(*args, **kwargs)
 
-        with (
-            HttpsFront(int(sim.url.rpartition(":")[2])) as front,
-            BOTS["krakenex"](front.url, sim.key, sim.secret, redis=valkey.url, retries=QUICK) as bot,
-        ):
-            monkeypatch.setenv("REQUESTS_CA_BUNDLE", front.authority)
-            self.mount(bot, 3)
+        with self.over_tls(sim, valkey, monkeypatch) as bot:
             monkeypatch.setattr(ssl.SSLContext, "wrap_socket", cut)
             assert place(bot)
         assert len(ended) == len(sim.orders()) == len(sim.requests()) == 1
@@ -745,12 +751,7 @@ class TestRetriesOfConnecting:
                 raise ssl.SSLError
             return count
 
-        with (
-            HttpsFront(int(sim.url.rpartition(":")[2])) as front,
-            BOTS["krakenex"](front.url, sim.key, sim.secret, redis=valkey.url, retries=QUICK) as bot,
-        ):
-            monkeypatch.setenv("REQUESTS_CA_BUNDLE", front.authority)
-            self.mount(bot, 3)
+        with self.over_tls(sim, valkey, monkeypatch) as bot:
             monkeypatch.setattr(ssl.SSLSocket, "recv_into", spoil)
             assert place(bot)
         assert len(broken) == len(sim.orders()) == 1
